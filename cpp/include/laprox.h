@@ -1,0 +1,139 @@
+// laprox: a KV cache that keeps, per layer and KV head, only the entries that matter.
+//
+// This header is the contract between the engine (compiled into libllama), llama-server and the
+// Python bindings. An *entry* is one (layer, KV head, token) triple: one K row and one V row.
+//
+// Every function that can refuse returns false (or a negative count) and leaves the cache as it was;
+// laprox_last_error() then says why, in words for the person at the keyboard.
+
+#pragma once
+
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Bumped when a function or a struct below changes its meaning.
+#define LAPROX_API_VERSION 1
+
+LLAMA_API int32_t laprox_api_version(void);
+
+// The reason of this thread's last refusal; never NULL, valid until the next call on this thread.
+LLAMA_API const char * laprox_last_error(void);
+
+//
+// settings
+//
+
+enum laprox_budget_unit {
+    LAPROX_BUDGET_FRACTION = 0, // of the entries seen: 0 < value <= 1
+    LAPROX_BUDGET_TOKENS   = 1, // average entries per (layer, KV head)
+    LAPROX_BUDGET_BYTES    = 2, // bytes allocated for the cache: tail, padding and masks included
+};
+
+struct laprox_budget {
+    enum laprox_budget_unit unit;
+    double value;
+};
+
+enum laprox_prefill {
+    LAPROX_PREFILL_DENSE   = 0, // cache the whole prompt, then compress once; peak = full cache
+    LAPROX_PREFILL_CHUNKED = 1, // compress whenever a small physical cache is full; bounded peak
+};
+
+struct laprox_params {
+    const char * policy;         // one of laprox_policy_name()
+    struct laprox_budget budget;
+    int32_t window;              // observation window: the last `window` queries score the entries
+    int32_t sink;                // attention sinks: the first `sink` tokens are never evicted
+    int32_t recent;              // the last `recent` tokens are never evicted (at least 1)
+    int32_t min_tokens;          // nothing is evicted from a sequence of at most this many tokens
+    enum laprox_prefill prefill;
+};
+
+LLAMA_API struct laprox_params laprox_default_params(void);
+
+// The policies this build has: 0 <= i < laprox_policy_count().
+LLAMA_API int32_t      laprox_policy_count(void);
+LLAMA_API const char * laprox_policy_name (int32_t i);
+
+// "5%", "0.05", "2048" (tokens), "512MiB" (also KiB, GiB, kB, MB, GB). Refuses anything else, 0 and negative values.
+LLAMA_API bool laprox_parse_budget(const char * text, struct laprox_budget * out);
+
+// Turn the compressing cache on for contexts made from this model afterwards; params == NULL turns it off.
+// Refuses unknown policies, values out of range, and models that can't be compressed.
+LLAMA_API bool laprox_model_set_params(struct llama_model * model, const struct laprox_params * params);
+
+// Whether this model can be compressed at all.
+LLAMA_API bool laprox_model_check(const struct llama_model * model);
+
+// Change the policy and budget of a live context. It must have been made with the compressing cache on;
+// `prefill` can't change any more.
+LLAMA_API bool laprox_set_params(struct llama_context * ctx, const struct laprox_params * params);
+
+// The context's settings; false when it was made without the compressing cache.
+LLAMA_API bool laprox_get_params(const struct llama_context * ctx, struct laprox_params * out);
+
+//
+// compression
+//
+
+// The prompt is in: evict down to the budget and give the memory back. Succeeds without evicting when the
+// sequence is within min_tokens or within its budget.
+LLAMA_API bool laprox_compress(struct llama_context * ctx, llama_seq_id seq_id);
+
+struct laprox_stats {
+    int64_t tokens_seen;    // positions evaluated and not removed
+    int64_t entries_held;   // (layer, KV head, token) entries in the cache
+    int64_t entries_full;   // what an uncompressed cache would hold
+    int64_t kv_bytes;       // allocated for K, V and their masks, tail and padding included
+    int64_t kv_bytes_full;  // what llama.cpp would need to cache the tokens seen
+    int64_t window_bytes;   // allocated for the observation window's queries
+    int64_t compressions;
+    double  score_seconds;
+    double  select_seconds;
+    double  compact_seconds;
+};
+
+// seq_id = -1 sums over all sequences.
+LLAMA_API bool laprox_get_stats(struct llama_context * ctx, llama_seq_id seq_id, struct laprox_stats * out);
+
+//
+// looking inside
+//
+
+// The layers that are compressed (sliding-window layers, say, are not). Returns their number and writes at
+// most `cap` of them, and the KV heads of each.
+LLAMA_API int32_t laprox_layers(struct llama_context * ctx, int32_t * il, int32_t * n_head_kv, int32_t cap);
+
+// Ascending positions held for a KV head. Returns their number and writes at most `cap`; -1 if refused.
+LLAMA_API int64_t laprox_positions(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
+                                   llama_pos * pos, int64_t cap);
+
+// Score everything held by the sequence with the current policy and observation window. Evicts nothing.
+LLAMA_API bool laprox_score(struct llama_context * ctx, llama_seq_id seq_id);
+
+// Result of the last laprox_score() for a KV head, aligned with laprox_positions(): raw scores, before pooling
+// and layer normalisation. Returns their number, -1 if there are none for what is held now.
+LLAMA_API int64_t laprox_scores(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
+                                float * score, int64_t cap);
+
+// K rows [n, n_embd_head_k] and V rows [n, n_embd_head_v] of a KV head as float32, aligned with laprox_positions()
+// and without the rotation that llama.cpp applies to quantised caches. Either pointer may be NULL.
+// Returns n, writes nothing if n > cap.
+LLAMA_API int64_t laprox_entries(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
+                                 float * k, float * v, int64_t cap);
+
+// The observed queries of a layer, oldest first: float32 [n, n_head, n_embd_head_k], after RoPE, and their positions.
+// Returns n <= window, writes nothing if n > cap.
+LLAMA_API int64_t laprox_queries(struct llama_context * ctx, llama_seq_id seq_id, int32_t il,
+                                 float * q, llama_pos * pos, int64_t cap);
+
+#ifdef __cplusplus
+}
+#endif
