@@ -1,0 +1,89 @@
+#include "core/budget.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace laprox {
+
+static const char * accepted =
+    "accepted: a share of what was seen (\"5%\" or \"0.05\"), tokens per KV head (\"2048\") or bytes (\"512MiB\")";
+
+[[noreturn]] static void refuse(const std::string & text, const std::string & why) {
+    throw std::invalid_argument("budget \"" + text + "\" " + why + "; " + accepted);
+}
+
+static std::string trim(const std::string & text) {
+    const char * blank = " \t\n\r";
+    const size_t begin = text.find_first_not_of(blank);
+    return begin == std::string::npos ? "" : text.substr(begin, text.find_last_not_of(blank) - begin + 1);
+}
+
+budget parse_budget(const std::string & text) {
+    struct suffix { const char * name; double scale; };
+    static const std::array<suffix, 7> suffixes = {{
+        {"KiB", 1024.0}, {"MiB", 1024.0*1024.0}, {"GiB", 1024.0*1024.0*1024.0},
+        {"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9},
+    }};
+
+    const std::string s = trim(text);
+
+    // strtod alone would also take "inf", "nan" and hexadecimal
+    if (s.empty() || s.find_first_not_of("0123456789.") == 0) {
+        refuse(text, s.rfind('-', 0) == 0 ? "is negative" : "is not a number");
+    }
+    char * end = nullptr;
+    const double number = std::strtod(s.c_str(), &end);
+    const std::string unit = trim(end);
+    if (s.find_first_of("xX") != std::string::npos || !std::isfinite(number)) {
+        refuse(text, "is not a number");
+    }
+
+    budget result { budget_unit::tokens, number };
+    if (unit == "%") {
+        result = { budget_unit::fraction, number/100.0 };
+    } else if (!unit.empty()) {
+        const suffix * found = nullptr;
+        for (const suffix & candidate : suffixes) {
+            if (unit == candidate.name) {
+                found = &candidate;
+            }
+        }
+        if (!found) {
+            refuse(text, "has the unknown unit \"" + unit + "\"");
+        }
+        result = { budget_unit::bytes, std::floor(number*found->scale) };
+    } else if (number < 1.0 || s.find('.') != std::string::npos) {
+        result.unit = budget_unit::fraction;
+    }
+
+    try {
+        check_budget(result);
+    } catch (const std::invalid_argument & e) {
+        refuse(text, e.what());
+    }
+    return result;
+}
+
+void check_budget(const budget & b) {
+    if (!(b.value > 0)) {
+        throw std::invalid_argument("must be more than 0");
+    }
+    if (b.unit == budget_unit::fraction && b.value > 1.0) {
+        throw std::invalid_argument("is more than 100% of what was seen");
+    }
+    if (b.unit != budget_unit::fraction && (b.value < 1.0 || b.value > 1e15 || b.value != std::floor(b.value))) {
+        throw std::invalid_argument("is not a whole number of tokens or bytes");
+    }
+}
+
+int64_t budget_entries(const budget & b, int64_t n_seen, int64_t n_pairs) {
+    if (b.unit == budget_unit::fraction) {
+        return (int64_t) std::floor(b.value*(double) (n_seen*n_pairs) + 0.5);
+    }
+    return (int64_t) std::min(b.value, (double) n_seen)*n_pairs;
+}
+
+}
