@@ -1,0 +1,350 @@
+"""llama.cpp and laprox.h through ctypes, one thin class per handle.
+
+The tests talk to the C API so that they see what llama-server sees: explicit batches, several sequences, states as
+bytes. A refusal raises Refused with the reason that laprox_last_error() gives.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+if "LLAMA_CPP_LIB_PATH" not in os.environ:
+    import laprox  # noqa: F401  points llama_cpp at our libraries
+
+import llama_cpp.llama_cpp as L
+
+TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+
+_log: list[str] = []
+
+
+@L.llama_log_callback
+def _keep_log(level, text, _user):
+    _log.append(text.decode(errors="replace"))
+    del _log[:-200]
+
+
+L.llama_log_set(_keep_log, c.c_void_p(0))
+L.llama_backend_init()
+
+
+def recent_log() -> str:
+    """What llama.cpp said last: the place to look when it answers with a null pointer."""
+    return "".join(_log)
+
+
+class Refused(Exception):
+    """The engine said no, and why."""
+
+
+class LaproxBudget(c.Structure):
+    _fields_ = [("unit", c.c_int), ("value", c.c_double)]
+
+
+class LaproxParams(c.Structure):
+    _fields_ = [
+        ("policy", c.c_char_p),
+        ("budget", LaproxBudget),
+        ("window", c.c_int32),
+        ("sink", c.c_int32),
+        ("recent", c.c_int32),
+        ("min_tokens", c.c_int32),
+        ("prefill", c.c_int),
+    ]
+
+
+class LaproxStats(c.Structure):
+    _fields_ = [(n, c.c_int64) for n in ("tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full")]
+    _fields_ += [("window_bytes", c.c_int64), ("compressions", c.c_int64)]
+    _fields_ += [(n, c.c_double) for n in ("score_seconds", "select_seconds", "compact_seconds")]
+
+
+FRACTION, TOKENS, BYTES = 0, 1, 2
+DENSE, CHUNKED = 0, 1
+
+if hasattr(L._lib, "laprox_api_version"):
+    _i32p, _f32p = c.POINTER(c.c_int32), c.POINTER(c.c_float)
+    for _name, _restype, _argtypes in [
+        ("api_version", c.c_int32, []),
+        ("last_error", c.c_char_p, []),
+        ("default_params", LaproxParams, []),
+        ("policy_count", c.c_int32, []),
+        ("policy_name", c.c_char_p, [c.c_int32]),
+        ("parse_budget", c.c_bool, [c.c_char_p, c.POINTER(LaproxBudget)]),
+        ("model_set_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
+        ("model_check", c.c_bool, [c.c_void_p]),
+        ("set_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
+        ("get_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
+        ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
+        ("get_stats", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxStats)]),
+        ("layers", c.c_int32, [c.c_void_p, _i32p, _i32p, c.c_int32]),
+        ("positions", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _i32p, c.c_int64]),
+        ("score", c.c_bool, [c.c_void_p, c.c_int32]),
+        ("scores", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, c.c_int64]),
+        ("entries", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, _f32p, c.c_int64]),
+        ("queries", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, _f32p, _i32p, c.c_int64]),
+    ]:
+        _f = getattr(L._lib, "laprox_" + _name)
+        _f.restype, _f.argtypes = _restype, _argtypes
+
+
+def laprox(name: str, *args):
+    return getattr(L._lib, "laprox_" + name)(*args)
+
+
+def last_error() -> str:
+    return laprox("last_error").decode()
+
+
+def _granted(ok) -> None:
+    if not ok:
+        reason = last_error()
+        assert reason, "a refusal without a reason"
+        raise Refused(reason)
+
+
+def parse_budget(text: str | float) -> LaproxBudget:
+    out = LaproxBudget()
+    _granted(laprox("parse_budget", str(text).encode(), c.byref(out)))
+    return out
+
+
+def params(policy="laprox", budget="10%", window=32, sink=4, recent=32, min_tokens=0, prefill=DENSE) -> LaproxParams:
+    """Settings of a test: nothing is too short to be compressed."""
+    return LaproxParams(policy.encode(), parse_budget(budget), window, sink, recent, min_tokens, prefill)
+
+
+def policies() -> list[str]:
+    return [laprox("policy_name", i).decode() for i in range(laprox("policy_count"))]
+
+
+class Model:
+    def __init__(self, path: str | Path, kv: LaproxParams | None = None, n_gpu_layers: int = 0):
+        p = L.llama_model_default_params()
+        p.n_gpu_layers = n_gpu_layers
+        self.handle = L.llama_model_load_from_file(str(path).encode(), p)
+        if not self.handle:
+            raise Refused(recent_log())
+        vocab = L.llama_model_get_vocab(self.handle)
+        self.n_vocab = L.llama_vocab_n_tokens(vocab)
+        self.n_layer = L.llama_model_n_layer(self.handle)
+        self.n_head = L.llama_model_n_head(self.handle)
+        self.head_dim = int(self.meta(self.meta("general.architecture") + ".attention.key_length"))
+        self.set_params(kv)
+
+    def set_params(self, kv: LaproxParams | None) -> None:
+        if hasattr(L._lib, "laprox_api_version"):
+            _granted(laprox("model_set_params", self.handle, c.byref(kv) if kv else None))
+
+    def meta(self, key: str) -> str:
+        buf = c.create_string_buffer(256)
+        assert L.llama_model_meta_val_str(self.handle, key.encode(), buf, len(buf)) >= 0, key
+        return buf.value.decode()
+
+    def check(self) -> None:
+        _granted(laprox("model_check", self.handle))
+
+    def close(self) -> None:
+        if self.handle:
+            L.llama_model_free(self.handle)
+            self.handle = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@dataclass
+class Entries:
+    """What one KV head holds, in ascending positions."""
+
+    pos: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+
+
+class Context:
+    def __init__(
+        self,
+        model: Model,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_ubatch: int | None = None,
+        n_seq_max: int = 1,
+        type_k: str = "f32",
+        type_v: str | None = None,
+        flash_attn: bool = True,
+        kv_unified: bool = False,
+        swa_full: bool = False,
+        n_threads: int = 1,
+        embeddings: bool = False,
+    ):
+        p = L.llama_context_default_params()
+        p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = n_ctx, n_batch, n_ubatch or n_batch, n_seq_max
+        p.type_k, p.type_v = TYPES[type_k], TYPES[type_v or type_k]
+        p.flash_attn_type = 1 if flash_attn else 0
+        p.kv_unified, p.swa_full, p.embeddings = kv_unified, swa_full, embeddings
+        p.n_threads = p.n_threads_batch = n_threads
+        self.model, self.n_batch = model, n_batch
+        del _log[:]
+        self.handle = L.llama_init_from_model(model.handle, p)
+        if not self.handle:
+            raise Refused(recent_log())
+        self.mem = L.llama_get_memory(self.handle)
+        self._batch = L.llama_batch_init(n_batch, 0, n_seq_max)
+        self._layers: list[tuple[int, int]] | None = None
+
+    def close(self) -> None:
+        if self.handle:
+            L.llama_batch_free(self._batch)
+            L.llama_free(self.handle)
+            self.handle = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    # --- decoding ---
+
+    def submit(self, tokens: list[tuple[int, int, tuple[int, ...]]], outputs: list[int] | None = None) -> np.ndarray:
+        """One llama_decode over (token, position, sequences); logits of the tokens at `outputs` (default: the last)."""
+        b, n = self._batch, len(tokens)
+        wanted = set(range(n)[i] for i in (outputs if outputs is not None else [-1]))
+        for i, (token, pos, seqs) in enumerate(tokens):
+            b.token[i], b.pos[i], b.n_seq_id[i], b.logits[i] = token, pos, len(seqs), i in wanted
+            for s, seq in enumerate(seqs):
+                b.seq_id[i][s] = seq
+        b.n_tokens = n
+        rc = L.llama_decode(self.handle, b)
+        if rc != 0:
+            raise Refused(f"llama_decode returned {rc}: {recent_log()}")
+        rows = [np.ctypeslib.as_array(L.llama_get_logits_ith(self.handle, i), (self.model.n_vocab,)) for i in sorted(wanted)]
+        return np.array(rows)
+
+    def decode(self, tokens, seq: int = 0, pos: int | None = None, all_logits: bool = False) -> np.ndarray:
+        """Append tokens to a sequence, a batch at a time. Logits of the last token, or of each."""
+        if pos is None:
+            pos = self.pos_max(seq) + 1
+        rows = []
+        for start in range(0, len(tokens), self.n_batch):
+            part = [(int(t), pos + start + i, (seq,)) for i, t in enumerate(tokens[start : start + self.n_batch])]
+            rows.append(self.submit(part, range(len(part)) if all_logits else None))
+        return np.concatenate(rows) if all_logits else rows[-1][-1]
+
+    # --- llama_memory ---
+
+    def seq_rm(self, seq: int, p0: int = -1, p1: int = -1) -> bool:
+        return bool(L.llama_memory_seq_rm(self.mem, seq, p0, p1))
+
+    def seq_cp(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
+        L.llama_memory_seq_cp(self.mem, src, dst, p0, p1)
+
+    def seq_keep(self, seq: int) -> None:
+        L.llama_memory_seq_keep(self.mem, seq)
+
+    def clear(self) -> None:
+        L.llama_memory_clear(self.mem, True)
+
+    def pos_min(self, seq: int = 0) -> int:
+        return L.llama_memory_seq_pos_min(self.mem, seq)
+
+    def pos_max(self, seq: int = 0) -> int:
+        return L.llama_memory_seq_pos_max(self.mem, seq)
+
+    def can_shift(self) -> bool:
+        return bool(L.llama_memory_can_shift(self.mem))
+
+    # --- states ---
+
+    def save(self) -> bytes:
+        buf = (c.c_uint8 * L.llama_state_get_size(self.handle))()
+        return bytes(buf[: L.llama_state_get_data(self.handle, buf, len(buf))])
+
+    def load(self, data: bytes) -> bool:
+        buf = (c.c_uint8 * len(data)).from_buffer_copy(data)
+        return L.llama_state_set_data(self.handle, buf, len(data)) > 0
+
+    def seq_save(self, seq: int = 0) -> bytes:
+        buf = (c.c_uint8 * L.llama_state_seq_get_size(self.handle, seq))()
+        return bytes(buf[: L.llama_state_seq_get_data(self.handle, buf, len(buf), seq)])
+
+    def seq_load(self, data: bytes, seq: int = 0) -> bool:
+        buf = (c.c_uint8 * len(data)).from_buffer_copy(data)
+        return L.llama_state_seq_set_data(self.handle, buf, len(data), seq) > 0
+
+    # --- laprox ---
+
+    def set_params(self, kv: LaproxParams) -> None:
+        _granted(laprox("set_params", self.handle, c.byref(kv)))
+
+    def get_params(self) -> LaproxParams:
+        out = LaproxParams()
+        _granted(laprox("get_params", self.handle, c.byref(out)))
+        return out
+
+    def compress(self, seq: int = 0) -> None:
+        _granted(laprox("compress", self.handle, seq))
+
+    def stats(self, seq: int = 0) -> LaproxStats:
+        out = LaproxStats()
+        _granted(laprox("get_stats", self.handle, seq, c.byref(out)))
+        return out
+
+    def layers(self) -> list[tuple[int, int]]:
+        """(layer, KV heads) of what is compressed."""
+        if self._layers is None:
+            n = laprox("layers", self.handle, None, None, 0)
+            il, heads = (c.c_int32 * n)(), (c.c_int32 * n)()
+            laprox("layers", self.handle, il, heads, n)
+            self._layers = list(zip(il, heads))
+        return self._layers
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Every compressed (layer, KV head)."""
+        return [(il, h) for il, n in self.layers() for h in range(n)]
+
+    def positions(self, il: int, head: int, seq: int = 0) -> np.ndarray:
+        n = laprox("positions", self.handle, seq, il, head, None, 0)
+        _granted(n >= 0)
+        out = np.empty(n, np.int32)
+        laprox("positions", self.handle, seq, il, head, out.ctypes.data_as(_i32p), n)
+        return out
+
+    def held(self, seq: int = 0) -> dict[tuple[int, int], np.ndarray]:
+        return {pair: self.positions(*pair, seq) for pair in self.pairs()}
+
+    def score(self, seq: int = 0) -> dict[tuple[int, int], np.ndarray]:
+        _granted(laprox("score", self.handle, seq))
+        return {pair: self.scores(*pair, seq) for pair in self.pairs()}
+
+    def scores(self, il: int, head: int, seq: int = 0) -> np.ndarray:
+        n = laprox("scores", self.handle, seq, il, head, None, 0)
+        _granted(n >= 0)
+        out = np.empty(n, np.float32)
+        laprox("scores", self.handle, seq, il, head, out.ctypes.data_as(_f32p), n)
+        return out
+
+    def entries(self, il: int, head: int, seq: int = 0) -> Entries:
+        d = self.model.head_dim
+        pos = self.positions(il, head, seq)
+        k, v = np.empty((len(pos), d), np.float32), np.empty((len(pos), d), np.float32)
+        n = laprox("entries", self.handle, seq, il, head, k.ctypes.data_as(_f32p), v.ctypes.data_as(_f32p), len(pos))
+        _granted(n == len(pos))
+        return Entries(pos, k, v)
+
+    def queries(self, il: int, seq: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The observed queries [n, n_head, head_dim] and their positions, oldest first."""
+        n = laprox("queries", self.handle, seq, il, None, None, 0)
+        _granted(n >= 0)
+        q, pos = np.empty((n, self.model.n_head, self.model.head_dim), np.float32), np.empty(n, np.int32)
+        laprox("queries", self.handle, seq, il, q.ctypes.data_as(_f32p), pos.ctypes.data_as(_i32p), n)
+        return q, pos
