@@ -1,0 +1,75 @@
+# Adds llama.cpp's own build: libllama, ggml and, with LAPROX_BUILD_SERVER, llama-server. All of GGML_* is left to
+# the user (CMAKE_ARGS="-DGGML_CUDA=on"), except what the package can't do without.
+
+set(BUILD_SHARED_LIBS ON) # llama-cpp-python loads shared libraries
+
+# llama.cpp builds all of its programs or none; EXCLUDE_FROM_ALL below leaves only those that we depend on.
+set(LLAMA_BUILD_COMMON   ${LAPROX_BUILD_SERVER})
+set(LLAMA_BUILD_TOOLS    ${LAPROX_BUILD_SERVER})
+set(LLAMA_BUILD_SERVER   ${LAPROX_BUILD_SERVER})
+set(LLAMA_BUILD_TESTS    OFF)
+set(LLAMA_BUILD_EXAMPLES OFF)
+set(LLAMA_BUILD_APP      OFF)
+
+# Nothing is fetched from the network, and no library of the machine is needed. Both can be turned on by hand:
+# OpenSSL for `llama-server -hf` and --ssl-*, the web page by npm.
+set(LLAMA_USE_PREBUILT_UI OFF)
+set(LLAMA_OPENSSL  OFF CACHE BOOL "llama-server: HTTPS, by the machine's OpenSSL")
+set(LLAMA_BUILD_UI OFF CACHE BOOL "llama-server: the web page, built by npm")
+
+# The version that the libraries and llama-server report. Left alone, llama.cpp asks git in the folders above it,
+# finds our repository, and is compiled again after each of our commits.
+set(LLAMA_BUILD_COMMIT "llama-cpp-python-${LAPROX_LLAMA_CPP_PYTHON_VERSION}-laprox")
+get_filename_component(LAPROX_ABOVE_SOURCE_DIR "${LAPROX_SOURCE_DIR}" DIRECTORY)
+set(ENV{GIT_CEILING_DIRECTORIES} "${LAPROX_ABOVE_SOURCE_DIR}")
+
+add_subdirectory("${LAPROX_SOURCE_DIR}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)
+
+if(WIN32)
+    # Our C++ is called from the Python module and the server without export macros.
+    set_target_properties(llama PROPERTIES WINDOWS_EXPORT_ALL_SYMBOLS ON)
+endif()
+
+# ggml's backends differ by machine and options, so they are found, not listed.
+function(laprox_shared_libraries_in out dir)
+    get_property(targets DIRECTORY "${dir}" PROPERTY BUILDSYSTEM_TARGETS)
+    set(found "")
+    foreach(target IN LISTS targets)
+        get_target_property(type ${target} TYPE)
+        if(type MATCHES "^(SHARED|MODULE)_LIBRARY$")
+            list(APPEND found ${target})
+        endif()
+    endforeach()
+    get_property(subdirs DIRECTORY "${dir}" PROPERTY SUBDIRECTORIES)
+    foreach(subdir IN LISTS subdirs)
+        laprox_shared_libraries_in(more "${subdir}")
+        list(APPEND found ${more})
+    endforeach()
+    set(${out} "${found}" PARENT_SCOPE)
+endfunction()
+
+laprox_shared_libraries_in(LAPROX_GGML_LIBRARIES "${LAPROX_SOURCE_DIR}/ggml")
+set(LAPROX_LIBRARIES llama ${LAPROX_GGML_LIBRARIES})
+set(LAPROX_PROGRAMS "")
+if(LAPROX_BUILD_SERVER)
+    list(APPEND LAPROX_LIBRARIES llama-common llama-server-impl mtmd)
+    set(LAPROX_PROGRAMS llama-server)
+endif()
+
+# One plain file per library. A version in its name makes three: symbolic links, which wheels turn into copies.
+foreach(target IN LISTS LAPROX_LIBRARIES)
+    set_property(TARGET ${target} PROPERTY VERSION)
+    set_property(TARGET ${target} PROPERTY SOVERSION)
+    set_target_properties(${target} PROPERTIES INSTALL_RPATH "${LAPROX_ORIGIN}")
+endforeach()
+foreach(target IN LISTS LAPROX_PROGRAMS)
+    set_target_properties(${target} PROPERTIES INSTALL_RPATH "${LAPROX_ORIGIN}/../lib;${LAPROX_ORIGIN}")
+endforeach()
+foreach(target IN LISTS LAPROX_LIBRARIES LAPROX_PROGRAMS)
+    set_target_properties(${target} PROPERTIES
+        BUILD_WITH_INSTALL_RPATH ON            # installing is then a plain copy
+        INSTALL_RPATH_USE_LINK_PATH ON)        # CUDA and the like outside the system's folders
+endforeach()
+
+add_custom_target(laprox ALL)
+add_dependencies(laprox ${LAPROX_LIBRARIES} ${LAPROX_PROGRAMS})
