@@ -1,0 +1,43 @@
+// The parts of laprox._core. llama_cpp is ctypes, so models and contexts arrive as the integers of their addresses.
+
+#pragma once
+
+#include "laprox.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+
+namespace laprox_python {
+
+namespace py = pybind11;
+
+// laprox.LaproxError in Python.
+struct refusal : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// The engine refused; it knows why.
+inline void require(bool accepted) {
+    if (!accepted) {
+        throw refusal(laprox_last_error());
+    }
+}
+
+inline llama_model * model_at(uintptr_t address) {
+    return reinterpret_cast<llama_model *>(address);
+}
+
+inline llama_context * context_at(uintptr_t address) {
+    return reinterpret_cast<llama_context *>(address);
+}
+
+void register_settings(py::module_ & m); // policies, budgets, and the parameters of models and contexts
+void register_context (py::module_ & m); // compression and statistics
+void register_inspect (py::module_ & m); // positions, scores, entries and queries as arrays
+void register_core    (py::module_ & m); // the selection functions of cpp/core on arrays
+
+}

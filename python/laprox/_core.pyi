@@ -1,0 +1,104 @@
+"""The extension module: laprox.h and the selection functions of cpp/core, on NumPy arrays.
+
+Models and contexts are passed as the integers of their addresses, as llama_cpp holds them. Whatever the engine refuses
+raises LaproxError with its reason.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Positions = npt.NDArray[np.int32]
+
+class LaproxError(RuntimeError): ...
+
+# --- settings ---
+
+PREFILLS: tuple[str, ...]
+
+class Params:
+    def __init__(
+        self,
+        *,
+        policy: str,
+        budget: str,
+        window: int,
+        sink: int,
+        recent: int,
+        min_tokens: int,
+        prefill: str,
+    ) -> None: ...
+    @property
+    def policy(self) -> str: ...
+    @property
+    def budget(self) -> tuple[str, float]: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def sink(self) -> int: ...
+    @property
+    def recent(self) -> int: ...
+    @property
+    def min_tokens(self) -> int: ...
+    @property
+    def prefill(self) -> str: ...
+
+def api_version() -> int: ...
+def last_error() -> str: ...
+def policies() -> list[str]: ...
+def parse_budget(text: str) -> tuple[str, float]:
+    """("fraction" | "tokens" | "bytes", value)"""
+
+def default_params() -> Params: ...
+def model_check(model: int) -> None: ...
+def model_set_params(model: int, params: Params | None) -> None: ...
+def set_params(ctx: int, params: Params) -> None: ...
+def get_params(ctx: int) -> Params: ...
+
+# --- compression and statistics; these release the GIL ---
+
+def compress(ctx: int, seq_id: int = 0) -> None: ...
+def score(ctx: int, seq_id: int = 0) -> None: ...
+def stats(ctx: int, seq_id: int = 0) -> dict[str, Any]: ...
+
+# --- looking inside ---
+
+def layers(ctx: int) -> list[tuple[int, int]]:
+    """(layer, KV heads) of each compressed layer."""
+
+def head_shape(ctx: int, layer: int) -> tuple[int, int, int]:
+    """(query heads, size of a K row, size of a V row)"""
+
+def positions(ctx: int, layer: int, head: int, seq_id: int = 0) -> Positions:
+    """[n], ascending"""
+
+def scores(ctx: int, layer: int, head: int, seq_id: int = 0) -> Floats:
+    """[n], aligned with positions()"""
+
+def entries(ctx: int, layer: int, head: int, seq_id: int = 0) -> tuple[Floats, Floats]:
+    """K [n, d_k] and V [n, d_v], aligned with positions()"""
+
+def queries(ctx: int, layer: int, seq_id: int = 0) -> tuple[Floats, Positions]:
+    """[n, query heads, d_k], oldest first, and their positions [n]"""
+
+# --- cpp/core ---
+
+def budget_entries(budget: str, n_seen: int, n_pairs: int) -> int: ...
+def average_pool(score: npt.ArrayLike, kernel: int) -> Floats: ...
+def normalise_layer(heads: Sequence[npt.ArrayLike]) -> list[Floats]: ...
+def allocate_global(
+    layer: npt.ArrayLike,
+    head: npt.ArrayLike,
+    pos: Sequence[npt.ArrayLike],
+    score: Sequence[npt.ArrayLike],
+    n_keep: int,
+) -> list[npt.NDArray[np.uint32]]:
+    """Indices of the surviving candidates of each head, ascending."""
+
+def plan_classes(
+    n_kept: npt.ArrayLike, max_classes: int, block: int, slack: float = 0.05
+) -> list[tuple[npt.NDArray[np.uint32], int]]:
+    """(heads, rows stored for each of them) per length class."""

@@ -1,0 +1,96 @@
+"""The settings of the compressing cache, checked before a model is loaded."""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+
+from laprox import _core
+
+OFF = "off"
+
+
+@dataclass(frozen=True)
+class KVConfig:
+    """What the KV cache keeps.
+
+    An *entry* is one K row and one V row: one (layer, KV head, token) of the cache.
+
+    Attributes:
+        budget: What may be kept: "5%" or 0.05 of the entries seen, "2048" or 2048 tokens (on average per KV head), or
+            "512MiB" of cache (also KiB, GiB, kB, MB, GB; tail and padding included).
+        policy: How entries are chosen: a name of `laprox.policies()`. None or "off" is stock llama.cpp.
+        window: The observation window: the queries of the last `window` tokens score the entries.
+        sink: The first `sink` tokens (attention sinks) are never evicted.
+        recent: The last `recent` tokens are never evicted.
+        min_tokens: Nothing is evicted from a sequence of at most this many tokens.
+        prefill: "dense" caches the whole prompt and compresses it once; "chunked" compresses whenever a small physical
+            cache is full, which bounds the peak and evicts before the question is seen.
+
+    Raises:
+        ValueError: A setting is out of range; names the setting, its value and what is accepted.
+    """
+
+    budget: str | float = "5%"
+    policy: str | None = "laprox"
+    window: int = 32
+    sink: int = 4
+    recent: int = 32
+    min_tokens: int = 512
+    prefill: str = "dense"
+
+    def __post_init__(self) -> None:
+        if self.policy == OFF:
+            object.__setattr__(self, "policy", None)
+        if self.policy is not None and self.policy not in policies():
+            raise _refused("policy", self.policy, f"{', '.join(policies())}, {OFF}")
+        if self.prefill not in _core.PREFILLS:
+            raise _refused("prefill", self.prefill, ", ".join(_core.PREFILLS))
+        for name, least in (("window", 1), ("sink", 0), ("recent", 1), ("min_tokens", 0)):
+            value = getattr(self, name)
+            if not _is_integer(value) or not least <= value < 2**31:
+                raise _refused(name, value, f"an integer of at least {least}")
+        try:
+            _core.parse_budget(self._budget_text())
+        except _core.LaproxError as error:
+            raise ValueError(f"kv {error}") from None
+
+    @property
+    def on(self) -> bool:
+        """Whether the cache is compressed at all."""
+        return self.policy is not None
+
+    def params(self) -> _core.Params:
+        """The same settings for the C API (only when `on`)."""
+        return _core.Params(
+            policy=self.policy,
+            budget=self._budget_text(),
+            window=self.window,
+            sink=self.sink,
+            recent=self.recent,
+            min_tokens=self.min_tokens,
+            prefill=self.prefill,
+        )
+
+    def _budget_text(self) -> str:
+        """One parser, the engine's, reads every budget: 0.05 is a fraction and 2048 are tokens as text, too."""
+        if _is_integer(self.budget):
+            return str(int(self.budget))
+        if isinstance(self.budget, numbers.Real) and not isinstance(self.budget, bool):
+            return repr(float(self.budget))
+        if isinstance(self.budget, str):
+            return self.budget
+        raise _refused("budget", self.budget, 'such as "5%", 0.05, 2048 (tokens) or "512MiB"')
+
+
+def policies() -> list[str]:
+    """The policies this build has."""
+    return _core.policies()
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _refused(name: str, value: object, accepted: str) -> ValueError:
+    return ValueError(f"kv {name} is {value!r}; accepted: {accepted}")

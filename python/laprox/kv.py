@@ -1,0 +1,122 @@
+"""`llm.kv`: what the compressing cache of a laprox.Llama holds, and its two levers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from laprox import _core
+from laprox.config import KVConfig
+
+if TYPE_CHECKING:
+    from laprox.llama import Llama
+
+
+@dataclass(frozen=True)
+class KVStats:
+    """A sequence's cache in numbers. Positions seen and entries held are different things.
+
+    Attributes:
+        tokens_seen: Positions evaluated and not removed.
+        entries_held: (layer, KV head, token) entries in the cache.
+        entries_full: What an uncompressed cache would hold.
+        kv_bytes: Allocated for K, V and their masks, tail and padding included.
+        kv_bytes_full: What llama.cpp would need to cache the tokens seen.
+        window_bytes: Allocated for the observation window's queries.
+        compressions: Times that entries were evicted.
+        score_seconds: Time spent scoring entries,
+        select_seconds: choosing the survivors,
+        compact_seconds: and moving them together.
+    """
+
+    tokens_seen: int
+    entries_held: int
+    entries_full: int
+    kv_bytes: int
+    kv_bytes_full: int
+    window_bytes: int
+    compressions: int
+    score_seconds: float
+    select_seconds: float
+    compact_seconds: float
+
+
+class KV:
+    """The compressing cache of one `laprox.Llama`. Every method raises LaproxError with the engine's reason."""
+
+    def __init__(self, llm: Llama) -> None:
+        self._llm = llm
+
+    @property
+    def config(self) -> KVConfig:
+        """The settings in force."""
+        return self._llm._kv_config
+
+    @property
+    def layers(self) -> dict[int, int]:
+        """The layers that are compressed, and the KV heads of each; sliding-window layers, say, are not."""
+        return dict(_core.layers(self._ctx))
+
+    def stats(self) -> KVStats:
+        """The cache in numbers, now."""
+        return KVStats(**_core.stats(self._ctx))
+
+    def positions(self, layer: int, head: int) -> npt.NDArray[np.int32]:
+        """Positions held for a KV head: [n], ascending. Every head of every layer has its own."""
+        return _core.positions(self._ctx, layer, head)
+
+    def scores(self, layer: int | None = None, head: int | None = None) -> Any:
+        """Score what is held with the current policy and observation window. Evicts nothing.
+
+        Raw scores as the policy defines them (LaProx, eq. of Algorithm 1), before pooling and layer normalisation,
+        float32 [n], aligned with `positions(layer, head)`.
+
+        Returns:
+            The array of one KV head; or, without `head`, a list of them; or, without `layer`, a dict of such lists
+            by layer. Everything is scored at each call, so ask for all layers at once.
+        """
+        if layer is None and head is not None:
+            raise ValueError(f"scores(head={head}) needs a layer")
+        layers = self.layers
+        _core.score(self._ctx)
+        if layer is None:
+            return {il: self._scores_of(il, n) for il, n in layers.items()}
+        if head is None:
+            return self._scores_of(layer, layers.get(layer, 1))  # of another layer, the engine says what is wrong
+        return _core.scores(self._ctx, layer, head)
+
+    def compress(self) -> None:
+        """Evict down to the budget now and give the memory back; does nothing within budget or min_tokens.
+
+        `Llama.generate` calls this when a prompt is in; after a bare `Llama.eval` it is yours to call.
+        """
+        _core.compress(self._ctx)
+        self._llm._exact_from = self._llm.n_tokens
+
+    def set(self, **changes: Any) -> None:
+        """Change settings, named as in KVConfig, from the next compression on. What is evicted stays evicted.
+
+        Raises:
+            ValueError: A setting is out of range, or `prefill`, which can't change any more.
+            TypeError: No such setting.
+        """
+        config = replace(self.config, **changes)
+        if not config.on:
+            raise ValueError("the policy of a live cache can't become off: make a Llama with kv=None")
+        if config.prefill != self.config.prefill:
+            raise ValueError(f"prefill is {self.config.prefill!r} for the life of this Llama")
+        _core.set_params(self._ctx, config.params())
+        self._llm._kv_config = config
+
+    def _scores_of(self, layer: int, n_head_kv: int) -> list[npt.NDArray[np.float32]]:
+        return [_core.scores(self._ctx, layer, head) for head in range(n_head_kv)]
+
+    @property
+    def _ctx(self) -> int:
+        address = self._llm._ctx.ctx
+        if address is None:
+            raise _core.LaproxError("this Llama is closed")
+        return address

@@ -1,0 +1,166 @@
+"""llama_cpp.Llama with a compressing KV cache."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Generator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import llama_cpp
+from llama_cpp._internals import LlamaModel
+from llama_cpp.llama import LlamaState
+
+from laprox import _core
+from laprox.config import KVConfig
+from laprox.kv import KV
+
+_DEFAULT = KVConfig()
+
+
+class Llama(llama_cpp.Llama):
+    """`llama_cpp.Llama` whose KV cache keeps only the entries that matter. Everything else is the parent's.
+
+    A prompt is cached whole; when it is in, and before the first sampled token is evaluated, the cache is compressed
+    with the prompt's end (the question) as observation window. What comes afterwards stays exact until it is more than
+    `min_tokens` tokens: follow-ups are answered from what is held, and only then does the end of the next prompt compress
+    again. `llm.kv` shows what is held.
+    """
+
+    # Until the parent has made its own, so that close() works on an instance whose settings were refused.
+    _stack = contextlib.ExitStack()
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        kv: KVConfig | None = _DEFAULT,
+        flash_attn: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model_path: A GGUF file.
+            kv: The compressing cache; None is stock llama.cpp.
+            flash_attn: As in llama_cpp; None means on where the compressing cache is, which needs it.
+            **kwargs: Those of `llama_cpp.Llama`, and every field of KVConfig as `kv_<field>` (`kv_budget="10%"`).
+
+        Raises:
+            ValueError: A setting is out of range, the file can't be loaded, or this model can't be compressed; says why.
+        """
+        kv = _with_keywords(kv, kwargs)
+        if kv is not None:
+            _check_compatible(flash_attn, kwargs)
+
+        self._kv_config = kv
+        self._in_prompt = False  # the next eval() completes a prompt
+        self._exact_from = 0  # nothing from this position on was evicted at the end of a prompt
+        self._params_set = False
+        try:
+            super().__init__(model_path, flash_attn=kv is not None if flash_attn is None else flash_attn, **kwargs)
+        except BaseException as error:
+            self.close()
+            if self._params_set and isinstance(error, ValueError) and (reason := _core.last_error()):
+                raise ValueError(f"{model_path}: {reason}") from error
+            raise
+
+    @property
+    def kv(self) -> KV:
+        """The compressing cache: statistics, positions, scores. Raises LaproxError when it is off."""
+        if self._kv_config is None:
+            raise _core.LaproxError("the KV cache of this Llama is not compressed: make it with kv=KVConfig(...)")
+        return KV(self)
+
+    @property
+    def _model(self) -> LlamaModel:
+        return self._loaded_model
+
+    @_model.setter
+    def _model(self, model: LlamaModel) -> None:
+        # The parent assigns this after loading the model and before making the context: the moment to set the cache.
+        self._loaded_model = model
+        if self._kv_config is not None:
+            try:
+                _core.model_set_params(model.model, self._kv_config.params())
+            except _core.LaproxError as error:
+                raise ValueError(f"{self.model_path}: {error} (kv=None loads it uncompressed)") from None
+            self._params_set = True
+
+    def reset(self) -> None:
+        """Forget everything evaluated."""
+        super().reset()
+        if self._kv_config is not None:  # the parent would leave the entries in memory until the next eval()
+            self._ctx.kv_cache_seq_rm(-1, 0, -1)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens after those already evaluated.
+
+        Raises:
+            ValueError: They do not fit into the context.
+        """
+        if self._kv_config is None:
+            return super().eval(tokens)
+        completes_prompt, self._in_prompt = self._in_prompt, False
+
+        if self.n_tokens + len(tokens) > self._n_ctx:
+            raise ValueError(
+                f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}"
+            )
+        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+            # Someone took n_tokens back into the compressed part, of which nothing can be cut off: start over.
+            tokens = [*self._input_ids.tolist(), *tokens]
+            self.reset()
+        self._exact_from = min(self._exact_from, self.n_tokens)
+
+        super().eval(tokens)
+        if completes_prompt and self.n_tokens - self._exact_from > self._kv_config.min_tokens:
+            self.kv.compress()
+
+    @functools.wraps(llama_cpp.Llama.generate)
+    def generate(self, *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        self._in_prompt = True  # the parent evaluates what is left of the prompt in one eval(), then token by token
+        yield from super().generate(*args, **kwargs)
+
+    def load_state(self, state: LlamaState) -> None:
+        """Continue from a saved state, compressed as it was.
+
+        Raises:
+            LaproxError: The state is not of this model and these cache types; nothing is kept of it.
+        """
+        if self._kv_config is None:
+            return super().load_state(state)
+        try:
+            super().load_state(state)
+        except RuntimeError as error:
+            self.reset()
+            raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
+        stats = self.kv.stats()
+        self._exact_from = self.n_tokens if stats.entries_held < stats.entries_full else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "kv": self._kv_config}
+
+
+def _with_keywords(kv: KVConfig | None, kwargs: dict[str, Any]) -> KVConfig | None:
+    """Take the kv_<field> keywords out of kwargs and into the settings. None if these are off."""
+    known = [field.name for field in fields(KVConfig)]
+    changes = {name: kwargs.pop("kv_" + name) for name in known if "kv_" + name in kwargs}
+    for key in kwargs:  # llama_cpp takes any keyword, so a typo would go unnoticed
+        if key.startswith("kv_") and key != "kv_overrides":
+            raise TypeError(f"unknown keyword {key}; accepted: {', '.join('kv_' + name for name in known)}")
+    if kv is None:
+        if changes:
+            raise ValueError(f"kv=None turns the compressing cache off, yet kv_{next(iter(changes))} is given")
+        return None
+    kv = replace(kv, **changes)
+    return kv if kv.on else None
+
+
+def _check_compatible(flash_attn: bool | None, kwargs: dict[str, Any]) -> None:
+    if flash_attn is False:
+        raise ValueError("flash_attn=False: the compressing cache needs flash attention; kv=None does without it")
+    for option in ("embedding", "vocab_only"):
+        if kwargs.get(option):
+            raise ValueError(f"{option}=True leaves no KV cache to compress: add kv=None")
