@@ -175,10 +175,10 @@ def _tokenizer(gguf: GGUFWriter, shape: Shape) -> None:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def write_llama(path: str | Path, shape: Shape = Shape(), **changes) -> Path:
+def write_llama(path: str | Path, shape: Shape = Shape(), writer: type[_Writer] = _Writer, **changes) -> Path:
     """The llama architecture: RMS norm, adjacent-pair RoPE, SiLU gate."""
     shape = replace(shape, **changes)
-    w = _Writer(Path(path), "llama", shape)
+    w = writer(Path(path), "llama", shape)
     w.embeddings()
     w.vector("output_norm.weight", shape.n_embd)
     for il in range(shape.n_layer):

@@ -1,0 +1,54 @@
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import gguf_factory  # noqa: E402
+from gguf import GGMLQuantizationType as QType  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """toy(architecture, **changes to its Shape): the path of a small random GGUF, written once per session."""
+    folder = tmp_path_factory.mktemp("gguf")
+    made = {}
+
+    def make(arch="llama", weights="F32", **changes):
+        key = (arch, weights, *sorted(changes.items()))
+        if key not in made:
+            path = folder / f"{len(made)}-{arch}.gguf"
+            made[key] = getattr(gguf_factory, f"write_{arch}")(path, weights=QType[weights], **changes)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stock_lib_dir():
+    """An unpatched build of the same llama.cpp. Not optional: without it nothing shows that "off" is stock."""
+    folder = os.environ.get("LAPROX_STOCK_LIB_DIR")
+    if not folder:
+        pytest.fail("set LAPROX_STOCK_LIB_DIR to the folder of an unpatched libllama (scripts/test does)")
+    return folder
+
+
+@pytest.fixture
+def stock(stock_lib_dir, tmp_path):
+    """stock(model, steps, **context options): run_steps() in a process of its own, with the unpatched library."""
+
+    def run(model, steps, **context):
+        import worker
+
+        return worker.run_in_process(model, steps, context, tmp_path, lib_dir=stock_lib_dir)
+
+    return run
+
+
+@pytest.fixture
+def rng(request):
+    """The same numbers for a test whichever tests run before it."""
+    return np.random.default_rng(sum(request.node.name.encode()))

@@ -1,0 +1,92 @@
+"""Models in which only some layers have a cache that can be compressed."""
+
+import numpy as np
+import pytest
+
+import engine
+import reference
+import worker
+from test_compaction import evict
+from test_scores import EXACT, HALF, check
+
+LAYERS = {"gemma2": [1, 3], "lfm2": [1, 3]}
+
+
+@pytest.mark.parametrize("arch", LAYERS)
+def test_which_layers(toy, rng, arch):
+    """Not those with a sliding window, nor those with recurrent state."""
+    with engine.Model(toy(arch), engine.params()) as model, engine.Context(model) as ctx:
+        assert ctx.layers() == [(il, 2) for il in LAYERS[arch]]
+        ctx.decode(rng.integers(3, 512, 50))
+        assert ctx.stats().entries_full == ctx.stats().entries_held == 50 * 4
+        with pytest.raises(engine.Refused):
+            ctx.positions(0, 0)
+
+
+@pytest.mark.parametrize("arch", LAYERS)
+def test_everything_kept_is_stock(toy, rng, stock, arch):
+    path, tokens = toy(arch), rng.integers(3, 512, 300).tolist()
+    context = {"n_ctx": 512, "n_ubatch": 64, "type_k": "f16"}
+    steps = [["decode", tokens], ["greedy", 5, 60]]
+    ours = worker.run_steps(path, [steps[0], ["compress"], steps[1]], context, {"policy": "full"})
+    for a, b in zip(stock(path, steps, **context), (ours[0], ours[2])):
+        assert np.abs(a - b).max() < 1e-3
+
+
+@pytest.mark.parametrize("arch", LAYERS)
+@pytest.mark.parametrize("type_k, tolerance", [("f32", EXACT), ("f16", HALF)])
+def test_scores(toy, rng, arch, type_k, tolerance):
+    """gemma2 caps its attention logits; so must the scores."""
+    path = toy(arch)
+    with engine.Model(path, engine.params(budget="30%")) as model, engine.Context(model, type_k=type_k) as ctx:
+        ctx.decode(rng.integers(3, 512, 300))
+        check(ctx, path, tolerance)
+        ctx.compress()
+        ctx.decode(rng.integers(3, 512, 40))
+        check(ctx, path, tolerance)
+
+
+@pytest.mark.parametrize("arch, tolerance", [("gemma2", 5e-3), ("lfm2", 1e-3)])
+def test_logits_after_compressions(toy, rng, arch, tolerance):
+    """gemma2: the sliding-window layers go through llama.cpp's float16 casts and GELU through a float16 table."""
+    path = toy(arch)
+    net = reference.Network(path)
+    with engine.Model(path, engine.params(budget="20%")) as model, engine.Context(model, n_ctx=1024, n_ubatch=64) as ctx:
+        for n in (300, 1, 80, 30):
+            tokens = rng.integers(3, 512, n)
+            assert np.abs(ctx.decode(tokens, all_logits=True) - net.decode(tokens)).max() < tolerance
+            if n >= 80:
+                ctx.compress()
+                evict(net, ctx)
+        assert ctx.stats().entries_held == round(0.2 * 381) * 4 + 30 * 4
+
+
+@pytest.mark.parametrize("arch", LAYERS)
+def test_states(toy, rng, arch):
+    path = toy(arch)
+    with engine.Model(path, engine.params(budget="20%")) as model:
+        with engine.Context(model, n_ctx=512, n_seq_max=2) as a, engine.Context(model, n_ctx=512, n_seq_max=2) as b:
+            a.decode(rng.integers(3, 512, 200))
+            a.compress()
+            assert b.load(a.save()) and b.seq_load(a.seq_save(0), 1)
+            tokens = rng.integers(3, 512, 20)
+            logits = a.decode(tokens, all_logits=True)
+            for seq in (0, 1):
+                assert np.array_equal(logits, b.decode(tokens, seq, all_logits=True))
+            assert all(np.array_equal(a.positions(*p), b.positions(*p, seq)) for p in a.pairs() for seq in (0, 1))
+
+
+@pytest.mark.parametrize("arch", LAYERS)
+def test_removing(toy, rng, arch):
+    """All of a sequence can go; what was compressed can't be cut."""
+    path = toy(arch)
+    with engine.Model(path, engine.params(budget="20%")) as model, engine.Context(model) as ctx:
+        ctx.decode(rng.integers(3, 512, 200))
+        ctx.compress()
+        held = ctx.held()
+        assert not ctx.seq_rm(0, 50, -1)
+        assert all(np.array_equal(held[p], pos) for p, pos in ctx.held().items())
+        assert ctx.seq_rm(0, -1, -1)
+        assert ctx.stats().entries_held == 0
+        tokens, net = rng.integers(3, 512, 60), reference.Network(path)
+        assert np.abs(ctx.decode(tokens) - net.decode(tokens)[-1]).max() < 5e-3

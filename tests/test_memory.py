@@ -1,0 +1,90 @@
+"""Bytes: what is reported is what the process holds, and evicting gives it back."""
+
+import numpy as np
+import pytest
+
+import engine
+import worker
+
+MiB = 1 << 20
+
+# 8 KV heads of 128 in 2 layers: 16 KiB per token in F16
+LARGE = {"n_layer": 2, "n_embd": 256, "n_head": 8, "n_head_kv": 8, "head_dim": 128, "n_ff": 256}
+
+
+def per_token(ctx, bytes_per_element=2.0):
+    return sum(n for _, n in ctx.layers()) * 2 * ctx.model.head_dim * bytes_per_element
+
+
+@pytest.mark.parametrize("type_k, element", [("f16", 2.0), ("q8_0", 34 / 32), ("q4_0", 18 / 32)])
+@pytest.mark.parametrize("budget", [0.05, 0.2])
+def test_bytes_follow_the_budget(toy, rng, type_k, element, budget):
+    """At most 1.2 x (budget x full), plus the tail, after a prompt of 4,000 tokens."""
+    with engine.Model(toy(**LARGE), engine.params(budget=str(budget))) as model:
+        with engine.Context(model, n_ctx=4608, n_ubatch=256, type_k=type_k) as ctx:
+            ctx.decode(rng.integers(3, 512, 4000))
+            before = ctx.stats()
+            full = 4000 * per_token(ctx, element)
+            assert full <= before.kv_bytes_full <= 1.1 * full
+            assert before.kv_bytes >= full
+            ctx.compress()
+            after = ctx.stats()
+            assert after.entries_held == round(budget * 4000 * 16)
+            tail = 256 * per_token(ctx, element)
+            assert budget * full <= after.kv_bytes <= 1.2 * budget * full + tail
+
+
+@pytest.mark.parametrize("n_seq_max", [1, 4])
+def test_no_hidden_full_size_cache(toy, rng, n_seq_max):
+    """A context for 32k tokens does not hold 32k tokens' worth while there are 100 in it."""
+    with engine.Model(toy(**LARGE), engine.params()) as model:
+        with engine.Context(model, n_ctx=32768, n_seq_max=n_seq_max, type_k="f16") as ctx:
+            ctx.decode(rng.integers(3, 512, 100))
+            assert 100 * per_token(ctx) <= ctx.stats(-1).kv_bytes < 4096 * per_token(ctx)
+
+
+def test_resident_memory_falls(toy, rng, tmp_path):
+    """128 MiB of F16 cache to a tenth: the process gives at least 100 MiB back, and keeps what the statistics say."""
+    tokens = rng.integers(3, 512, 8192).tolist()
+    steps = [["rss"], ["prompt", tokens], ["stats"], ["rss"], ["compress"], ["stats"], ["rss"], ["prompt", [5, 6]]]
+    context = {"n_ctx": 8448, "n_ubatch": 256, "type_k": "f16", "n_threads": 2}
+    at_start, _, full, rss_full, _, kept, rss_kept, _ = worker.run_in_process(
+        toy(**LARGE), steps, context, tmp_path, kv={"budget": "5%"}
+    )
+    assert full["kv_bytes"] >= 128 * MiB and kept["kv_bytes"] < 14 * MiB
+    assert rss_full - rss_kept > 100 * MiB
+    assert abs((rss_full - rss_kept) - (full["kv_bytes"] - kept["kv_bytes"])) < 24 * MiB
+    assert rss_full - at_start < full["kv_bytes"] + 64 * MiB  # no second copy anywhere
+
+
+@pytest.mark.parametrize("budget", ["2MiB", "4MiB", "9000kB"])
+@pytest.mark.parametrize("policy", ["laprox", "streaming"])
+def test_byte_budgets_hold(toy, rng, budget, policy):
+    """Never exceeded after a compression, and not a pretext to throw everything away."""
+    limit = engine.parse_budget(budget).value
+    with engine.Model(toy(**LARGE), engine.params(budget=budget, policy=policy)) as model:
+        with engine.Context(model, n_ctx=4096, n_ubatch=256, type_k="f16") as ctx:
+            for n in (2000, 300, 700):
+                ctx.decode(rng.integers(3, 512, n))
+                ctx.compress()
+                assert 0.6 * limit <= ctx.stats().kv_bytes <= limit
+
+
+def test_byte_budget_that_fits_evicts_nothing(toy, rng):
+    with engine.Model(toy(**LARGE), engine.params(budget="64MiB")) as model:
+        with engine.Context(model, n_ctx=1024, type_k="f16") as ctx:
+            ctx.decode(rng.integers(3, 512, 500))
+            ctx.compress()
+            assert ctx.stats().entries_held == 500 * 16
+
+
+def test_clearing_gives_everything_back(toy, rng):
+    with engine.Model(toy(**LARGE), engine.params()) as model, engine.Context(model, n_ctx=4096, type_k="f16") as ctx:
+        ctx.decode(rng.integers(3, 512, 50))
+        small = ctx.stats().kv_bytes
+        ctx.decode(rng.integers(3, 512, 3000))
+        assert ctx.stats().kv_bytes > 10 * small
+        ctx.clear()
+        stats = ctx.stats()
+        assert (stats.tokens_seen, stats.entries_held, stats.entries_full) == (0, 0, 0)
+        assert stats.kv_bytes <= small

@@ -1,0 +1,114 @@
+"""A prompt that doesn't fit streams through: when a batch finds no room the cache is compressed and the batch retried."""
+
+import numpy as np
+import pytest
+
+import engine
+import reference
+
+TOLERANCE = 1e-3
+
+
+def follow(ctx, net, tokens, batch):
+    """Feed tokens batch by batch to both; the NumPy model evicts what the engine evicted before it attended."""
+    compressions = 0
+    for start in range(0, len(tokens), batch):
+        part, before = tokens[start : start + batch], ctx.held()
+        got = ctx.decode(part, all_logits=True)
+        after = ctx.held()
+        if ctx.stats().compressions > compressions:
+            compressions = ctx.stats().compressions
+            for pair, pos in after.items():
+                assert set(pos[pos < start]) <= set(before[pair])
+                net.keep(*pair, pos[pos < start])
+        for pos in after.values():
+            assert set(range(start, start + len(part))) <= set(pos.tolist()), "a token was evicted by its own batch"
+        assert np.abs(got - net.decode(part)).max() < TOLERANCE
+    return compressions
+
+
+@pytest.mark.parametrize("policy", ["laprox", "streaming"])
+def test_prompt_longer_than_the_context(toy, rng, policy):
+    """1,500 tokens through 512 cells, 100 tokens per head kept at each compression."""
+    path = toy()
+    net = reference.Network(path)
+    with engine.Model(path, engine.params(policy=policy, budget="100")) as model:
+        with engine.Context(model, n_ctx=512, n_batch=128, n_ubatch=64) as ctx:
+            assert follow(ctx, net, rng.integers(3, 512, 1500), 128) >= 2
+            stats = ctx.stats()
+            assert stats.tokens_seen == 1500 and ctx.pos_max() == 1499
+            assert 100 * 6 <= stats.entries_held <= 512 * 6
+            assert stats.kv_bytes <= 1.2 * 512 * 6 * 2 * 64 * 4
+
+
+def test_generation_longer_than_the_context(toy, rng):
+    """One token at a time, forever, in bounded memory."""
+    path = toy()
+    net = reference.Network(path)
+    with engine.Model(path, engine.params(budget="64")) as model, engine.Context(model, n_ctx=256, n_batch=128) as ctx:
+        ctx.decode(p := rng.integers(3, 512, 200))
+        net.decode(p)
+        seen, peak = 200, 0
+        compressions = 0
+        for token in rng.integers(3, 512, 400):
+            before = ctx.held()
+            got = ctx.decode([token])
+            if ctx.stats().compressions > compressions:
+                compressions = ctx.stats().compressions
+                for pair, pos in ctx.held().items():
+                    assert set(pos[pos < seen]) <= set(before[pair])
+                    net.keep(*pair, pos[pos < seen])
+            assert np.abs(got - net.decode([token])[0]).max() < TOLERANCE
+            seen += 1
+            peak = max(peak, ctx.stats().entries_held)
+        assert compressions >= 2 and peak <= 256 * 6
+
+
+def test_chunked_prefill_is_bounded(toy, rng):
+    """The same logical context, far fewer bytes at any time, and the same arithmetic."""
+    path, tokens = toy(n_layer=2), rng.integers(3, 512, 3000)
+    peak = {}
+    for prefill in (engine.DENSE, engine.CHUNKED):
+        with engine.Model(path, engine.params(budget="200", prefill=prefill)) as model:
+            with engine.Context(model, n_ctx=4096, n_batch=128) as ctx:
+                peak[prefill] = 0
+                for start in range(0, 3000, 128):
+                    ctx.decode(tokens[start : start + 128])
+                    peak[prefill] = max(peak[prefill], ctx.stats().kv_bytes)
+                ctx.compress()
+                assert ctx.stats().entries_held == 200 * 4
+                assert ctx.stats().tokens_seen == 3000
+    assert peak[engine.CHUNKED] < 0.5 * peak[engine.DENSE]
+
+
+def test_chunked_prefill_against_numpy(toy, rng):
+    path = toy()
+    net = reference.Network(path)
+    with engine.Model(path, engine.params(budget="10%", prefill=engine.CHUNKED)) as model:
+        with engine.Context(model, n_ctx=4096, n_batch=128) as ctx:
+            assert follow(ctx, net, rng.integers(3, 512, 1600), 128) >= 1
+
+
+def test_pressure_with_nothing_to_evict(toy, rng):
+    """`full` never evicts: a batch that doesn't fit is refused as llama.cpp refuses it, and the cache stays usable."""
+    path = toy()
+    with engine.Model(path, engine.params(policy="full")) as model, engine.Context(model, n_ctx=256, n_batch=128) as ctx:
+        ctx.decode(tokens := rng.integers(3, 512, 250))
+        before = ctx.held()
+        with pytest.raises(engine.Refused):
+            ctx.decode(rng.integers(3, 512, 20))
+        assert all(np.array_equal(before[p], pos) for p, pos in ctx.held().items())
+        net = reference.Network(path)
+        net.decode(tokens)
+        assert np.abs(ctx.decode([5]) - net.decode([5])[0]).max() < TOLERANCE
+
+
+def test_pressure_of_one_sequence_leaves_the_others_alone(toy, rng):
+    path = toy()
+    with engine.Model(path, engine.params(budget="64")) as model:
+        with engine.Context(model, n_ctx=512, n_batch=64, n_seq_max=2) as ctx:
+            ctx.decode(rng.integers(3, 512, 100), seq=1)
+            other = ctx.held(1)
+            ctx.decode(rng.integers(3, 512, 700), seq=0)
+            assert ctx.stats(0).compressions >= 1 and ctx.stats(1).compressions == 0
+            assert all(np.array_equal(other[p], pos) for p, pos in ctx.held(1).items())

@@ -1,0 +1,228 @@
+"""seq_rm, seq_cp, clear, and states, of a cache that something was evicted from."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import engine
+import reference
+import worker
+from test_compaction import TOLERANCE, evict
+
+
+@pytest.fixture
+def compressed(toy, rng):
+    """A context of two sequences: 300 tokens compressed to 20 % and 40 more in sequence 0. And its NumPy twin."""
+    path = toy()
+    net = reference.Network(path)
+    with engine.Model(path, engine.params(budget="20%")) as model:
+        with engine.Context(model, n_ctx=1024, n_seq_max=2, n_ubatch=128) as ctx:
+            for n, then in ((300, "compress"), (40, "")):
+                tokens = rng.integers(3, 512, n)
+                ctx.decode(tokens)
+                net.decode(tokens)
+                if then:
+                    ctx.compress()
+                    evict(net, ctx)
+            yield ctx, net
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[pair], b[pair]) for pair in a)
+
+
+def agree(ctx, net, tokens, seq=0):
+    return np.abs(ctx.decode(tokens, seq, all_logits=True) - net.decode(tokens)).max() < TOLERANCE
+
+
+def test_positions_range(compressed):
+    """The first position that can be taken back is the first of the tail."""
+    ctx, _ = compressed
+    assert 0 < ctx.pos_min() <= 300 and ctx.pos_max() == 339
+    assert not ctx.can_shift()
+
+
+def test_removing_the_end_of_the_tail(compressed, rng):
+    ctx, net = compressed
+    assert ctx.seq_rm(0, 320, -1)
+    assert ctx.pos_max() == 319 and ctx.stats().tokens_seen == 320
+    for pair, pos in ctx.held().items():
+        net.keep(*pair, pos)
+        assert pos[-1] == 319
+    net.q_pos = net.q_pos[net.q_pos < 320]
+    assert agree(ctx, net, rng.integers(3, 512, 10))
+
+
+def test_replaying_the_last_token_after_a_compression(compressed):
+    """llama-cpp-python asks for this when a prompt is repeated: the last token once more, for its logits."""
+    ctx, net = compressed
+    ctx.compress()
+    evict(net, ctx)
+    assert ctx.seq_rm(0, 339, -1)
+    for (il, h), pos in net.pos.items():
+        net.keep(il, h, pos[pos < 339])
+    assert np.abs(ctx.decode([9], pos=339) - net.decode([9], [339])[0]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("p0, p1", [(0, 10), (100, -1), (0, 339), (2, 3), (250, 320)])
+def test_removing_from_the_compressed_region_is_refused(compressed, rng, p0, p1):
+    """Never half done: positions, entries and the next logits are what they were."""
+    ctx, net = compressed
+    held, entries, stats = ctx.held(), ctx.entries(1, 0), ctx.stats()
+    assert not ctx.seq_rm(0, p0, p1)
+    assert same(held, ctx.held()) and np.array_equal(entries.k, ctx.entries(1, 0).k)
+    assert (ctx.pos_max(), ctx.stats().tokens_seen) == (339, stats.tokens_seen)
+    assert agree(ctx, net, rng.integers(3, 512, 5))
+
+
+@pytest.mark.parametrize("p0, p1", [(-1, -1), (0, -1), (0, 340), (0, 5000)])
+def test_removing_everything(compressed, rng, p0, p1):
+    ctx, net = compressed
+    ctx.decode(other := rng.integers(3, 512, 50), seq=1)
+    assert ctx.seq_rm(0, p0, p1)
+    assert ctx.pos_max() == -1 and all(len(pos) == 0 for pos in ctx.held().values())
+    stats = ctx.stats()
+    assert (stats.tokens_seen, stats.entries_held) == (0, 0)
+    net.clear()
+    tokens = rng.integers(3, 512, 60)
+    assert agree(ctx, net, tokens)
+    ctx.compress()  # with nothing left over from before: neither queries nor scores nor positions
+    assert all(set(pos) <= set(range(60)) for pos in ctx.held().values())
+    net.clear()
+    net.decode(other)
+    assert agree(ctx, net, [5, 6], seq=1)
+
+
+def test_compressing_again_after_a_reset_uses_fresh_scores(toy, rng):
+    """Stale windows or scores of the text before would select differently from a new context."""
+    path, first, second = toy(), rng.integers(3, 512, 300), rng.integers(3, 512, 250)
+    held = []
+    with engine.Model(path, engine.params(budget="20%")) as model:
+        for reset in (True, False):
+            with engine.Context(model) as ctx:
+                if reset:
+                    ctx.decode(first)
+                    ctx.score()
+                    ctx.compress()
+                    ctx.clear()
+                ctx.decode(second)
+                ctx.compress()
+                held.append(ctx.held())
+    assert same(*held)
+
+
+def test_copy(compressed, rng):
+    """A copy holds the same, and the two go separate ways."""
+    ctx, net = compressed
+    ctx.seq_cp(0, 1)
+    twin = copy.deepcopy(net)
+    assert same(ctx.held(0), ctx.held(1)) and ctx.pos_max(1) == 339
+    assert agree(ctx, twin, rng.integers(3, 512, 30), seq=1)
+    assert agree(ctx, net, rng.integers(3, 512, 10))
+    ctx.compress(1)
+    evict(twin, ctx, 1)
+    assert agree(ctx, net, [5, 6, 7])
+    assert agree(ctx, twin, [5, 6, 7], seq=1)
+    assert ctx.seq_rm(0)
+    assert agree(ctx, twin, [8, 9], seq=1)
+
+
+# --- states ---
+
+
+def fresh(compressed, **changes):
+    ctx, _ = compressed
+    return engine.Context(ctx.model, **({"n_ctx": 1024, "n_seq_max": 2, "n_ubatch": 128} | changes))
+
+
+def test_state_of_everything(compressed, rng):
+    """Loaded into another context of the same kind: the same entries, the same logits to the bit."""
+    ctx, _ = compressed
+    ctx.decode(rng.integers(3, 512, 100), seq=1)
+    data = ctx.save()
+    with fresh(compressed) as other:
+        assert other.load(data)
+        for seq in (0, 1):
+            assert same(ctx.held(seq), other.held(seq)) and ctx.pos_max(seq) == other.pos_max(seq)
+            assert (ctx.pos_min(seq), ctx.stats(seq).tokens_seen) == (other.pos_min(seq), other.stats(seq).tokens_seen)
+        tokens = rng.integers(3, 512, 30)
+        for seq in (1, 0):
+            assert np.array_equal(ctx.decode(tokens, seq, all_logits=True), other.decode(tokens, seq, all_logits=True))
+        ctx.compress()
+        other.compress()
+        assert same(ctx.held(), other.held()), "the observation window was not restored"
+
+
+def test_state_of_one_sequence(compressed, rng):
+    """Into another place of the same context, and over a sequence that held something else."""
+    ctx, _ = compressed
+    data = ctx.seq_save(0)
+    ctx.decode(rng.integers(3, 512, 100), seq=1)
+    assert ctx.seq_load(data, 1)
+    assert same(ctx.held(0), ctx.held(1))
+    tokens = rng.integers(3, 512, 30)
+    assert np.array_equal(ctx.decode(tokens, 0, all_logits=True), ctx.decode(tokens, 1, all_logits=True))
+
+
+def test_state_is_small(compressed, toy, rng):
+    """A saved session shrinks with the cache."""
+    ctx, _ = compressed
+    with fresh(compressed) as full:
+        full.decode(rng.integers(3, 512, 340))
+        assert len(ctx.seq_save(0)) < 0.5 * len(full.seq_save(0))
+
+
+def broken_states(good, foreign, rng):
+    yield from ((name, data) for name, data in foreign.items())
+    yield "empty", b"\0"
+    for n in (4, 11, 60, len(good) // 2, len(good) - 1):
+        yield f"first {n} bytes", good[:n]
+    for i in [*range(0, 96, 3), *rng.integers(96, len(good), 40)]:
+        data = bytearray(good)
+        data[i] ^= 1 << rng.integers(8)
+        yield f"byte {i} flipped", bytes(data)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["context", "sequence"])
+def test_broken_and_foreign_states(compressed, toy, rng, whole):
+    """Refused, or at least never half taken: whatever comes, the context goes on from an empty or a complete cache."""
+    ctx, _ = compressed
+    save, load = (ctx.save, ctx.load) if whole else (ctx.seq_save, ctx.seq_load)
+    good, foreign = save(), {}
+    path, tokens = toy(), rng.integers(3, 512, 50).tolist()
+    name = "save" if whole else "seq_save"
+    steps, context = [["prompt", tokens], [name]], {"n_ctx": 1024, "n_seq_max": 2}
+    foreign["stock cache"] = worker.run_steps(path, steps, context)[1]
+    foreign["another type"] = worker.run_steps(path, steps, context | {"type_k": "f16"}, {})[1]
+    foreign["another model"] = worker.run_steps(toy(n_layer=2), steps, context, {})[1]
+    net = reference.Network(path)
+    net.decode(tokens)
+    expected = net.decode([5])[0]
+    refused = 0
+    for what, data in broken_states(good, foreign, rng):
+        accepted = load(data)
+        refused += not accepted
+        if accepted:
+            assert "flipped" in what, what
+            for pos in ctx.held().values():
+                assert (np.diff(pos) > 0).all() and pos.min() >= 0, what
+        ctx.decode([5])  # whatever is in there now
+        ctx.clear()
+        ctx.decode(tokens)
+        assert np.abs(ctx.decode([5]) - expected).max() < TOLERANCE, what
+        ctx.clear()
+    assert refused >= 9
+    assert load(good)
+
+
+def test_compressed_state_in_a_stock_context(compressed, toy, rng):
+    """The other way round: a context without our cache refuses what it can't hold."""
+    ctx, _ = compressed
+    data, whole = ctx.seq_save(0), ctx.save()
+    tokens = rng.integers(3, 512, 20).tolist()
+    steps = [["seq_load", data, 0], ["clear"], ["load", whole], ["clear"], ["decode", tokens]]
+    context = {"n_ctx": 1024, "n_seq_max": 2}
+    loaded, _, loaded_whole, _, logits = worker.run_steps(toy(), steps, context)
+    assert not loaded and not loaded_whole
+    assert np.array_equal(logits, worker.run_steps(toy(), [["decode", tokens]], context)[0])
