@@ -213,11 +213,11 @@ def top_k(candidates: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]], k: i
 def budget_entries(budget: str | float, tokens_seen: int, n_pairs: int, sink: int, recent: int) -> int:
     """Entries that a percent or token budget allows; never fewer than the protected ones."""
     text = str(budget)
-    value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    if value <= 1:
-        entries = math.floor(value * tokens_seen * n_pairs + 0.5)
+    if text.isdigit():
+        entries = min(int(text), tokens_seen) * n_pairs
     else:
-        entries = int(value) * n_pairs
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        entries = math.floor(share * (tokens_seen * n_pairs) + 0.5)
     return max(entries, (sink + recent) * n_pairs)
 
 

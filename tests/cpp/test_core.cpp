@@ -1,0 +1,191 @@
+// cpp/core against brute force on random small cases, ties included.
+
+#include "core/allocate.h"
+#include "core/budget.h"
+#include "core/classes.h"
+#include "core/scores.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#define CHECK(condition) \
+    do { if (!(condition)) { std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition); std::exit(1); } } while (0)
+
+static std::mt19937 rng(1);
+
+static int below(int n) { return (int) (rng() % (uint32_t) n); }
+
+// A few distinct scores only, so that most choices are made by position, layer and head.
+static std::vector<laprox::head_candidates> random_heads(bool with_nan) {
+    static const float scores[] = { 0.0f, -0.0f, 0.25f, 1.0f, -1.0f, std::numeric_limits<float>::quiet_NaN() };
+    std::vector<laprox::head_candidates> heads;
+    const int n_layer = 1 + below(3), n_head = 1 + below(3);
+    for (int i = 0; i < n_layer*n_head; i++) {
+        laprox::head_candidates h { i/n_head, i%n_head, {}, {} };
+        for (int pos = below(3); pos < 12; pos += 1 + below(3)) {
+            h.pos.push_back(pos);
+            h.score.push_back(scores[below(with_nan ? 6 : 5)]);
+        }
+        heads.push_back(h);
+    }
+    std::shuffle(heads.begin(), heads.end(), rng); // the order of heads must not matter
+    return heads;
+}
+
+static void test_global_allocation() {
+    for (int round = 0; round < 3000; round++) {
+        const auto heads = random_heads(round % 3 == 0);
+
+        // (-score, -pos, layer, head, row, index) of every candidate, best first
+        std::vector<std::tuple<float, int, int, int, size_t, uint32_t>> all;
+        for (size_t row = 0; row < heads.size(); row++) {
+            for (uint32_t i = 0; i < heads[row].pos.size(); i++) {
+                const float s = heads[row].score[i];
+                all.emplace_back(std::isnan(s) ? std::numeric_limits<float>::infinity() : -s, -heads[row].pos[i],
+                                 heads[row].layer, heads[row].head, row, i);
+            }
+        }
+        std::sort(all.begin(), all.end());
+
+        const int n_keep = below((int) all.size() + 4) - 1;
+        laprox::choice expected(heads.size());
+        for (int i = 0; i < std::min<int>(n_keep, (int) all.size()); i++) {
+            expected[std::get<4>(all[i])].push_back(std::get<5>(all[i]));
+        }
+        for (auto & indices : expected) {
+            std::sort(indices.begin(), indices.end());
+        }
+        CHECK(laprox::allocate_global(heads, n_keep) == expected);
+    }
+}
+
+static void test_pooling() {
+    for (int n : { 0, 1, 2, 6, 7, 8, 50 }) {
+        for (int kernel : { 1, 3, 7 }) {
+            std::vector<float> score(n);
+            for (float & s : score) {
+                s = (float) below(100)/8;
+            }
+            const auto pooled = laprox::average_pool(score.data(), score.size(), kernel);
+            CHECK(pooled.size() == score.size());
+            for (int i = 0; i < n; i++) {
+                double sum = 0;
+                for (int j = i - kernel/2; j <= i + kernel/2; j++) {
+                    sum += j >= 0 && j < n ? score[j] : 0;
+                }
+                CHECK(pooled[i] == (float) (sum/kernel));
+            }
+        }
+    }
+}
+
+static void test_normalisation() {
+    std::vector<std::vector<float>> heads = { { 1, 2 }, {}, { 5 } };
+    laprox::normalise_layer(heads);
+    CHECK(heads == (std::vector<std::vector<float>> { { 0.125f, 0.25f }, {}, { 0.625f } }));
+
+    std::vector<std::vector<float>> zeros = { { 0, 0 }, { 0 } };
+    laprox::normalise_layer(zeros);
+    CHECK(zeros == (std::vector<std::vector<float>> { { 0, 0 }, { 0 } }));
+}
+
+static void test_budgets() {
+    using laprox::budget_unit;
+    // half an entry is an entry; what is seen is counted over all pairs before it is rounded
+    CHECK(laprox::budget_entries({ budget_unit::fraction, 0.05 }, 1000, 16) == 800);
+    CHECK(laprox::budget_entries({ budget_unit::fraction, 0.5 }, 1, 1) == 1);
+    CHECK(laprox::budget_entries({ budget_unit::fraction, 0.1 }, 101, 3) == 30);
+    CHECK(laprox::budget_entries({ budget_unit::fraction, 1.0 }, 131072, 1024) == 131072ll*1024);
+    CHECK(laprox::budget_entries({ budget_unit::tokens, 100 }, 1000, 16) == 1600);
+    CHECK(laprox::budget_entries({ budget_unit::tokens, 100 }, 30, 16) == 480);
+    for (laprox::budget b : { laprox::budget { budget_unit::fraction, 0 }, { budget_unit::fraction, 1.01 },
+                              { budget_unit::tokens, 0.5 }, { budget_unit::bytes, -1 }, { budget_unit::bytes, NAN } }) {
+        bool refused = false;
+        try {
+            laprox::check_budget(b);
+        } catch (const std::invalid_argument &) {
+            refused = true;
+        }
+        CHECK(refused);
+    }
+}
+
+// The fewest rows that `n_classes` classes can store, over all ways to group the heads.
+static uint64_t fewest_rows(const std::vector<uint32_t> & padded, uint32_t n_classes) {
+    uint64_t best = std::numeric_limits<uint64_t>::max();
+    std::vector<uint32_t> group(padded.size(), 0);
+    for (;;) {
+        std::vector<uint32_t> longest(n_classes, 0), members(n_classes, 0);
+        for (size_t i = 0; i < padded.size(); i++) {
+            longest[group[i]] = std::max(longest[group[i]], padded[i]);
+            members[group[i]]++;
+        }
+        uint64_t rows = 0;
+        for (uint32_t c = 0; c < n_classes; c++) {
+            rows += (uint64_t) longest[c]*members[c];
+        }
+        best = std::min(best, rows);
+
+        size_t i = 0;
+        while (i < group.size() && ++group[i] == n_classes) {
+            group[i++] = 0;
+        }
+        if (i == group.size()) {
+            return best;
+        }
+    }
+}
+
+static void test_classes() {
+    for (int round = 0; round < 300; round++) {
+        const uint32_t block = round % 2 ? 8 : 1, max_classes = 1 + below(3);
+        std::vector<uint32_t> n_kept(1 + below(7));
+        for (uint32_t & n : n_kept) {
+            n = below(4) ? below(200) : 40;
+        }
+        const auto classes = laprox::plan_classes(n_kept, max_classes, block, 0.05);
+        CHECK(!classes.empty() && classes.size() <= std::min<size_t>(max_classes, n_kept.size()));
+
+        std::vector<uint32_t> padded;
+        uint64_t exact = 0, rows = 0;
+        for (uint32_t n : n_kept) {
+            padded.push_back((n + block - 1)/block*block);
+            exact += padded.back();
+        }
+        std::set<uint32_t> seen;
+        for (const auto & c : classes) {
+            CHECK(!c.heads.empty() && std::is_sorted(c.heads.begin(), c.heads.end()) && c.n_rows % block == 0);
+            for (uint32_t head : c.heads) {
+                CHECK(head < n_kept.size() && seen.insert(head).second && n_kept[head] <= c.n_rows);
+            }
+            rows += (uint64_t) c.n_rows*c.heads.size();
+        }
+        CHECK(seen.size() == n_kept.size());
+        CHECK(rows == fewest_rows(padded, (uint32_t) classes.size()));
+        // one class fewer would have wasted too much
+        CHECK(classes.size() == 1 || (double) fewest_rows(padded, (uint32_t) classes.size() - 1) > 1.05*(double) exact);
+
+        std::vector<uint32_t> order;
+        for (const auto & c : classes) {
+            order.insert(order.end(), c.heads.begin(), c.heads.end());
+        }
+        CHECK(laprox::in_head_order(classes) == std::is_sorted(order.begin(), order.end()));
+    }
+}
+
+int main() {
+    test_global_allocation();
+    test_pooling();
+    test_normalisation();
+    test_budgets();
+    test_classes();
+    std::printf("ok\n");
+}
