@@ -6,7 +6,7 @@ import pytest
 import engine
 import reference
 import worker
-from test_compaction import evict
+from test_compaction import TOLERANCE, evict
 from test_scores import EXACT, HALF, check
 
 LAYERS = {"gemma2": [1, 3], "lfm2": [1, 3]}
@@ -46,7 +46,7 @@ def test_scores(toy, rng, arch, type_k, tolerance):
         check(ctx, path, tolerance)
 
 
-@pytest.mark.parametrize("arch, tolerance", [("gemma2", 5e-3), ("lfm2", 1e-3)])
+@pytest.mark.parametrize("arch, tolerance", [("gemma2", 5 * TOLERANCE), ("lfm2", TOLERANCE)])
 def test_logits_after_compressions(toy, rng, arch, tolerance):
     """gemma2: the sliding-window layers go through llama.cpp's float16 casts and GELU through a float16 table."""
     path = toy(arch)
@@ -89,4 +89,4 @@ def test_removing(toy, rng, arch):
         assert ctx.seq_rm(0, -1, -1)
         assert ctx.stats().entries_held == 0
         tokens, net = rng.integers(3, 512, 60), reference.Network(path)
-        assert np.abs(ctx.decode(tokens) - net.decode(tokens)[-1]).max() < 5e-3
+        assert np.abs(ctx.decode(tokens) - net.decode(tokens)[-1]).max() < 5 * TOLERANCE

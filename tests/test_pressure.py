@@ -5,8 +5,7 @@ import pytest
 
 import engine
 import reference
-
-TOLERANCE = 1e-3
+from test_compaction import TOLERANCE
 
 
 def follow(ctx, net, tokens, batch):
