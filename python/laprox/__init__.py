@@ -15,7 +15,8 @@ from laprox._core import LaproxError  # noqa: E402
 from laprox.config import KVConfig  # noqa: E402
 from laprox.kv import KV, KVStats  # noqa: E402
 from laprox.llama import Llama  # noqa: E402
+from laprox.models import demo_model  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["KV", "KVConfig", "KVStats", "LaproxError", "Llama", "__version__"]
+__all__ = ["KV", "KVConfig", "KVStats", "LaproxError", "Llama", "__version__", "demo_model"]

@@ -53,7 +53,7 @@ class KV:
     @property
     def config(self) -> KVConfig:
         """The settings in force."""
-        return self._llm._kv_config
+        return self._llm.kv_config
 
     @property
     def layers(self) -> dict[int, int]:
@@ -109,7 +109,7 @@ class KV:
         if config.prefill != self.config.prefill:
             raise ValueError(f"prefill is {self.config.prefill!r} for the life of this Llama")
         _core.set_params(self._ctx, config.params())
-        self._llm._kv_config = config
+        self._llm.kv_config = config
 
     def _scores_of(self, layer: int, n_head_kv: int) -> list[npt.NDArray[np.float32]]:
         return [_core.scores(self._ctx, layer, head) for head in range(n_head_kv)]

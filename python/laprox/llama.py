@@ -54,7 +54,7 @@ class Llama(llama_cpp.Llama):
         if kv is not None:
             _check_compatible(flash_attn, kwargs)
 
-        self._kv_config = kv
+        self.kv_config = kv  # None: stock llama.cpp
         self._in_prompt = False  # the next eval() completes a prompt
         self._exact_from = 0  # nothing from this position on was evicted at the end of a prompt
         self._params_set = False
@@ -69,7 +69,7 @@ class Llama(llama_cpp.Llama):
     @property
     def kv(self) -> KV:
         """The compressing cache: statistics, positions, scores. Raises LaproxError when it is off."""
-        if self._kv_config is None:
+        if self.kv_config is None:
             raise _core.LaproxError("the KV cache of this Llama is not compressed: make it with kv=KVConfig(...)")
         return KV(self)
 
@@ -81,9 +81,9 @@ class Llama(llama_cpp.Llama):
     def _model(self, model: LlamaModel) -> None:
         # The parent assigns this after loading the model and before making the context: the moment to set the cache.
         self._loaded_model = model
-        if self._kv_config is not None:
+        if self.kv_config is not None:
             try:
-                _core.model_set_params(model.model, self._kv_config.params())
+                _core.model_set_params(model.model, self.kv_config.params())
             except _core.LaproxError as error:
                 raise ValueError(f"{self.model_path}: {error} (kv=None loads it uncompressed)") from None
             self._params_set = True
@@ -91,7 +91,7 @@ class Llama(llama_cpp.Llama):
     def reset(self) -> None:
         """Forget everything evaluated."""
         super().reset()
-        if self._kv_config is not None:  # the parent would leave the entries in memory until the next eval()
+        if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
 
     def eval(self, tokens: Sequence[int]) -> None:
@@ -100,7 +100,7 @@ class Llama(llama_cpp.Llama):
         Raises:
             ValueError: They do not fit into the context.
         """
-        if self._kv_config is None:
+        if self.kv_config is None:
             return super().eval(tokens)
         completes_prompt, self._in_prompt = self._in_prompt, False
 
@@ -115,7 +115,7 @@ class Llama(llama_cpp.Llama):
         self._exact_from = min(self._exact_from, self.n_tokens)
 
         super().eval(tokens)
-        if completes_prompt and self.n_tokens - self._exact_from > self._kv_config.min_tokens:
+        if completes_prompt and self.n_tokens - self._exact_from > self.kv_config.min_tokens:
             self.kv.compress()
 
     @functools.wraps(llama_cpp.Llama.generate)
@@ -129,7 +129,7 @@ class Llama(llama_cpp.Llama):
         Raises:
             LaproxError: The state is not of this model and these cache types; nothing is kept of it.
         """
-        if self._kv_config is None:
+        if self.kv_config is None:
             return super().load_state(state)
         try:
             super().load_state(state)
@@ -140,7 +140,7 @@ class Llama(llama_cpp.Llama):
         self._exact_from = self.n_tokens if stats.entries_held < stats.entries_full else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "kv": self._kv_config}
+        return {**super().__getstate__(), "kv": self.kv_config}
 
 
 def _with_keywords(kv: KVConfig | None, kwargs: dict[str, Any]) -> KVConfig | None:

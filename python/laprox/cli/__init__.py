@@ -1,0 +1,30 @@
+"""The `laprox` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from laprox import LaproxError
+from laprox.cli import chat, demo, info
+
+app = typer.Typer(
+    name="laprox",
+    help="Long documents on a small KV cache: llama.cpp that keeps only the entries that matter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("chat")(chat.chat)
+app.command("info")(info.info)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Exit status: 0, 1 for what can't be done (one line on stderr says why), 2 for a wrong command line."""
+    try:
+        app(prog_name="laprox")
+    except (LaproxError, ValueError, OSError, RuntimeError, MemoryError) as error:
+        print(f"laprox: {error or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,72 @@
+"""`laprox demo`: the shipped model on the shipped document, on all of the cache and on a part of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from laprox import KVConfig, models
+from laprox.cli import log, options
+from laprox.cli.conversation import Conversation
+from laprox.cli.loading import load, load_vocabulary
+from laprox.cli.session import Answer, Sampling, Session
+from laprox.cli.show import printable, read, size
+
+LONGEST_ANSWER = 64
+
+
+def demo(
+    kv_budget: options.KVBudget = str(options.DEFAULT.budget),
+    n_questions: Annotated[int, typer.Option("--questions", min=1, help="Ask so many.")] = 6,
+    threads: options.Threads = 0,
+    verbose: options.Verbose = False,
+) -> None:
+    """Answer questions about a document from the full cache and from 5% of it, side by side."""
+    compressed = KVConfig(budget=kv_budget)
+    log.record(verbose)
+    document = models.demo_document().read_text(encoding="utf-8")
+    questions = json.loads(models.demo_questions().read_text(encoding="utf-8"))[:n_questions]
+    vocabulary = load_vocabulary(models.demo_model())
+
+    def session(kv: KVConfig) -> Session:
+        conversation = Conversation(vocabulary, document)
+        n_ctx = max(len(conversation.prompt(q["question"])) for q in questions) + LONGEST_ANSWER
+        llm = load(models.demo_model(), verbose, kv=kv, n_ctx=n_ctx, n_threads=threads or None)
+        return Session(llm, conversation, Sampling(n_predict=LONGEST_ANSWER, temperature=0.0))
+
+    full, small = session(KVConfig(policy="full")), session(compressed)
+    console = Console(highlight=False)
+    n_tokens = len(full.conversation.opening())
+    console.print(f"{models.demo_model().name} reads {models.demo_document().name}: {n_tokens:,} tokens.\n", markup=False)
+    read(full, full.conversation.opening(), "reading for the full cache")
+
+    table = Table("question", "from the full cache", f"from {kv_budget} of it", box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    for question in questions:
+        # Each is asked for itself, with itself in view when the cache is compressed.
+        full.conversation.turns.clear()
+        small.conversation.turns.clear()
+        read(small, small.conversation.opening(), f"reading for {kv_budget}")
+        pair = full.answer(question["question"], _ignore), small.answer(question["question"], _ignore)
+        table.add_row(Text(question["question"]), *(_marked(answer, question) for answer in pair))
+    console.print(table)
+
+    for label, answer in zip(("full", kv_budget), pair):
+        stats = answer.stats
+        console.print(
+            f"{label:>5}: {stats.entries_held:,} of {stats.entries_full:,} entries, {size(stats.kv_bytes)} of cache, "
+            f"{answer.tokens_per_s:.0f} tokens/s",
+            markup=False,
+        )
+
+
+def _marked(answer: Answer, question: dict[str, Any]) -> Text:
+    return Text(f"{printable(answer.text)} {'✓' if question['value'] in answer.text else '✗'}")
+
+
+def _ignore(_text: str) -> None:
+    """The answer is printed when it is complete."""

@@ -1,0 +1,133 @@
+"""`laprox info`: what a model's KV cache costs, and whether it can be compressed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import llama_cpp
+import typer
+from llama_cpp._internals import LlamaContext, LlamaModel
+from rich.console import Console
+from rich.table import Table
+
+from laprox import KVConfig, LaproxError, _core
+from laprox.cli import log, options
+from laprox.cli.loading import load_weights
+from laprox.cli.show import size
+
+CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The part of a model's KV cache that can be compressed."""
+
+    layers: int
+    pairs: int  # (layer, KV head)
+    bytes_per_token: int  # over all layers
+
+    def full(self, tokens: int) -> int:
+        """Bytes of what an uncompressed cache holds."""
+        return tokens * self.bytes_per_token
+
+    def at(self, budget: str, tokens: int) -> int:
+        """Bytes of what a budget keeps, before the tail and padding."""
+        unit, value = _core.parse_budget(budget)
+        if unit == "bytes":
+            return min(int(value), self.full(tokens))
+        entries = min(_core.budget_entries(budget, tokens, self.pairs), tokens * self.pairs)
+        return entries * self.bytes_per_token // self.pairs
+
+
+def info(
+    model: options.Model,
+    ctx_size: Annotated[
+        list[int] | None,
+        typer.Option("--ctx-size", "-c", min=1, help="Context to tell the cost of; repeatable.", show_default=False),
+    ] = None,
+    kv_budget: options.KVBudget = str(options.DEFAULT.budget),
+    cache_type_k: options.CacheTypeK = "f16",
+    cache_type_v: options.CacheTypeV = "f16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Say whether a GGUF can be compressed, and what a context of N tokens costs, full and at a budget."""
+    KVConfig(budget=kv_budget)  # says what is wrong with it
+    type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
+    log.record(verbose)
+    weights = load_weights(model, use_extra_bufts=False)  # mapped, but neither read nor repacked
+    metadata = weights.metadata()
+    arch = metadata.get("general.architecture", "")
+    trained = weights.n_ctx_train()
+    facts: dict[str, Any] = {
+        "file": str(model),
+        "name": metadata.get("general.name", ""),
+        "architecture": arch,
+        "parameters": weights.n_params(),
+        "bytes": weights.size(),
+        "trained_for": trained,
+        "layers": int(metadata.get(f"{arch}.block_count", 0)),
+    }
+    try:
+        cache = measure(weights, type_k, type_v)
+    except LaproxError as error:
+        facts |= {"compressible": False, "reason": str(error)}
+    else:
+        sizes = ctx_size or [n for n in CONTEXTS if n <= trained] or [trained]
+        facts |= {
+            "compressible": True,
+            "layers_compressed": cache.layers,
+            "kv_bytes_per_token": cache.bytes_per_token,
+            "budget": kv_budget,
+            "contexts": [{"tokens": n, "full": cache.full(n), "at_budget": cache.at(kv_budget, n)} for n in sizes],
+        }
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        _show(facts)
+
+
+def measure(weights: LlamaModel, type_k: options.CacheType, type_v: options.CacheType) -> Cache:
+    """Ask a small context what it would compress. Raises LaproxError if nothing."""
+    _core.model_set_params(weights.model, KVConfig().params())
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 256
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.type_k, params.type_v = type_k.ggml, type_v.ggml
+    try:
+        context = LlamaContext(model=weights, params=params, verbose=False)
+    except ValueError as error:
+        raise LaproxError(_core.last_error() or log.reason() or str(error)) from None
+    pairs = total = 0
+    layers = _core.layers(context.ctx)
+    for layer, n_head_kv in layers:
+        _, d_k, d_v = _core.head_shape(context.ctx, layer)
+        pairs += n_head_kv
+        total += n_head_kv * (d_k * type_k.bytes_per_element + d_v * type_v.bytes_per_element)
+    return Cache(len(layers), pairs, round(total))
+
+
+def _show(facts: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False)
+    console.print(f"{facts['file']}: {facts['name'] or facts['architecture']}")
+    console.print(
+        f"{facts['architecture']}, {facts['parameters']:,} parameters, {size(facts['bytes'])}, "
+        f"trained for {facts['trained_for']:,} tokens"
+    )
+    if not facts["compressible"]:
+        console.print(f"Can't be compressed: {facts['reason']}. --kv-policy off runs it as llama.cpp does.")
+        return
+    compressed, layers = facts["layers_compressed"], facts["layers"]
+    rest = "" if compressed == layers else "; the others have no full attention cache and stay as they are"
+    console.print(f"Can be compressed: {compressed} of {layers} layers{rest}.")
+    console.print(f"KV cache of these layers: {size(facts['kv_bytes_per_token'])} per token.")
+    table = Table("context", "full", f"at {facts['budget']}", box=None, pad_edge=False)
+    for column in table.columns:
+        column.justify = "right"
+    for row in facts["contexts"]:
+        table.add_row(f"{row['tokens']:,}", size(row["full"]), size(row["at_budget"]))
+    console.print(table)
+    console.print("At a budget, a tail of recent tokens and padding come on top.")

@@ -1,0 +1,70 @@
+"""The options that several commands share, named as llama.cpp names them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import llama_cpp
+import typer
+
+from laprox import KVConfig
+from laprox.config import OFF, policies
+
+DEFAULT = KVConfig()
+
+
+
+class CacheType(NamedTuple):
+    """A type that cached keys and values can have."""
+
+    ggml: int
+    bytes_per_element: float
+
+
+CACHE_TYPES = {
+    "f32": CacheType(llama_cpp.GGML_TYPE_F32, 4.0),
+    "f16": CacheType(llama_cpp.GGML_TYPE_F16, 2.0),
+    "bf16": CacheType(30, 2.0),  # llama_cpp has no name for it
+    "q8_0": CacheType(llama_cpp.GGML_TYPE_Q8_0, 34 / 32),
+    "q4_0": CacheType(llama_cpp.GGML_TYPE_Q4_0, 18 / 32),
+}
+
+
+def cache_types(k: str, v: str) -> tuple[CacheType, CacheType]:
+    """The values of --cache-type-k and --cache-type-v."""
+    for option, name in (("--cache-type-k", k), ("--cache-type-v", v)):
+        if name not in CACHE_TYPES:
+            raise ValueError(f"{option} is {name!r}; accepted: {', '.join(CACHE_TYPES)}")
+    return CACHE_TYPES[k], CACHE_TYPES[v]
+
+
+_kv = partial(typer.Option, rich_help_panel="KV cache")
+_run = partial(typer.Option, rich_help_panel="Model")
+_draw = partial(typer.Option, rich_help_panel="Answers")
+
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
+
+KVBudget = Annotated[str, _kv("--kv-budget", help='What may be kept: "5%", "2048" (tokens) or "512MiB".')]
+KVPolicy = Annotated[str, _kv("--kv-policy", help=f"How entries are chosen: {', '.join(policies())}; {OFF} = stock.")]
+KVWindow = Annotated[int, _kv("--kv-window", help="The last so many queries score the entries.")]
+KVSink = Annotated[int, _kv("--kv-sink", help="The first so many tokens are never evicted.")]
+KVRecent = Annotated[int, _kv("--kv-recent", help="The last so many tokens are never evicted.")]
+KVMinTokens = Annotated[int, _kv("--kv-min-tokens", help="Nothing is evicted from at most so many tokens.")]
+KVPrefill = Annotated[str, _kv("--kv-prefill", help="dense: compress when the prompt is in; chunked: whenever it is full.")]
+CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Type of cached keys: {', '.join(CACHE_TYPES)}.")]
+CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Type of cached values: {', '.join(CACHE_TYPES)}.")]
+
+ContextSize = Annotated[int, _run("--ctx-size", "-c", min=0, help="Context in tokens; 0 = as much as needed.")]
+Threads = Annotated[int, _run("--threads", "-t", min=0, help="CPU threads; 0 = llama.cpp chooses.")]
+GPULayers = Annotated[int, _run("--gpu-layers", "-ngl", min=-1, help="Layers on the GPU; -1 = all.")]
+BatchSize = Annotated[int, _run("--batch-size", "-b", min=1, help="Tokens evaluated at once.")]
+Verbose = Annotated[bool, _run("--verbose", "-v", help="Show llama.cpp's log.")]
+
+Predict = Annotated[int, _draw("--predict", "-n", min=1, help="Longest answer in tokens.")]
+Temperature = Annotated[float, _draw("--temp", min=0.0, help="Temperature; 0 = always the likeliest token.")]
+TopK = Annotated[int, _draw("--top-k", min=0, help="Draw from the k likeliest tokens; 0 = from all.")]
+TopP = Annotated[float, _draw("--top-p", min=0.0, max=1.0, help="Draw from the likeliest tokens that make up p.")]
+Seed = Annotated[int, _draw("--seed", "-s", min=-1, help="Random seed; -1 = another one each time.")]

@@ -1,0 +1,100 @@
+"""One model and one conversation: reading, answering, and the numbers of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from laprox import KVStats, Llama
+from laprox.cli.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn."""
+
+    n_predict: int = 512
+    temperature: float = 0.2
+    top_k: int = 40
+    top_p: float = 0.95
+    seed: int = -1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and the cache after it. Without the compressing cache there are no numbers of it."""
+
+    question: str
+    text: str
+    tokens_seen: int
+    tokens_per_s: float
+    stats: KVStats | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What --json prints."""
+        names = ("entries_held", "entries_full", "kv_bytes", "kv_bytes_full")
+        stats = asdict(self.stats) if self.stats else {}
+        return {
+            "question": self.question,
+            "answer": self.text,
+            "tokens_seen": self.tokens_seen,
+            **{name: stats.get(name) for name in names},
+            "decode_tokens_per_s": round(self.tokens_per_s, 2),
+        }
+
+
+class Session:
+    """Asks a model about a document."""
+
+    def __init__(self, llm: Llama, conversation: Conversation, sampling: Sampling) -> None:
+        self.llm = llm
+        self.conversation = conversation
+        self._sampling = sampling
+
+    def read(self, tokens: list[int]) -> Iterator[int]:
+        """Evaluate a prompt from its start, batch by batch; yields how many tokens are in.
+
+        Nothing is evicted: the compression comes when a question follows, which finds these tokens in the cache.
+        """
+        self.llm.reset()
+        for start in range(0, len(tokens), self.llm.n_batch):
+            batch = tokens[start : start + self.llm.n_batch]
+            self.llm.eval(batch)
+            yield start + len(batch)
+
+    def answer(self, question: str, write: Callable[[str], None]) -> Answer:
+        """Answer a question and pass the text on as it comes. An interrupt (ctrl-C) ends the answer, which counts."""
+        sampling = self._sampling
+        chunks = self.llm.create_completion(
+            self.conversation.prompt(question),
+            max_tokens=sampling.n_predict,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=None if sampling.seed < 0 else sampling.seed,
+            stop=self.conversation.stop,
+            stream=True,
+        )
+        pieces: list[str] = []
+        first_token = n_before = None
+        try:
+            for chunk in chunks:
+                if first_token is None:  # the prompt is in
+                    first_token, n_before = time.perf_counter(), self.llm.n_tokens
+                pieces.append(chunk["choices"][0]["text"])
+                write(pieces[-1])
+        except KeyboardInterrupt:
+            if first_token is None:
+                raise
+        seconds = time.perf_counter() - first_token
+        decoded = self.llm.n_tokens - n_before
+
+        text = "".join(pieces).strip()
+        self.conversation.turns.append((question, text))
+        return Answer(question, text, self.llm.n_tokens, decoded / seconds if decoded else 0.0, self.stats())
+
+    def stats(self) -> KVStats | None:
+        """None without the compressing cache."""
+        return self.llm.kv.stats() if self.llm.kv_config else None

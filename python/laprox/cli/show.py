@@ -1,0 +1,48 @@
+"""What people see: numbers, progress, and text that is safe to print."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from laprox import KVStats
+from laprox.cli.session import Session
+
+# Answers go to stdout and everything else here, so that a pipe gets answers only.
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def read(session: Session, tokens: list[int], label: str = "reading") -> None:
+    """Let a session read a prompt, with a progress bar at a terminal."""
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
+    with Progress(*columns, console=notes, disable=not notes.is_terminal, transient=True) as progress:
+        bar = progress.add_task("", total=len(tokens))
+        for n in session.read(tokens):
+            progress.update(bar, completed=n)
+
+
+def size(n_bytes: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} GiB"
+
+
+def status(stats: KVStats | None, tokens_seen: int, tokens_per_s: float) -> str:
+    """The line under an answer."""
+    parts = [f"{tokens_seen:,} tokens seen"]
+    if stats is not None:
+        share = stats.entries_held / stats.entries_full if stats.entries_full else 1.0
+        parts.append(f"{stats.entries_held:,} of {stats.entries_full:,} entries held ({share:.1%})")
+        parts.append(f"{size(stats.kv_bytes)} now, {size(stats.kv_bytes_full)} without laprox")
+    parts.append(f"{tokens_per_s:.1f} tokens/s")
+    return " · ".join(parts)
+
+
+def printable(text: str) -> str:
+    """Without control characters: neither a model nor a document may send escape sequences to the terminal."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -1,0 +1,80 @@
+"""Documents as text: plain text, Markdown, HTML and PDF."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+
+def read_documents(paths: Sequence[Path]) -> str:
+    """The text of several files, each under its name.
+
+    Raises:
+        ValueError: A file is missing, unreadable or without text; the message starts with its path.
+    """
+    texts = [read_document(path) for path in paths]
+    if len(texts) == 1:
+        return texts[0]
+    return "\n\n".join(f"# {path.name}\n\n{text}" for path, text in zip(paths, texts))
+
+
+def read_document(path: Path) -> str:
+    """The text of one file, by its suffix: .pdf, .html or .htm, and anything else as text.
+
+    Raises:
+        ValueError: It is missing, unreadable or without text; the message starts with its path.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    reader = _READERS.get(path.suffix.lower(), _text)
+    try:
+        text = reader(data).strip()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not text:
+        raise ValueError(f"{path}: {'there is no text in it' if data else 'the file is empty'}")
+    return text
+
+
+def _text(data: bytes) -> str:
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not {encoding[:6].rstrip('-').upper()} text (byte {error.start})") from None
+    if "\0" in text:
+        raise ValueError("not text, but binary data")
+    return text
+
+
+def _html(data: bytes) -> str:
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup(data, "html.parser")
+    for hidden in soup(["script", "style", "noscript", "template"]):
+        hidden.decompose()
+    return re.sub(r"\s*\n\s*", "\n", soup.get_text("\n"))
+
+
+def _pdf(data: bytes) -> str:
+    import pypdf
+
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of every oddity that it gets over
+    try:
+        pdf = pypdf.PdfReader(BytesIO(data))
+        if pdf.is_encrypted and not pdf.decrypt(""):
+            raise ValueError("the PDF asks for a password")
+        return "\n\n".join(page.extract_text() for page in pdf.pages)
+    except ValueError:
+        raise
+    except Exception as error:  # a broken PDF can make pypdf raise anything
+        raise ValueError(f"not a PDF that can be read ({error})") from None
+
+
+_READERS = {".pdf": _pdf, ".html": _html, ".htm": _html}
