@@ -62,6 +62,7 @@ class KVConfig:
 
     def params(self) -> _core.Params:
         """The same settings for the C API (only when `on`)."""
+        assert self.policy is not None
         return _core.Params(
             policy=self.policy,
             budget=self._budget_text(),

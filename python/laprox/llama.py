@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Generator, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -71,7 +70,7 @@ class Llama(llama_cpp.Llama):
         """The compressing cache: statistics, positions, scores. Raises LaproxError when it is off."""
         if self.kv_config is None:
             raise _core.LaproxError("the KV cache of this Llama is not compressed: make it with kv=KVConfig(...)")
-        return KV(self)
+        return KV(self, self.kv_config)
 
     @property
     def _model(self) -> LlamaModel:
@@ -118,10 +117,10 @@ class Llama(llama_cpp.Llama):
         if completes_prompt and self.n_tokens - self._exact_from > self.kv_config.min_tokens:
             self.kv.compress()
 
-    @functools.wraps(llama_cpp.Llama.generate)
-    def generate(self, *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        """`llama_cpp.Llama.generate`, which compresses the cache when the prompt is in."""
         self._in_prompt = True  # the parent evaluates what is left of the prompt in one eval(), then token by token
-        yield from super().generate(*args, **kwargs)
+        yield from super().generate(tokens, *args, **kwargs)
 
     def load_state(self, state: LlamaState) -> None:
         """Continue from a saved state, compressed as it was.

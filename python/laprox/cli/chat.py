@@ -137,7 +137,7 @@ class Chat:
     def compress(self) -> None:
         """Compress the documents with no question in view, and say what that costs."""
         self._session.llm.kv.compress()
-        stats = self._session.stats()
+        stats = self._session.llm.kv.stats()
         notes.print(
             f"Compressed before any question: {stats.entries_held:,} of {stats.entries_full:,} entries held "
             f"({size(stats.kv_bytes)}). They were chosen without knowing what will be asked, so expect worse answers "
@@ -164,7 +164,10 @@ class Chat:
             if line in ("/quit", "/exit"):
                 return
             try:
-                self._obey(line) if line.startswith("/") else line and self._answer(line)
+                if line.startswith("/"):
+                    self._obey(line)
+                elif line:
+                    self._answer(line)
             except KeyboardInterrupt:
                 notes.print("\n(stopped)")
             except (LaproxError, ValueError, RuntimeError) as error:

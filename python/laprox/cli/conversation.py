@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llama_cpp._internals import LlamaModel
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
@@ -53,7 +55,7 @@ class Conversation:
             turns = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in self.turns)
             return f"{document}{turns}Question: {question}\nAnswer:", not self._vocabulary.add_bos_token()
 
-        messages = []
+        messages: list[Any] = []
         for q, a in self.turns:
             messages += [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
         messages.append({"role": "user", "content": question})

@@ -33,13 +33,13 @@ def demo(
     questions = json.loads(models.demo_questions().read_text(encoding="utf-8"))[:n_questions]
     vocabulary = load_vocabulary(models.demo_model())
 
-    def session(kv: KVConfig) -> Session:
+    def make_session(kv: KVConfig) -> Session:
         conversation = Conversation(vocabulary, document)
         n_ctx = max(len(conversation.prompt(q["question"])) for q in questions) + LONGEST_ANSWER
         llm = load(models.demo_model(), verbose, kv=kv, n_ctx=n_ctx, n_threads=threads or None)
         return Session(llm, conversation, Sampling(n_predict=LONGEST_ANSWER, temperature=0.0))
 
-    full, small = session(KVConfig(policy="full")), session(compressed)
+    full, small = make_session(KVConfig(policy="full")), make_session(compressed)
     console = Console(highlight=False)
     n_tokens = len(full.conversation.opening())
     console.print(f"{models.demo_model().name} reads {models.demo_document().name}: {n_tokens:,} tokens.\n", markup=False)
@@ -55,8 +55,8 @@ def demo(
         table.add_row(Text(question["question"]), *(_marked(answer, question) for answer in pair))
     console.print(table)
 
-    for label, answer in zip(("full", kv_budget), pair):
-        stats = answer.stats
+    for label, session, answer in zip(("full", kv_budget), (full, small), pair):
+        stats = session.llm.kv.stats()
         console.print(
             f"{label:>5}: {stats.entries_held:,} of {stats.entries_full:,} entries, {size(stats.kv_bytes)} of cache, "
             f"{answer.tokens_per_s:.0f} tokens/s",

@@ -101,7 +101,7 @@ def measure(weights: LlamaModel, type_k: options.CacheType, type_v: options.Cach
         context = LlamaContext(model=weights, params=params, verbose=False)
     except ValueError as error:
         raise LaproxError(_core.last_error() or log.reason() or str(error)) from None
-    pairs = total = 0
+    pairs, total = 0, 0.0
     layers = _core.layers(context.ctx)
     for layer, n_head_kv in layers:
         _, d_k, d_v = _core.head_shape(context.ctx, layer)

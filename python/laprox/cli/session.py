@@ -67,7 +67,7 @@ class Session:
     def answer(self, question: str, write: Callable[[str], None]) -> Answer:
         """Answer a question and pass the text on as it comes. An interrupt (ctrl-C) ends the answer, which counts."""
         sampling = self._sampling
-        chunks = self.llm.create_completion(
+        chunks: Iterator[Any] = self.llm.create_completion(  # type: ignore[assignment]
             self.conversation.prompt(question),
             max_tokens=sampling.n_predict,
             temperature=sampling.temperature,
@@ -78,15 +78,15 @@ class Session:
             stream=True,
         )
         pieces: list[str] = []
-        first_token = n_before = None
+        first_token, n_before = 0.0, 0
         try:
             for chunk in chunks:
-                if first_token is None:  # the prompt is in
+                if not pieces:  # the prompt is in
                     first_token, n_before = time.perf_counter(), self.llm.n_tokens
                 pieces.append(chunk["choices"][0]["text"])
                 write(pieces[-1])
         except KeyboardInterrupt:
-            if first_token is None:
+            if not pieces:
                 raise
         seconds = time.perf_counter() - first_token
         decoded = self.llm.n_tokens - n_before
