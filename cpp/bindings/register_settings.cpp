@@ -59,6 +59,9 @@ params params_from_c(const laprox_params & c) {
 }
 
 laprox_budget parse_budget(const std::string & text) {
+    if (text.find('\0') != std::string::npos) { // the C API would not see what follows
+        throw refusal("budget has a NUL character in it");
+    }
     laprox_budget budget;
     require(laprox_parse_budget(text.c_str(), &budget));
     return budget;

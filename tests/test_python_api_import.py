@@ -1,0 +1,79 @@
+"""What `import laprox` says when it can't work."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import laprox
+
+
+def run(code, **env):
+    """A fresh interpreter's stdout, or its last line on stderr."""
+    import os
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
+    return done.stdout.strip() if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+def copy_of_package(folder, *names):
+    """laprox without what a build adds, except for `names`."""
+    package = Path(laprox.__file__).parent
+    built = lambda _, found: [f for f in found if f.startswith("_core") and f != "_core.pyi" or f in ("lib", "bin")]  # noqa: E731
+    shutil.copytree(package, folder / "laprox", ignore=built)
+    for path in Path(laprox._core.__file__).parent.glob("_core.*"):
+        if "extension" in names and path.suffix != ".pyi":
+            shutil.copy(path, folder / "laprox")
+    return str(folder)
+
+
+def test_our_libraries_are_loaded_and_the_environment_is_left_alone():
+    code = "import os, laprox, llama_cpp.llama_cpp as l; print(l._lib._name, 'LLAMA_CPP_LIB_PATH' in os.environ)"
+    name, leaked = run(code).rsplit(" ", 1)
+    assert Path(name).parent == Path(laprox._core.__file__).parent / "lib"
+    assert leaked == "False"
+
+
+def test_a_variable_of_the_users_survives():
+    assert run("import os, laprox; print(os.environ['LLAMA_CPP_LIB_PATH'])", LLAMA_CPP_LIB_PATH="/elsewhere") == "/elsewhere"
+
+
+def test_llama_cpp_may_come_first_if_it_has_our_libraries():
+    lib = str(Path(laprox._core.__file__).parent / "lib")
+    assert run("import llama_cpp, laprox; print('fine')", LLAMA_CPP_LIB_PATH=lib) == "fine"
+
+
+def test_foreign_llama_cpp_came_first(stock_lib_dir):
+    said = run("import llama_cpp, laprox", LLAMA_CPP_LIB_PATH=stock_lib_dir)
+    assert said.startswith("ImportError: llama_cpp was imported before laprox and has loaded " + stock_lib_dir)
+    assert said.endswith("import laprox before llama_cpp")
+
+
+def test_wrong_version():
+    said = run("import importlib.metadata as m; m.version = lambda name: '0.3.35'; import laprox")
+    assert said.startswith("ImportError: laprox is built for llama-cpp-python 0.3.36, but 0.3.35 is installed")
+    assert "pip install llama-cpp-python==0.3.36" in said
+
+
+def test_llama_cpp_missing():
+    code = """
+import importlib.metadata as m
+def version(name): raise m.PackageNotFoundError(name)
+m.version = version
+import laprox"""
+    assert run(code).startswith("ImportError: laprox needs llama-cpp-python 0.3.36: run `")
+
+
+def test_not_built(tmp_path):
+    said = run(f"import sys; sys.path.insert(0, {copy_of_package(tmp_path)!r}); import laprox")
+    assert said == "ImportError: laprox is not built: run `pip install .` in its repository"
+
+
+def test_libraries_missing(tmp_path):
+    said = run(f"import sys; sys.path.insert(0, {copy_of_package(tmp_path, 'extension')!r}); import laprox")
+    assert said.startswith("ImportError: laprox has no libllama in ")
+
+
+def test_typed():
+    folder = Path(laprox.__file__).parent
+    assert (folder / "py.typed").exists() and (folder / "_core.pyi").exists()
