@@ -111,6 +111,9 @@ LLAMA_API bool laprox_get_stats(struct llama_context * ctx, llama_seq_id seq_id,
 // most `cap` of them, and the KV heads of each.
 LLAMA_API int32_t laprox_layers(struct llama_context * ctx, int32_t * il, int32_t * n_head_kv, int32_t cap);
 
+// Heads of a compressed layer; pointers may be NULL. Refuses a layer that isn't compressed.
+LLAMA_API bool laprox_head_shape(struct llama_context * ctx, int32_t il, int32_t * n_head, int32_t * n_embd_head_k, int32_t * n_embd_head_v);
+
 // Ascending positions held for a KV head. Returns their number and writes at most `cap`; -1 if refused.
 LLAMA_API int64_t laprox_positions(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
                                    llama_pos * pos, int64_t cap);

@@ -1,0 +1,284 @@
+// The C API of laprox.h.
+
+#include "laprox.h"
+#include "engine/cache.h"
+
+#include "llama-context.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace laprox {
+
+static thread_local std::string last_error;
+
+void set_last_error(const std::string & reason) {
+    last_error = reason;
+}
+
+// Runs f; an exception becomes the last error and the value of `refused`.
+template <typename R, typename F> static R guarded(R refused, F f) {
+    try {
+        last_error.clear();
+        return f();
+    } catch (const std::exception & e) {
+        last_error = e.what();
+        return refused;
+    }
+}
+
+static cache * find_cache(const llama_context * ctx) {
+    llama_memory_i * memory = ctx ? ctx->get_memory() : nullptr;
+    llama_kv_cache * kv = nullptr;
+    if (auto * plain = dynamic_cast<llama_kv_cache *>(memory)) {
+        kv = plain;
+    } else if (auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
+        kv = iswa->get_base();
+    } else if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
+        kv = hybrid->get_mem_attn();
+    } else if (auto * hybrid_iswa = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
+        kv = hybrid_iswa->get_mem_attn()->get_base();
+    }
+    return kv ? kv->get_laprox() : nullptr;
+}
+
+static cache & cache_of(const llama_context * ctx) {
+    cache * kv = find_cache(ctx);
+    if (!kv) {
+        throw std::runtime_error("the context was made without the compressing cache: set a policy on the model before making it");
+    }
+    return *kv;
+}
+
+static cache & cache_of(const llama_context * ctx, llama_seq_id seq_id) {
+    cache & kv = cache_of(ctx);
+    if (seq_id < 0 || seq_id >= (llama_seq_id) ctx->n_seq_max()) {
+        throw std::invalid_argument("sequence " + std::to_string(seq_id) + " doesn't exist; accepted: 0 to " + std::to_string(ctx->n_seq_max() - 1));
+    }
+    return kv;
+}
+
+// Index of a layer in the cache.
+static size_t find_layer(const cache & kv, int32_t il, int32_t head) {
+    for (size_t ikv = 0; ikv < kv.get_layers().size(); ikv++) {
+        const layer_info & layer = kv.get_layers()[ikv];
+        if ((int32_t) layer.il == il) {
+            if (head < 0 || head >= (int32_t) layer.n_head_kv) {
+                throw std::invalid_argument("KV head " + std::to_string(head) + " doesn't exist in layer " + std::to_string(il) +
+                        "; accepted: 0 to " + std::to_string(layer.n_head_kv - 1));
+            }
+            return ikv;
+        }
+    }
+    throw std::invalid_argument("layer " + std::to_string(il) + " isn't in the compressed cache");
+}
+
+}
+
+using namespace laprox;
+
+int32_t laprox_api_version(void) {
+    return LAPROX_API_VERSION;
+}
+
+const char * laprox_last_error(void) {
+    return last_error.c_str();
+}
+
+laprox_params laprox_default_params(void) {
+    return {
+        /*.policy     =*/ "laprox",
+        /*.budget     =*/ { LAPROX_BUDGET_FRACTION, 0.05 },
+        /*.window     =*/ 32,
+        /*.sink       =*/ 4,
+        /*.recent     =*/ 32,
+        /*.min_tokens =*/ 512,
+        /*.prefill    =*/ LAPROX_PREFILL_DENSE,
+    };
+}
+
+int32_t laprox_policy_count(void) {
+    return n_policies();
+}
+
+const char * laprox_policy_name(int32_t i) {
+    return i >= 0 && i < n_policies() ? policy_at(i).name : nullptr;
+}
+
+bool laprox_parse_budget(const char * text, laprox_budget * out) {
+    return guarded(false, [&] {
+        const budget b = parse_budget(text ? text : "");
+        *out = { (laprox_budget_unit) b.unit, b.value };
+        return true;
+    });
+}
+
+bool laprox_model_check(const llama_model * model) {
+    return guarded(false, [&] {
+        const std::string reason = reason_not_compressible(*model);
+        if (!reason.empty()) {
+            throw std::runtime_error(reason);
+        }
+        return true;
+    });
+}
+
+bool laprox_model_set_params(llama_model * model, const laprox_params * params) {
+    return guarded(false, [&] {
+        if (params) {
+            const settings s = make_settings(*params);
+            const std::string reason = reason_not_compressible(*model);
+            if (!reason.empty()) {
+                throw std::runtime_error(reason);
+            }
+            if (!model->laprox) {
+                model->laprox = std::make_shared<model_state>();
+            }
+            model->laprox->config = s;
+        }
+        if (model->laprox) {
+            model->laprox->enabled = params != nullptr;
+        }
+        return true;
+    });
+}
+
+bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
+    return guarded(false, [&] {
+        cache_of(ctx).set_settings(make_settings(*params));
+        return true;
+    });
+}
+
+bool laprox_get_params(const llama_context * ctx, laprox_params * out) {
+    return guarded(false, [&] {
+        *out = to_params(cache_of(ctx).get_settings());
+        return true;
+    });
+}
+
+bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded(false, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        kv.run(*ctx, [&](llama_context & lctx) { kv.compress(lctx, seq_id); });
+        return true;
+    });
+}
+
+bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded(false, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        kv.run(*ctx, [&](llama_context & lctx) { kv.score(lctx, seq_id); });
+        return true;
+    });
+}
+
+bool laprox_get_stats(llama_context * ctx, llama_seq_id seq_id, laprox_stats * out) {
+    return guarded(false, [&] {
+        if (seq_id >= 0) {
+            cache & kv = cache_of(ctx, seq_id);
+            *out = kv.stats(kv.stream_index(seq_id));
+            return true;
+        }
+        cache & kv = cache_of(ctx);
+        *out = {};
+        for (uint32_t strm = 0; strm < kv.n_streams(); strm++) {
+            const laprox_stats s = kv.stats(strm);
+            out->tokens_seen     += s.tokens_seen;
+            out->entries_held    += s.entries_held;
+            out->entries_full    += s.entries_full;
+            out->kv_bytes        += s.kv_bytes;
+            out->kv_bytes_full   += s.kv_bytes_full;
+            out->window_bytes    += s.window_bytes;
+            out->compressions    += s.compressions;
+            out->score_seconds   += s.score_seconds;
+            out->select_seconds  += s.select_seconds;
+            out->compact_seconds += s.compact_seconds;
+        }
+        return true;
+    });
+}
+
+int32_t laprox_layers(llama_context * ctx, int32_t * il, int32_t * n_head_kv, int32_t cap) {
+    return guarded(-1, [&] {
+        const auto & layers = cache_of(ctx).get_layers();
+        for (int32_t i = 0; i < std::min<int32_t>(cap, layers.size()); i++) {
+            il[i]        = layers[i].il;
+            n_head_kv[i] = layers[i].n_head_kv;
+        }
+        return (int32_t) layers.size();
+    });
+}
+
+bool laprox_head_shape(llama_context * ctx, int32_t il, int32_t * n_head, int32_t * n_embd_head_k, int32_t * n_embd_head_v) {
+    return guarded(false, [&] {
+        const cache & kv = cache_of(ctx);
+        const layer_info & layer = kv.get_layers()[find_layer(kv, il, 0)];
+        const auto set = [](int32_t * out, uint32_t value) {
+            if (out) {
+                *out = value;
+            }
+        };
+        set(n_head, layer.n_head);
+        set(n_embd_head_k, layer.d_k);
+        set(n_embd_head_v, layer.d_v);
+        return true;
+    });
+}
+
+int64_t laprox_positions(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, llama_pos * pos, int64_t cap) {
+    return guarded<int64_t>(-1, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        const auto held = kv.held_by(kv.stream_index(seq_id), find_layer(kv, il, head), head);
+        std::copy_n(held.pos.begin(), std::min<int64_t>(std::max<int64_t>(cap, 0), held.pos.size()), pos);
+        return (int64_t) held.pos.size();
+    });
+}
+
+int64_t laprox_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * score, int64_t cap) {
+    return guarded<int64_t>(-1, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        const size_t   ikv  = find_layer(kv, il, head);
+        const uint32_t strm = kv.stream_index(seq_id);
+        const auto   & scores = kv.get_stream(strm).scores;
+        if (scores.empty()) {
+            throw std::runtime_error("what is held now hasn't been scored: call laprox_score() first");
+        }
+        const auto held = kv.held_by(strm, ikv, head);
+        for (int64_t i = 0; i < std::min<int64_t>(cap, held.row.size()); i++) {
+            score[i] = scores[ikv][head][held.row[i]];
+        }
+        return (int64_t) held.row.size();
+    });
+}
+
+int64_t laprox_entries(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * k, float * v, int64_t cap) {
+    return guarded<int64_t>(-1, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        const size_t  ikv = find_layer(kv, il, head);
+        const int64_t n   = kv.held_by(kv.stream_index(seq_id), ikv, head).pos.size();
+        if (n <= cap) {
+            ctx->synchronize();
+            kv.entries(seq_id, ikv, head, k, v);
+        }
+        return n;
+    });
+}
+
+int64_t laprox_queries(llama_context * ctx, llama_seq_id seq_id, int32_t il, float * q, llama_pos * pos, int64_t cap) {
+    return guarded<int64_t>(-1, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        const size_t  ikv = find_layer(kv, il, 0);
+        const int64_t n   = kv.window_slots(kv.stream_index(seq_id)).size();
+        if (n <= cap) {
+            ctx->synchronize();
+            const auto positions = kv.queries(seq_id, ikv, q);
+            std::copy(positions.begin(), positions.end(), pos);
+        }
+        return n;
+    });
+}

@@ -1,0 +1,446 @@
+#include "engine/cache.h"
+#include "engine/gram.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+namespace laprox {
+
+bool cache::wanted(const llama_model & model, const llama_hparams & hparams, bool v_trans, llama_swa_type swa_type,
+        bool shares_cells, uint32_t kv_size) {
+    // sliding-window layers are small already, and a draft model's view of another cache follows that one
+    if (!model.laprox || !model.laprox->enabled || hparams.no_alloc || swa_type != LLAMA_SWA_TYPE_NONE || shares_cells) {
+        return false;
+    }
+    const settings & s = model.laprox->config;
+    std::string reason = reason_not_compressible(model);
+    if (v_trans) {
+        reason = "flash attention is off; the compressing cache needs it (accepted: flash_attn on, or policy off)";
+    } else if (s.budget.unit == budget_unit::tokens && s.policy->scorer != scorer_type::none && s.budget.value > kv_size) {
+        reason = "budget of " + std::to_string((int64_t) s.budget.value) + " tokens is larger than the context; accepted: at most " +
+            std::to_string(kv_size);
+    }
+    if (!reason.empty()) {
+        set_last_error(reason);
+        throw std::runtime_error("laprox: " + reason);
+    }
+    return true;
+}
+
+cache::cache(const llama_model & model, const llama_hparams & hparams, const std::vector<uint32_t> & layer_ids,
+        ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
+        uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads,
+        const std::vector<uint32_t> & seq_to_stream) :
+        model(model), hparams(hparams), config(model.laprox->config), rotated_k(rotated_k), rotated_v(rotated_v),
+        kv_size(kv_size), cells(cells), cell_heads(cell_heads), seq_to_stream(seq_to_stream), streams(n_stream),
+        n_slots(config.window) {
+    const auto refuse = [](const std::string & reason) {
+        set_last_error(reason);
+        throw std::runtime_error("laprox: " + reason);
+    };
+
+    for (uint32_t il : layer_ids) {
+        layer_info layer {
+            il, hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), type_k, type_v,
+            offload ? ggml_backend_dev_buffer_type(model.dev_layer(il)) : ggml_backend_cpu_buffer_type(),
+        };
+        const auto check = [&](const char * which, ggml_type type, uint32_t d) {
+            if (d % ggml_blck_size(type) != 0 || ggml_row_size(type, d) % sizeof(int32_t) != 0) {
+                refuse(std::string(which) + " cache of type " + ggml_type_name(type) + " doesn't divide the head size " + std::to_string(d) +
+                        " of layer " + std::to_string(il) + " into whole words; accepted: f16, bf16, f32");
+            }
+        };
+        check("K", type_k, layer.d_k);
+        check("V", type_v, layer.d_v);
+        layer_of[il] = layers.size();
+        layers.push_back(layer);
+        n_pairs += layer.n_head_kv;
+    }
+    kq_scales.resize(layers.size());
+
+    for (const layer_info & layer : layers) {
+        ggml_context_ptr ctx { ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }) };
+        windows.push_back(ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, (int64_t) layer.d_k*layer.n_head, n_slots, n_stream));
+        ggml_format_name(windows.back(), "laprox_window_l%u", layer.il);
+        ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), layer.buft) };
+        if (!buffer) {
+            refuse("no room for the observation window");
+        }
+        ggml_backend_buffer_clear(buffer.get(), 0);
+        window_buffers.emplace_back(std::move(ctx), std::move(buffer));
+    }
+
+    try {
+        for (uint32_t strm = 0; strm < n_stream; strm++) {
+            reset_stream(strm);
+        }
+    } catch (const std::exception & e) {
+        refuse(e.what());
+    }
+
+    LLAMA_LOG_INFO("%s: policy %s, %zu layers, %lld KV heads in all, %u streams, K (%s), V (%s), %.2f MiB\n", __func__,
+            config.policy->name, layers.size(), (long long) n_pairs, n_stream, ggml_type_name(type_k), ggml_type_name(type_v),
+            stream_bytes(0)*n_stream/1048576.0);
+}
+
+// Empty storage. One sequence gets all the room its context allows, as llama.cpp does; several share what there
+// is and grow as they are used.
+void cache::reset_stream(uint32_t strm) {
+    stream & st = streams[strm];
+    const uint64_t generation = st.generation + 1;
+    st = stream();
+    st.generation = generation;
+    st.window_pos.assign(n_slots, -1);
+
+    const uint32_t n_tail = config.chunked || streams.size() > 1 ? 256 : std::max(tail_limit(strm), 256u);
+    for (const layer_info & layer : layers) {
+        const std::vector<uint32_t> nothing(layer.n_head_kv, 0);
+        st.kept.emplace_back(layer.n_head_kv);
+        st.layers.push_back(std::make_unique<layer_store>(layer, nothing, n_tail));
+    }
+}
+
+// The caller resets the cells.
+void cache::clear() {
+    for (uint32_t strm = 0; strm < streams.size(); strm++) {
+        forget(strm);
+    }
+}
+
+// As light as llama.cpp's clear: nothing is allocated until tokens come in.
+void cache::forget(uint32_t strm) {
+    stream & st = streams[strm];
+    const bool compressed = st.n_absorbed > 0 || st.n_compressions > 0;
+    st.tail_begin = 0;
+    st.n_absorbed = 0;
+    st.n_observed = 0;
+    st.n_wanted   = 0;
+    st.window_pos.assign(n_slots, -1);
+    st.scores.clear();
+    if (!compressed) {
+        return;
+    }
+    // kept rows go with their storage; a small tail takes its place, and grows when a document comes
+    if (lctx) {
+        lctx->synchronize();
+    }
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        st.layers[ikv].reset();
+        st.layers[ikv] = std::make_unique<layer_store>(layers[ikv], std::vector<uint32_t>(layers[ikv].n_head_kv, 0), 256);
+    }
+    for (auto & layer_kept : st.kept) {
+        for (auto & head_kept : layer_kept) {
+            head_kept.clear();
+        }
+    }
+    st.n_compressions = 0;
+    st.t_score_us = st.t_select_us = st.t_compact_us = 0;
+    st.generation++;
+}
+
+bool cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    std::vector<uint32_t> affected;
+    for (uint32_t strm = 0; strm < streams.size(); strm++) {
+        if (seq_id < 0 || seq_to_stream[seq_id] == strm) {
+            affected.push_back(strm);
+        }
+    }
+    const auto all_of = [&](uint32_t strm) { return p0 <= 0 && p1 > last_position(strm); };
+    for (uint32_t strm : affected) {
+        const bool reaches_in = streams[strm].n_absorbed > 0 && p0 < streams[strm].tail_begin && p1 > 0;
+        if (reaches_in && !all_of(strm)) {
+            return false;
+        }
+    }
+    for (uint32_t strm : affected) {
+        stream & st = streams[strm];
+        st.scores.clear();
+        if (all_of(strm)) {
+            forget(strm);
+            continue;
+        }
+        for (llama_pos & pos : st.window_pos) {
+            if (pos >= p0 && pos < p1) {
+                pos = -1;
+            }
+        }
+    }
+    return true;
+}
+
+// The caller copies the cells.
+bool cache::copy_stream(uint32_t src, uint32_t dst) {
+    const stream & from = streams[src];
+    stream       & to   = streams[dst];
+    try {
+        if (lctx) {
+            lctx->synchronize();
+        }
+        std::vector<std::unique_ptr<layer_store>> copies;
+        for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+            const layer_store & store = *from.layers[ikv];
+            copies.push_back(std::make_unique<layer_store>(layers[ikv], store.n_kept, store.n_tail));
+            ggml_backend_tensor_copy(store.k, copies.back()->k);
+            ggml_backend_tensor_copy(store.v, copies.back()->v);
+
+            std::vector<uint8_t> ring(windows[ikv]->nb[2]);
+            ggml_backend_tensor_get(windows[ikv], ring.data(), src*ring.size(), ring.size());
+            ggml_backend_tensor_set(windows[ikv], ring.data(), dst*ring.size(), ring.size());
+        }
+        to.layers = std::move(copies);
+    } catch (const std::exception & e) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
+        set_last_error(e.what());
+        return false;
+    }
+    to.kept       = from.kept;
+    to.tail_begin = from.tail_begin;
+    to.n_absorbed = from.n_absorbed;
+    to.window_pos = from.window_pos;
+    to.n_observed = from.n_observed;
+    to.scores     = from.scores;
+    to.n_compressions = from.n_compressions;
+    to.generation++;
+    return true;
+}
+
+llama_pos cache::last_position(uint32_t strm) const {
+    llama_pos last = streams[strm].n_absorbed > 0 ? streams[strm].tail_begin - 1 : -1;
+    for (uint32_t cell = 0; cell < used_tail(strm); cell++) {
+        if (!cells[strm].is_empty(cell)) {
+            last = std::max(last, cells[strm].pos_get(cell));
+        }
+    }
+    return last;
+}
+
+llama_pos cache::seq_pos_max(llama_seq_id seq_id) const {
+    const uint32_t  strm = seq_to_stream.at(seq_id);
+    const llama_pos tail = cells[strm].seq_pos_max(seq_id);
+    return tail < 0 && streams[strm].n_absorbed > 0 ? streams[strm].tail_begin - 1 : tail;
+}
+
+// Positions before the tail can't be removed one by one, so they don't count as held: llama.cpp's callers then
+// evaluate again instead of cutting there.
+llama_pos cache::seq_pos_min(llama_seq_id seq_id) const {
+    const uint32_t  strm = seq_to_stream.at(seq_id);
+    const llama_pos tail = cells[strm].seq_pos_min(seq_id);
+    return tail < 0 && streams[strm].n_absorbed > 0 ? streams[strm].tail_begin - 1 : tail;
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> cache::memory_breakdown() const {
+    std::map<ggml_backend_buffer_type_t, size_t> result;
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        for (const stream & st : streams) {
+            result[layers[ikv].buft] += st.layers[ikv]->bytes();
+        }
+        result[layers[ikv].buft] += ggml_backend_buffer_get_size(window_buffers[ikv].second.get());
+    }
+    return result;
+}
+
+// llama.cpp runs memory updates between batches, on the context's scheduler.
+class update_context : public llama_memory_context_i {
+public:
+    update_context(cache & kv, llama_context & lctx, bool needed) : kv(kv), lctx(lctx), needed(needed) {}
+
+    bool next()  override { return false; }
+    bool apply() override { return kv.update(lctx); }
+
+    const llama_ubatch & get_ubatch() const override { GGML_ABORT("a memory update has no ubatch"); }
+
+    llama_memory_status get_status() const override {
+        return needed ? LLAMA_MEMORY_STATUS_SUCCESS : LLAMA_MEMORY_STATUS_NO_UPDATE;
+    }
+
+private:
+    cache & kv;
+    llama_context & lctx;
+    const bool needed;
+};
+
+llama_memory_context_ptr cache::init_update(llama_context * ctx, bool optimize) {
+    lctx = ctx;
+    const bool pressed = std::any_of(streams.begin(), streams.end(), [](const stream & st) { return st.n_wanted > 0; });
+    return std::make_unique<update_context>(*this, *ctx, request || (optimize && pressed));
+}
+
+void cache::run(llama_context & ctx, std::function<void(llama_context &)> what) {
+    request = std::move(what);
+    refusal.clear();
+    ctx.memory_update(/*optimize =*/ true);
+    request = nullptr;
+    if (!refusal.empty()) {
+        throw std::runtime_error(refusal);
+    }
+}
+
+bool cache::fits(const llama_kv_cache::slot_info & sinfo) const {
+    for (size_t s = 0; s < sinfo.n_stream(); s++) {
+        for (uint32_t cell : sinfo.idxs[s]) {
+            if (cell >= streams[sinfo.strm[s]].layers.front()->n_tail) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+void cache::note_pressure(const std::vector<llama_ubatch> & ubatches) {
+    for (stream & st : streams) {
+        st.n_wanted = 0;
+    }
+    for (const llama_ubatch & ubatch : ubatches) {
+        const auto strms = streams_of(ubatch);
+        for (uint32_t strm : strms) {
+            streams[strm].n_wanted += ubatch.n_tokens/strms.size();
+        }
+    }
+}
+
+void cache::set_settings(const settings & s) {
+    if (s.window > (int32_t) n_slots) {
+        throw std::invalid_argument("window = " + std::to_string(s.window) + " is more than the context observes; accepted: at most " +
+                std::to_string(n_slots) + ", set when the context is made");
+    }
+    if (s.chunked != config.chunked) {
+        throw std::invalid_argument("prefill can't change after the context was made");
+    }
+    if (s.budget.unit == budget_unit::tokens && s.policy->scorer != scorer_type::none && s.budget.value > kv_size) {
+        throw std::invalid_argument("budget of " + std::to_string((int64_t) s.budget.value) +
+                " tokens is larger than the context; accepted: at most " + std::to_string(kv_size));
+    }
+    config = s;
+}
+
+std::vector<uint32_t> cache::cells_by_position(uint32_t strm) const {
+    std::vector<uint32_t> result;
+    for (uint32_t cell = 0; cell < used_tail(strm); cell++) {
+        if (!cells[strm].is_empty(cell)) {
+            result.push_back(cell);
+        }
+    }
+    std::stable_sort(result.begin(), result.end(), [&](uint32_t a, uint32_t b) { return cells[strm].pos_get(a) < cells[strm].pos_get(b); });
+    return result;
+}
+
+cache::held cache::held_by(uint32_t strm, size_t ikv, uint32_t head) const {
+    held result;
+    const auto & kept = streams[strm].kept[ikv][head];
+    for (uint32_t row = 0; row < kept.size(); row++) {
+        result.pos.push_back(kept[row]);
+        result.row.push_back(row);
+    }
+    for (uint32_t cell : cells_by_position(strm)) {
+        result.pos.push_back(cells[strm].pos_get(cell));
+        result.row.push_back(kept.size() + cell);
+    }
+    return result;
+}
+
+int64_t cache::n_seen(uint32_t strm) const {
+    return streams[strm].n_absorbed + cells[strm].get_used();
+}
+
+size_t cache::stream_bytes(uint32_t strm) const {
+    size_t bytes = 0;
+    for (const auto & store : streams[strm].layers) {
+        bytes += store->bytes();
+    }
+    return bytes;
+}
+
+laprox_stats cache::stats(uint32_t strm) const {
+    const stream & st = streams[strm];
+    laprox_stats result {};
+    result.tokens_seen  = n_seen(strm);
+    result.entries_full = result.tokens_seen*n_pairs;
+    result.entries_held = (int64_t) cells[strm].get_used()*n_pairs;
+    result.kv_bytes     = stream_bytes(strm);
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        for (const auto & head_kept : st.kept[ikv]) {
+            result.entries_held += head_kept.size();
+        }
+        result.kv_bytes_full += result.tokens_seen*layers[ikv].n_head_kv*layers[ikv].row_bytes();
+        result.window_bytes  += windows[ikv]->nb[2];
+    }
+    result.compressions    = st.n_compressions;
+    result.score_seconds   = st.t_score_us/1e6;
+    result.select_seconds  = st.t_select_us/1e6;
+    result.compact_seconds = st.t_compact_us/1e6;
+    return result;
+}
+
+static void read_rows(const ggml_tensor * pool, size_t row, float * dst, int64_t rotation) {
+    std::vector<uint8_t> bytes(pool->nb[1]);
+    ggml_backend_tensor_get(pool, bytes.data(), row*pool->nb[1], bytes.size());
+    if (pool->type == GGML_TYPE_F32) {
+        std::copy_n((const float *) bytes.data(), pool->ne[0], dst);
+    } else {
+        ggml_get_type_traits(pool->type)->to_float(bytes.data(), dst, pool->ne[0]);
+    }
+    if (rotation) {
+        hadamard_rotate(dst, pool->ne[0], rotation);
+    }
+}
+
+void cache::entries(llama_seq_id seq_id, size_t ikv, uint32_t head, float * k, float * v) const {
+    const uint32_t      strm  = seq_to_stream.at(seq_id);
+    const layer_info  & layer = layers[ikv];
+    const layer_store & store = *streams[strm].layers[ikv];
+    const held          have  = held_by(strm, ikv, head);
+    for (size_t i = 0; i < have.row.size(); i++) {
+        const size_t row = store.held_row(head) + have.row[i];
+        if (k) {
+            read_rows(store.k, row, k + i*layer.d_k, rotated_k ? rotation_block_k(layer.d_k) : 0);
+        }
+        if (v) {
+            read_rows(store.v, row, v + i*layer.d_v, rotated_v ? rotation_block_v(layer.d_v) : 0);
+        }
+    }
+}
+
+std::vector<llama_pos> cache::queries(llama_seq_id seq_id, size_t ikv, float * q) const {
+    const uint32_t     strm  = seq_to_stream.at(seq_id);
+    const stream     & st    = streams[strm];
+    const layer_info & layer = layers[ikv];
+    const int64_t      n     = (int64_t) layer.d_k*layer.n_head;
+
+    const std::vector<uint32_t> slots = window_slots(strm);
+    std::vector<llama_pos> pos;
+    for (uint32_t slot : slots) {
+        if (q) {
+            float * dst = q + pos.size()*n;
+            ggml_backend_tensor_get(windows[ikv], dst, strm*windows[ikv]->nb[2] + slot*windows[ikv]->nb[1], n*sizeof(float));
+            if (rotated_k) {
+                for (uint32_t head = 0; head < layer.n_head; head++) {
+                    hadamard_rotate(dst + head*layer.d_k, layer.d_k, rotation_block_k(layer.d_k));
+                }
+            }
+        }
+        pos.push_back(st.window_pos[slot]);
+    }
+    return pos;
+}
+
+std::vector<uint32_t> cache::window_slots(uint32_t strm) const {
+    const auto & pos = streams[strm].window_pos;
+    std::vector<uint32_t> slots;
+    for (uint32_t slot = 0; slot < pos.size(); slot++) {
+        if (pos[slot] >= 0) {
+            slots.push_back(slot);
+        }
+    }
+    std::sort(slots.begin(), slots.end(), [&](uint32_t a, uint32_t b) { return pos[a] < pos[b]; });
+    if (slots.size() > (size_t) config.window) {
+        slots.erase(slots.begin(), slots.end() - config.window);
+    }
+    return slots;
+}
+
+}

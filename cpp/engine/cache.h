@@ -1,0 +1,212 @@
+// The compressing KV cache: what llama_kv_cache delegates to while a policy is set.
+//
+// llama_kv_cache keeps its cells, which describe the *tail*: one cell per recent token. This class owns the
+// storage (one layer_store per layer and stream), knows what was kept of the tokens before the tail, and
+// compresses. A stream holds one sequence.
+
+#pragma once
+
+#include "core/allocate.h"
+#include "engine/settings.h"
+#include "engine/store.h"
+
+#include "llama-kv-cache.h"
+#include "llama-memory.h"
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+struct llm_graph_context;
+class llama_io_write_i;
+class llama_io_read_i;
+
+namespace laprox {
+
+class scorer;
+class window_input;
+
+// What one sequence holds.
+struct stream {
+    std::vector<std::unique_ptr<layer_store>> layers;
+
+    // [layer][head]: ascending positions of the kept rows. All of them are below `tail_begin`.
+    std::vector<std::vector<std::vector<llama_pos>>> kept;
+    llama_pos tail_begin  = 0; // first position that was never part of a compression
+    int64_t   n_absorbed  = 0; // tokens that left the tail
+
+    // The observation window: a ring of queries per layer; slot i holds the query of position window_pos[i], -1: none.
+    std::vector<llama_pos> window_pos;
+    int64_t n_observed = 0;
+
+    // Scores of what is held, if laprox_score() was called since it last changed: [layer][head][held row]
+    std::vector<std::vector<std::vector<float>>> scores;
+
+    uint64_t generation = 0; // changes with the storage; graphs built for another one can't be reused
+    uint32_t n_wanted   = 0; // tail cells that the last batch found no room for
+
+    int64_t n_compressions = 0;
+    int64_t t_score_us     = 0;
+    int64_t t_select_us    = 0;
+    int64_t t_compact_us   = 0;
+};
+
+class cache {
+public:
+    // Whether this llama_kv_cache is to be a compressing one. Throws std::runtime_error when the model's policy asks
+    // for it but the context's settings rule it out.
+    static bool wanted(const llama_model & model, const llama_hparams & hparams, bool v_trans, llama_swa_type swa_type,
+            bool shares_cells, uint32_t kv_size);
+
+    cache(const llama_model & model, const llama_hparams & hparams, const std::vector<uint32_t> & layer_ids,
+            ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
+            uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads,
+            const std::vector<uint32_t> & seq_to_stream);
+
+    //
+    // llama_memory_i; false: refused, nothing changed
+    //
+
+    void clear();
+    bool seq_rm (llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+    bool copy_stream(uint32_t src, uint32_t dst);
+    llama_pos seq_pos_min(llama_seq_id seq_id) const;
+    llama_pos seq_pos_max(llama_seq_id seq_id) const;
+
+    std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const;
+
+    llama_memory_context_ptr init_update(llama_context * lctx, bool optimize);
+
+    void state_write(llama_io_write_i & io, llama_seq_id seq_id) const;
+    void state_read (llama_io_read_i  & io, llama_seq_id seq_id);
+
+    //
+    // placing a batch
+    //
+
+    // Whether the cells found for a ubatch have storage behind them.
+    bool fits(const llama_kv_cache::slot_info & sinfo) const;
+    // A batch found no room: how much the next update has to make.
+    void note_pressure(const std::vector<llama_ubatch> & ubatches);
+
+    //
+    // graph (attention.cpp)
+    //
+
+    ggml_tensor * build_input_rows(ggml_context * ctx, const llama_ubatch & ubatch, const char * name) const;
+    void set_input_rows(ggml_tensor * dst, const llama_kv_cache::slot_info & sinfo) const;
+
+    // Store k_cur, v_cur (null: the layer reads another's cache), observe q_cur, and attend.
+    // Result: [d_v*n_head, n_tokens]
+    ggml_tensor * build_attn(const llm_graph_context & g, ggml_tensor * q_cur, ggml_tensor * k_cur, ggml_tensor * v_cur,
+            ggml_tensor * k_rows, ggml_tensor * v_rows, ggml_tensor * tail_mask, ggml_tensor * kq_b, ggml_tensor * sinks,
+            float kq_scale, int il);
+
+    //
+    // compression (compress.cpp); throws std::runtime_error with the reason, the cache is as it was
+    //
+
+    void compress(llama_context & lctx, llama_seq_id seq_id);
+    void score   (llama_context & lctx, llama_seq_id seq_id);
+
+    // Do that between batches, by way of llama_context's memory update.
+    void run(llama_context & lctx, std::function<void(llama_context &)> what);
+
+    // The llama_memory_i update: what was requested, and room for the batch that found none.
+    bool update(llama_context & lctx);
+
+    //
+    // looking inside
+    //
+
+    const settings & get_settings() const { return config; }
+    void set_settings(const settings & s);
+
+    const std::vector<layer_info> & get_layers() const { return layers; }
+    uint32_t n_streams() const { return streams.size(); }
+    const stream & get_stream(uint32_t strm) const { return streams[strm]; }
+    uint32_t stream_index(llama_seq_id seq_id) const { return seq_to_stream.at(seq_id); }
+
+    int64_t n_seen(uint32_t strm) const;
+    laprox_stats stats(uint32_t strm) const;
+
+    // Slots of the observed queries, oldest first; at most settings::window.
+    std::vector<uint32_t> window_slots(uint32_t strm) const;
+
+    // Ascending positions held by a KV head, and the row of each (relative to held_row()).
+    struct held { std::vector<llama_pos> pos; std::vector<uint32_t> row; };
+    held held_by(uint32_t strm, size_t ikv, uint32_t head) const;
+
+    void entries(llama_seq_id seq_id, size_t ikv, uint32_t head, float * k, float * v) const;
+    std::vector<llama_pos> queries(llama_seq_id seq_id, size_t ikv, float * q) const;
+
+    // Throws std::out_of_range if the layer isn't compressed.
+    size_t layer_index(int32_t il) const { return layer_of.at(il); }
+
+private:
+    friend class window_input;
+    friend class scorer;
+
+    // [layer][head]: held rows that stay, ascending; and the tail cells that stay in the tail
+    struct selection {
+        std::vector<std::vector<std::vector<uint32_t>>> rows;
+        std::vector<uint32_t> cells;
+    };
+
+    std::vector<uint32_t> streams_of(const llama_ubatch & ubatch) const;
+    uint32_t used_tail(uint32_t strm) const { return cells[strm].used_max_p1(); }
+    uint32_t tail_limit(uint32_t strm) const;
+    std::vector<uint32_t> cells_by_position(uint32_t strm) const;
+    size_t stream_bytes(uint32_t strm) const;
+
+    void reset_stream(uint32_t strm);
+    void forget(uint32_t strm);
+    void read_stream(llama_io_read_i & io, uint32_t strm, llama_seq_id seq_id);
+    llama_pos last_position(uint32_t strm) const;
+    void resize_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail);
+    // Replace the storage of a stream; everything is allocated and filled before anything is dropped.
+    void relayout(llama_context & lctx, uint32_t strm, const selection & keep, uint32_t n_tail);
+    void compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen);
+    selection select(uint32_t strm, std::vector<std::vector<std::vector<float>>> scores, int64_t n_entries) const;
+    selection select_bytes(uint32_t strm, const std::vector<std::vector<std::vector<float>>> & scores, uint32_t n_tail) const;
+    static std::vector<std::vector<uint32_t>> kept_lengths(const selection & keep);
+    size_t bytes_for(const std::vector<std::vector<uint32_t>> & n_kept, uint32_t n_tail) const;
+
+    const llama_model   & model;
+    const llama_hparams & hparams;
+
+    settings config;
+
+    std::vector<layer_info> layers;
+    std::vector<float>      kq_scales; // [layer], as the graph used them
+    std::map<int32_t, size_t> layer_of;
+    int64_t n_pairs = 0;  // (layer, KV head)
+
+    const bool rotated_k; // llama.cpp rotates the K and V that it quantises (Hadamard)
+    const bool rotated_v;
+
+    const uint32_t kv_size;
+
+    llama_kv_cells_vec    & cells;
+    std::vector<uint32_t> & cell_heads;
+    const std::vector<uint32_t> & seq_to_stream;
+
+    std::vector<stream> streams;
+
+    // the context that computes on this cache, known from its first batch on
+    llama_context * lctx = nullptr;
+
+    // what update() is to do beside making room, and what became of it
+    std::function<void(llama_context &)> request;
+    std::string refusal;
+
+    // F32 [d_k*n_head, n_slots, n_stream] per layer
+    uint32_t n_slots;
+    std::vector<ggml_tensor *> windows;
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> window_buffers;
+};
+
+}

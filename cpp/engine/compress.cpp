@@ -1,0 +1,340 @@
+// Scoring, selecting and compacting: from what a stream holds to what it keeps.
+
+#include "core/scores.h"
+#include "engine/cache.h"
+#include "engine/graph.h"
+#include "engine/scorer.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+namespace laprox {
+
+static const uint32_t tail_block = 256; // llama.cpp pads the number of cells it attends to this
+
+void cache::score(llama_context & lctx, llama_seq_id seq_id) {
+    const uint32_t strm = seq_to_stream.at(seq_id);
+    streams[strm].scores = score_stream(lctx, *this, strm, config.policy->scorer);
+}
+
+void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
+    const uint32_t strm = seq_to_stream.at(seq_id);
+    compress_stream(lctx, strm, n_seen(strm));
+}
+
+// n_budget_seen: what a percentage refers to; more than was seen while a prompt is still coming in.
+void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen) {
+    stream & st = streams[strm];
+    if (config.policy->scorer == scorer_type::none || n_seen(strm) <= config.min_tokens) {
+        return;
+    }
+    const bool    by_bytes  = config.budget.unit == budget_unit::bytes;
+    const int64_t n_entries = by_bytes ? 0 : budget_entries(config.budget, n_budget_seen, n_pairs);
+    if (by_bytes ? stream_bytes(strm) <= config.budget.value/streams.size() : stats(strm).entries_held <= n_entries) {
+        return;
+    }
+
+    const int64_t t0 = ggml_time_us();
+    score_table scores = score_stream(lctx, *this, strm, config.policy->scorer);
+    const int64_t t1 = ggml_time_us();
+
+    const uint32_t n_recent = std::min<uint32_t>(config.recent, cells[strm].get_used());
+    const uint32_t n_tail   = GGML_PAD(n_recent + std::max(st.n_wanted, 1u), tail_block);
+    const selection keep    = by_bytes ? select_bytes(strm, scores, n_tail) : select(strm, std::move(scores), n_entries);
+    const int64_t t2 = ggml_time_us();
+
+    relayout(lctx, strm, keep, n_tail);
+    const int64_t t3 = ggml_time_us();
+
+    st.n_compressions++;
+    st.t_score_us   += t1 - t0;
+    st.t_select_us  += t2 - t1;
+    st.t_compact_us += t3 - t2;
+    LLAMA_LOG_DEBUG("%s: stream %u: kept %lld entries of %lld, %.2f MiB; score %.1f ms, select %.1f ms, compact %.1f ms\n",
+            __func__, strm, (long long) stats(strm).entries_held, (long long) stats(strm).entries_full,
+            stream_bytes(strm)/1048576.0, (t1 - t0)/1e3, (t2 - t1)/1e3, (t3 - t2)/1e3);
+}
+
+cache::selection cache::select(uint32_t strm, score_table scores, int64_t n_entries) const {
+    selection keep;
+    keep.cells = cells_by_position(strm);
+    const uint32_t n_recent = std::min<uint32_t>(config.recent, keep.cells.size());
+    keep.cells.erase(keep.cells.begin(), keep.cells.end() - n_recent);
+
+    // Protected entries are never ranked, but count against the budget.
+    n_entries -= n_recent*n_pairs;
+    std::vector<head_candidates> candidates;
+    std::vector<std::vector<uint32_t>> rows; // beside `candidates`
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        std::vector<std::vector<float>> layer_scores;
+        keep.rows.emplace_back(layers[ikv].n_head_kv);
+        for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
+            const held have = held_by(strm, ikv, head);
+            head_candidates c { (int32_t) layers[ikv].il, (int32_t) head, {}, {} };
+            rows.emplace_back();
+            for (size_t i = 0; i + n_recent < have.pos.size(); i++) {
+                if (have.pos[i] < config.sink) {
+                    keep.rows[ikv][head].push_back(have.row[i]);
+                    n_entries--;
+                } else {
+                    c.pos.push_back(have.pos[i]);
+                    c.score.push_back(scores[ikv][head][have.row[i]]);
+                    rows.back().push_back(have.row[i]);
+                }
+            }
+            layer_scores.push_back(average_pool(c.score.data(), c.score.size(), config.policy->pool_kernel));
+            candidates.push_back(std::move(c));
+        }
+        if (config.policy->normalise_layer) {
+            normalise_layer(layer_scores);
+        }
+        for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
+            candidates[candidates.size() - layers[ikv].n_head_kv + head].score = std::move(layer_scores[head]);
+        }
+    }
+
+    const choice chosen = allocate_global(candidates, n_entries);
+    size_t i = 0;
+    for (auto & layer_rows : keep.rows) {
+        for (auto & head_rows : layer_rows) {
+            for (uint32_t index : chosen[i]) {
+                head_rows.push_back(rows[i][index]);
+            }
+            i++;
+        }
+    }
+    return keep;
+}
+
+// The most entries whose allocation, padding and tail included, stays within the bytes of one stream.
+cache::selection cache::select_bytes(uint32_t strm, const score_table & scores, uint32_t n_tail) const {
+    const size_t limit = (size_t) config.budget.value/streams.size();
+    const auto   cost  = [&](const selection & keep) { return bytes_for(kept_lengths(keep), n_tail); };
+
+    int64_t low  = 0; // fits
+    int64_t high = stats(strm).entries_held + 1;
+    selection best = select(strm, scores, low);
+    if (cost(best) > limit) {
+        throw std::runtime_error("budget of " + std::to_string(limit) + " bytes can't hold the tokens that are never evicted (sink " +
+                std::to_string(config.sink) + ", recent " + std::to_string(config.recent) + ") and the tail; accepted: at least " +
+                std::to_string(cost(best)) + " bytes per sequence");
+    }
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low)/2;
+        selection keep = select(strm, scores, middle);
+        if (cost(keep) <= limit) {
+            best = std::move(keep);
+            low  = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return best;
+}
+
+std::vector<std::vector<uint32_t>> cache::kept_lengths(const selection & keep) {
+    std::vector<std::vector<uint32_t>> result;
+    for (const auto & layer_rows : keep.rows) {
+        result.emplace_back();
+        for (const auto & head_rows : layer_rows) {
+            result.back().push_back(head_rows.size());
+        }
+    }
+    return result;
+}
+
+size_t cache::bytes_for(const std::vector<std::vector<uint32_t>> & n_kept, uint32_t n_tail) const {
+    size_t bytes = 0;
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        bytes += layer_store::bytes_for(layers[ikv], n_kept[ikv], n_tail);
+    }
+    return bytes;
+}
+
+// Cache rows as rows of int32, so that moving them is exact for every type.
+static ggml_tensor * as_i32(ggml_context * ctx, ggml_tensor * t) {
+    ggml_tensor * view = ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], 0);
+    view->type  = GGML_TYPE_I32;
+    view->ne[0] = t->nb[1]/sizeof(int32_t);
+    view->nb[0] = sizeof(int32_t);
+    return view;
+}
+
+void cache::relayout(llama_context & lctx, uint32_t strm, const selection & keep, uint32_t n_tail) {
+    stream & st = streams[strm];
+    const auto lengths = kept_lengths(keep);
+    const uint32_t n_cells = keep.cells.size();
+
+    std::vector<std::unique_ptr<layer_store>> fresh;
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        fresh.push_back(std::make_unique<layer_store>(layers[ikv], lengths[ikv], n_tail));
+    }
+
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        const layer_store & from = *st.layers[ikv];
+        layer_store       & to   = *fresh[ikv];
+
+        graph_runner graph(lctx);
+        std::vector<std::vector<int32_t>> indices(to.classes.size());
+        for (size_t c = 0; c < to.classes.size(); c++) {
+            const store_class & cls = to.classes[c];
+            for (uint32_t head : cls.plan.heads) {
+                const auto & rows = keep.rows[ikv][head];
+                indices[c].insert(indices[c].end(), cls.plan.n_rows - rows.size(), 0); // padding: any row will do
+                for (uint32_t row : rows) {
+                    indices[c].push_back((int32_t) (from.held_row(head) + row));
+                }
+                for (uint32_t cell : keep.cells) {
+                    indices[c].push_back((int32_t) (from.tail_row(head) + cell));
+                }
+            }
+            if (indices[c].empty()) {
+                continue;
+            }
+            ggml_tensor * index = graph.input(GGML_TYPE_I32, indices[c].size(), 1, indices[c].data());
+            const auto move = [&](ggml_tensor * src, ggml_tensor * dst) {
+                ggml_tensor * d    = as_i32(graph.ctx, dst);
+                ggml_tensor * rows = ggml_get_rows(graph.ctx, as_i32(graph.ctx, src), index);
+                const int64_t n    = cls.plan.n_rows + n_cells;
+                ggml_tensor * runs = ggml_view_3d(graph.ctx, d, d->ne[0], n, cls.plan.heads.size(), d->nb[1], cls.stride*d->nb[1], cls.row0*d->nb[1]);
+                ggml_build_forward_expand(graph.gf, ggml_cpy(graph.ctx, ggml_reshape_3d(graph.ctx, rows, d->ne[0], n, cls.plan.heads.size()), runs));
+            };
+            move(from.k, to.k);
+            move(from.v, to.v);
+        }
+        if (ggml_graph_n_nodes(graph.gf) > 0) {
+            graph.run();
+        }
+    }
+
+    // From here on nothing can fail.
+    std::vector<std::vector<std::vector<llama_pos>>> kept(layers.size());
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
+            const auto & before = st.kept[ikv][head];
+            kept[ikv].emplace_back();
+            for (uint32_t row : keep.rows[ikv][head]) {
+                kept[ikv][head].push_back(row < before.size() ? before[row] : cells[strm].pos_get(row - before.size()));
+            }
+        }
+    }
+    if (n_cells > 0 && n_cells < cells[strm].get_used()) {
+        st.tail_begin = cells[strm].pos_get(keep.cells.front());
+        st.n_absorbed += cells[strm].get_used() - n_cells;
+    }
+    const llama_kv_cells tail = cells[strm].cp(keep.cells);
+    cells[strm].reset();
+    cells[strm].set(0, tail);
+    cell_heads[strm] = n_cells;
+
+    st.layers = std::move(fresh);
+    st.kept   = std::move(kept);
+    st.scores.clear();
+    st.generation++;
+
+#ifdef __GLIBC__
+    malloc_trim(0); // small models' buffers come from the heap, which glibc would hold on to
+#endif
+}
+
+void cache::resize_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail) {
+    selection all;
+    all.cells = cells_by_position(strm);
+    for (const auto & layer_kept : streams[strm].kept) {
+        all.rows.emplace_back();
+        for (const auto & head_kept : layer_kept) {
+            all.rows.back().emplace_back();
+            for (uint32_t row = 0; row < head_kept.size(); row++) {
+                all.rows.back().back().push_back(row);
+            }
+        }
+    }
+    relayout(lctx, strm, all, n_tail);
+}
+
+// How many tail cells a stream may have: no more rows than llama.cpp would have allocated, less where the prompt
+// is compressed while it comes in, and never more than a byte budget holds.
+uint32_t cache::tail_limit(uint32_t strm) const {
+    const stream & st = streams[strm];
+
+    int64_t n_kept = 0;
+    std::vector<std::vector<uint32_t>> lengths;
+    for (const auto & layer_kept : st.kept) {
+        lengths.emplace_back();
+        for (const auto & head_kept : layer_kept) {
+            lengths.back().push_back(head_kept.size());
+            n_kept += head_kept.size();
+        }
+    }
+    int64_t limit = ((int64_t) kv_size - (n_kept + n_pairs - 1)/n_pairs)/tail_block*tail_block;
+
+    if (config.chunked) {
+        const int64_t held_back = std::max(config.min_tokens, config.recent);
+        limit = std::min<int64_t>(limit, GGML_PAD(held_back + st.n_wanted, tail_block));
+    }
+    if (config.budget.unit == budget_unit::bytes && (config.chunked || st.n_compressions > 0)) {
+        while (limit > 0 && bytes_for(lengths, limit) > config.budget.value/streams.size()) {
+            limit -= tail_block;
+        }
+    }
+    return (uint32_t) std::max<int64_t>(limit, 0);
+}
+
+bool cache::update(llama_context & lctx) {
+    if (request) {
+        try {
+            request(lctx);
+        } catch (const std::exception & e) {
+            refusal = e.what();
+        }
+        return refusal.empty();
+    }
+    bool made_room = true;
+    for (uint32_t strm = 0; strm < streams.size(); strm++) {
+        stream & st = streams[strm];
+        if (st.n_wanted == 0) {
+            continue;
+        }
+        const auto missing = [&] { return cells[strm].get_used() + st.n_wanted > st.layers.front()->n_tail; };
+        const auto grow    = [&] {
+            const uint32_t needed = GGML_PAD(cells[strm].get_used() + st.n_wanted, tail_block);
+            const uint32_t limit  = tail_limit(strm);
+            if (needed > limit) {
+                return;
+            }
+            // an empty stream is about to read a document: what it can take is allocated at once, as llama.cpp does
+            const bool     empty = n_seen(strm) == 0 && !config.chunked && streams.size() == 1;
+            const uint32_t wish  = empty ? limit : std::max(needed, 2*st.layers.front()->n_tail);
+            resize_tail(lctx, strm, std::min(wish, limit));
+        };
+        try {
+            grow();
+            if (missing()) {
+                compress_stream(lctx, strm, config.chunked ? std::max<int64_t>(kv_size, n_seen(strm)) : n_seen(strm));
+                if (missing()) {
+                    grow();
+                }
+            }
+            if (missing()) {
+                throw std::runtime_error("no room for " + std::to_string(st.n_wanted) + " more tokens: " + std::to_string(n_seen(strm)) +
+                        " seen, " + std::to_string(stats(strm).entries_held/n_pairs) + " held per KV head, " +
+                        std::to_string(tail_limit(strm)) + " tail cells allowed");
+            }
+        } catch (const std::exception & e) {
+            LLAMA_LOG_ERROR("%s: stream %u: %s\n", __func__, strm, e.what());
+            set_last_error(e.what());
+            made_room = false;
+        }
+        st.n_wanted = 0;
+    }
+    return made_room;
+}
+
+}

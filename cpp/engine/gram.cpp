@@ -1,0 +1,133 @@
+#include "engine/gram.h"
+#include "engine/graph.h"
+#include "engine/settings.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace laprox {
+
+// W_O as float32 [n_in, n_embd] transposed to [n_embd, n_in] rows, if the host can read it: weights that a backend
+// has repacked can't be read back, only multiplied with.
+static std::vector<float> transposed_weights(const ggml_tensor * wo) {
+    if (!ggml_backend_buffer_is_host(wo->buffer)) {
+        return {};
+    }
+    const int64_t n_in  = wo->ne[0];
+    const int64_t n_out = wo->ne[1];
+    const auto * traits = ggml_get_type_traits(wo->type);
+    if (wo->type != GGML_TYPE_F32 && !traits->to_float) {
+        return {};
+    }
+    std::vector<float> row(n_in);
+    std::vector<float> result(n_in*n_out);
+    for (int64_t o = 0; o < n_out; o++) {
+        const char * src = (const char *) wo->data + o*wo->nb[1];
+        if (wo->type == GGML_TYPE_F32) {
+            std::copy_n((const float *) src, n_in, row.data());
+        } else {
+            traits->to_float(src, row.data(), n_in);
+        }
+        for (int64_t i = 0; i < n_in; i++) {
+            result[i*n_out + o] = row[i];
+        }
+    }
+    return result;
+}
+
+static std::vector<float> compute_grams(llama_context & lctx, const ggml_tensor * wo, int64_t n_head, int64_t d) {
+    std::vector<float> grams(n_head*d*d);
+    const std::vector<float> weights = transposed_weights(wo);
+
+    // a few heads per graph, to bound its scratch memory
+    const int64_t n_part = std::max<int64_t>(1, std::min<int64_t>(n_head, (int64_t) (16 << 20)/(4*d*wo->ne[0])));
+    for (int64_t first = 0; first < n_head; first += n_part) {
+        const int64_t n = std::min(n_part, n_head - first);
+        graph_runner graph(lctx);
+
+        ggml_tensor * columns; // [n_embd, d*n]: the rows of W_h for n heads
+        std::vector<float> one_hot;
+        if (!weights.empty()) {
+            columns = graph.input(GGML_TYPE_F32, wo->ne[1], d*n, weights.data() + first*d*wo->ne[1]);
+        } else {
+            one_hot.resize(wo->ne[0]*d*n);
+            for (int64_t i = 0; i < d*n; i++) {
+                one_hot[i*wo->ne[0] + first*d + i] = 1.0f;
+            }
+            ggml_tensor * select = graph.input(GGML_TYPE_F32, wo->ne[0], d*n, one_hot.data());
+            columns = ggml_mul_mat(graph.ctx, const_cast<ggml_tensor *>(wo), select);
+            ggml_prec_set_acc(columns, GGML_PREC_F32);
+        }
+        std::vector<ggml_tensor *> results;
+        for (int64_t h = 0; h < n; h++) {
+            ggml_tensor * head = ggml_view_2d(graph.ctx, columns, columns->ne[0], d, columns->nb[1], h*d*columns->nb[1]);
+            results.push_back(ggml_mul_mat(graph.ctx, head, head));
+            ggml_prec_set_acc(results.back(), GGML_PREC_F32);
+            graph.output(results.back());
+        }
+        graph.run();
+        for (int64_t h = 0; h < n; h++) {
+            ggml_backend_tensor_get(results[h], grams.data() + (first + h)*d*d, 0, d*d*sizeof(float));
+        }
+    }
+    return grams;
+}
+
+const std::vector<float> & output_grams(llama_context & lctx, uint32_t il) {
+    const llama_model & model = lctx.get_model();
+    model_state & state = *model.laprox;
+    std::lock_guard<std::mutex> lock(state.mutex);
+    auto it = state.grams.find(il);
+    if (it == state.grams.end()) {
+        it = state.grams.emplace(il, compute_grams(lctx, model.layers[il].wo, model.hparams.n_head(il), model.hparams.n_embd_head_v(il))).first;
+    }
+    return it->second;
+}
+
+void hadamard_rotate(float * row, int64_t n, int64_t block) {
+    const float scale = 1.0f/std::sqrt((float) block);
+    for (int64_t begin = 0; begin < n; begin += block) {
+        float * x = row + begin;
+        for (int64_t half = 1; half < block; half *= 2) {
+            for (int64_t i = 0; i < block; i += 2*half) {
+                for (int64_t j = i; j < i + half; j++) {
+                    const float a = x[j];
+                    const float b = x[j + half];
+                    x[j]        = a + b;
+                    x[j + half] = a - b;
+                }
+            }
+        }
+        for (int64_t j = 0; j < block; j++) {
+            x[j] *= scale;
+        }
+    }
+}
+
+int64_t rotation_block_v(int64_t) {
+    return 64;
+}
+
+int64_t rotation_block_k(int64_t d_k) {
+    return d_k & -d_k;
+}
+
+std::vector<float> rotated_gram(const float * gram, int64_t d_v) {
+    std::vector<float> result(gram, gram + d_v*d_v);
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t i = 0; i < d_v; i++) {
+            hadamard_rotate(result.data() + i*d_v, d_v, rotation_block_v(d_v));
+        }
+        for (int64_t i = 0; i < d_v; i++) {
+            for (int64_t j = i + 1; j < d_v; j++) {
+                std::swap(result[i*d_v + j], result[j*d_v + i]);
+            }
+        }
+    }
+    return result;
+}
+
+}

@@ -1,0 +1,56 @@
+// What the user asked for, checked; and what the engine keeps beside a loaded model.
+
+#pragma once
+
+#include "laprox.h"
+#include "core/budget.h"
+#include "engine/policy.h"
+
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+struct llama_cparams;
+struct llama_hparams;
+
+namespace laprox {
+
+struct settings {
+    const laprox::policy * policy;
+    laprox::budget budget;
+    int32_t window;
+    int32_t sink;
+    int32_t recent;
+    int32_t min_tokens;
+    bool    chunked;
+};
+
+// Throws std::invalid_argument, which names the setting, its value and what would be accepted.
+settings make_settings(const laprox_params & params);
+laprox_params to_params(const settings & s);
+
+// Why this model can't be compressed; empty if it can.
+std::string reason_not_compressible(const llama_model & model);
+
+// Hangs off llama_model, so that it lives exactly as long.
+struct model_state {
+    bool enabled = false;
+    settings config {};
+
+    // layer -> Gram matrices of the output projection, see gram.h; shared by all contexts of the model
+    std::mutex mutex;
+    std::map<uint32_t, std::vector<float>> grams;
+};
+
+// Several sequences in one cache each keep their own entries, so each gets a stream of its own even where
+// --kv-unified asked for a common pool; storage is allocated as they grow.
+void adjust_cparams(const llama_model & model, llama_cparams & cparams);
+
+// Graph nodes beyond the stock graph's, for llama_context::graph_max_nodes().
+uint32_t extra_graph_nodes(const llama_model & model, const llama_cparams & cparams);
+
+// What laprox_last_error() returns on this thread from now on.
+void set_last_error(const std::string & reason);
+
+}

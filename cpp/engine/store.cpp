@@ -1,0 +1,113 @@
+#include "engine/store.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace laprox {
+
+// GPU attention kernels want the key axis in multiples of 256. Storage need not be padded that far: a view may
+// begin in the rows of the head before, whose values are masked.
+static uint32_t view_block(const layer_info & layer) {
+    return ggml_backend_buft_is_host(layer.buft) ? 1 : 256;
+}
+
+static const uint32_t store_block = 8;
+
+struct row_plan {
+    std::vector<store_class> classes;
+    size_t n_rows;
+};
+
+static row_plan plan_rows(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail) {
+    row_plan plan {};
+    // Two heads are cheaper as two calls than as one with a gather.
+    const uint32_t max_classes = layer.n_head_kv <= 2 ? layer.n_head_kv : 3;
+    size_t row = 0;
+    for (auto & planned : plan_classes(n_kept, max_classes, store_block)) {
+        store_class cls { planned, (uint32_t) GGML_PAD(planned.n_rows, view_block(layer)), 0, 0 };
+        // views reach back by n_view - n_rows; the first run has no neighbour to reach into
+        row = std::max<size_t>(row, cls.n_view - planned.n_rows);
+        cls.row0   = row;
+        cls.stride = planned.n_rows + n_tail;
+        row += cls.stride*planned.heads.size();
+        plan.classes.push_back(std::move(cls));
+    }
+    plan.n_rows = row;
+    return plan;
+}
+
+size_t layer_store::bytes_for(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail) {
+    const row_plan plan = plan_rows(layer, n_kept, n_tail);
+    size_t bytes = plan.n_rows*layer.row_bytes();
+    for (const auto & cls : plan.classes) {
+        bytes += cls.n_view*cls.plan.heads.size()*sizeof(ggml_fp16_t);
+    }
+    // alignment of each tensor, and the head orders
+    return bytes + (plan.classes.size() + 4)*256 + 2*layer.n_head_kv*sizeof(int32_t);
+}
+
+layer_store::layer_store(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail) :
+        n_tail(n_tail), n_kept(n_kept), tail_rows(layer.n_head_kv) {
+    row_plan plan = plan_rows(layer, n_kept, n_tail);
+    classes = std::move(plan.classes);
+
+    ggml_init_params params { 16*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
+    ctx.reset(ggml_init(params));
+
+    k = ggml_new_tensor_2d(ctx.get(), layer.type_k, layer.d_k, plan.n_rows);
+    v = ggml_new_tensor_2d(ctx.get(), layer.type_v, layer.d_v, plan.n_rows);
+    ggml_format_name(k, "laprox_k_l%u", layer.il);
+    ggml_format_name(v, "laprox_v_l%u", layer.il);
+
+    std::vector<int32_t> heads;
+    for (auto & cls : classes) {
+        const uint32_t n = cls.plan.heads.size();
+        if (cls.n_view > 0) {
+            cls.kept_mask = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, cls.n_view, 1, 1, n);
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            tail_rows[cls.plan.heads[i]] = cls.row0 + i*cls.stride + cls.plan.n_rows;
+            heads.push_back(cls.plan.heads[i]);
+        }
+    }
+    std::vector<length_class> plans;
+    for (const auto & cls : classes) {
+        plans.push_back(cls.plan);
+    }
+    if (!in_head_order(plans)) {
+        order   = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, layer.n_head_kv);
+        inverse = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, layer.n_head_kv);
+    }
+
+    buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), layer.buft));
+    if (!buffer) {
+        throw std::runtime_error("no room on " + std::string(ggml_backend_buft_name(layer.buft)) + " for " +
+                std::to_string((ggml_nbytes(k) + ggml_nbytes(v)) >> 20) + " MiB of KV cache (layer " +
+                std::to_string(layer.il) + ")");
+    }
+    ggml_backend_buffer_clear(buffer.get(), 0); // masked rows are read, and must not hold NaN
+
+    for (auto & cls : classes) {
+        if (!cls.kept_mask) {
+            continue;
+        }
+        std::vector<ggml_fp16_t> mask;
+        for (uint32_t head : cls.plan.heads) {
+            mask.insert(mask.end(), cls.n_view - n_kept[head], ggml_fp32_to_fp16(-INFINITY));
+            mask.insert(mask.end(), n_kept[head],              ggml_fp32_to_fp16(0.0f));
+        }
+        ggml_backend_tensor_set(cls.kept_mask, mask.data(), 0, ggml_nbytes(cls.kept_mask));
+    }
+    if (order) {
+        std::vector<int32_t> back(heads.size());
+        for (size_t i = 0; i < heads.size(); i++) {
+            back[heads[i]] = (int32_t) i;
+        }
+        ggml_backend_tensor_set(order,   heads.data(), 0, ggml_nbytes(order));
+        ggml_backend_tensor_set(inverse, back.data(),  0, ggml_nbytes(inverse));
+    }
+}
+
+}

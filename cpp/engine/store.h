@@ -1,0 +1,77 @@
+// Storage of one layer for one sequence: a pool of K rows and one of V rows, head-major.
+//
+// Each KV head owns one contiguous run of rows, [padding | kept | tail]:
+//   kept     entries that survived a compression, in ascending position
+//   tail     one row per llama.cpp cell, the recent tokens that every head still has
+//   padding  up to the length of the longest head of its class, masked by `kept_mask`
+// Heads of a class have equally long runs, so that one ggml_flash_attn_ext call reads them all, with the KV heads
+// in the stream dimension. The unused cells of the tail come last, where CUDA's kernels can skip them, and a cache
+// that nothing was evicted from has the row order of llama.cpp's own, hence its exact results.
+
+#pragma once
+
+#include "core/classes.h"
+
+#include "ggml-cpp.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace laprox {
+
+struct layer_info {
+    uint32_t il;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t d_k; // head sizes
+    uint32_t d_v;
+    ggml_type type_k;
+    ggml_type type_v;
+    ggml_backend_buffer_type_t buft;
+
+    uint32_t n_gqa() const { return n_head/n_head_kv; }
+    size_t row_bytes() const { return ggml_row_size(type_k, d_k) + ggml_row_size(type_v, d_v); }
+};
+
+struct store_class {
+    length_class plan;
+    uint32_t n_view;  // masked rows in front of the tail that attention reads; at least plan.n_rows
+    size_t   row0;    // where the first head's run begins
+    size_t   stride;  // rows from one head's run to the next
+    ggml_tensor * kept_mask = nullptr; // F16 [n_view, 1, 1, n_heads]: -inf on padding; null if nothing is kept
+};
+
+class layer_store {
+public:
+    // Empty until filled. Throws std::runtime_error when the device has no room.
+    layer_store(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail);
+
+    // Bytes that such a store takes, without allocating it (alignment aside).
+    static size_t bytes_for(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail);
+
+    size_t bytes() const { return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0; }
+
+    // First row of the tail of a KV head; its kept rows are the n_kept[head] rows before.
+    size_t tail_row(uint32_t head) const { return tail_rows[head]; }
+    size_t held_row(uint32_t head) const { return tail_rows[head] - n_kept[head]; }
+
+    const uint32_t n_tail;
+    const std::vector<uint32_t> n_kept;
+
+    ggml_tensor * k = nullptr; // [d_k, n_rows]
+    ggml_tensor * v = nullptr; // [d_v, n_rows]
+
+    std::vector<store_class> classes;
+
+    // KV heads in the order of the classes, and back; null where that is the natural order
+    ggml_tensor * order   = nullptr; // I32 [n_head_kv]
+    ggml_tensor * inverse = nullptr; // I32 [n_head_kv]
+
+private:
+    std::vector<size_t> tail_rows;
+
+    ggml_context_ptr        ctx;
+    ggml_backend_buffer_ptr buffer;
+};
+
+}

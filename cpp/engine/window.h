@@ -1,0 +1,41 @@
+// The observation window of a graph: where the queries of the latest tokens are written, and what makes a graph
+// that was built for one cache layout unfit for another.
+
+#pragma once
+
+#include "engine/cache.h"
+
+#include "llama-graph.h"
+
+#include <map>
+#include <vector>
+
+namespace laprox {
+
+class window_input : public llm_graph_input_i {
+public:
+    // The input of this graph for this cache, made on first use.
+    static window_input & of(const llm_graph_context & g, cache & kv);
+
+    void set_input(const llama_ubatch * ubatch) override;
+    bool can_reuse(const llm_graph_params & params) override;
+
+    std::vector<uint32_t> streams; // that take part in the ubatch, in its order
+    int64_t n_tokens;              // per stream
+    int64_t n_observed;            // of them, the last ones, whose queries are written
+
+    ggml_tensor * slots = nullptr; // I64 [n_observed, n_streams]
+
+    // tail mask repeated for a number of heads: (index in `streams`, heads) -> F16 [n_tail, n_tokens, 1, heads]
+    std::map<std::pair<size_t, int64_t>, ggml_tensor *> tail_masks;
+
+private:
+    window_input(cache & kv, const llm_graph_context & g);
+
+    std::vector<uint64_t> generations() const;
+
+    cache & kv;
+    std::vector<uint64_t> built_for;
+};
+
+}
