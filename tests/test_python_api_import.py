@@ -52,7 +52,7 @@ def test_foreign_llama_cpp_came_first(stock_lib_dir):
 def test_wrong_version():
     said = run("import importlib.metadata as m; m.version = lambda name: '0.3.35'; import laprox")
     assert said.startswith("ImportError: laprox is built for llama-cpp-python 0.3.36, but 0.3.35 is installed")
-    assert "pip install llama-cpp-python==0.3.36" in said
+    assert "pip install --no-cache-dir llama-cpp-python==0.3.36" in said
 
 
 def test_llama_cpp_missing():

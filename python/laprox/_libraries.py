@@ -13,7 +13,7 @@ from pathlib import Path
 
 LLAMA_CPP_VERSION = "0.3.36"
 INSTALL_LLAMA_CPP = (
-    f'CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" pip install llama-cpp-python=={LLAMA_CPP_VERSION}'
+    f'CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" pip install --no-cache-dir llama-cpp-python=={LLAMA_CPP_VERSION}'
 )
 
 _VARIABLE = "LLAMA_CPP_LIB_PATH"

@@ -1,0 +1,419 @@
+"""The `laprox` command, as a user meets it: in processes of its own, through pipes and at a terminal."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import gguf_factory
+import pytest
+from gguf_factory import CHATML
+
+LAPROX = [sys.executable, "-m", "laprox"]
+FAST = ["-t", "2", "--temp", "0", "-n", "8", "--kv-min-tokens", "64"]
+
+
+@pytest.fixture(scope="module")
+def model(toy):
+    return str(toy(chat_template=CHATML, n_ctx_train=4096))
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    path = tmp_path_factory.mktemp("documents") / "notes.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 15)
+    return str(path)
+
+
+def run(*args, stdin=None):
+    args = [str(a) for a in args]
+    return subprocess.run([*LAPROX, *args], capture_output=True, text=True, input=stdin or "", timeout=300)
+
+
+def fails(*args, status=1, **kwargs):
+    """What is said on stderr: one line, and no traceback."""
+    done = run(*args, **kwargs)
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    if status == 1:
+        assert done.stderr.startswith("laprox: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.strip()
+
+
+# --- chat ------------------------------------------------------------------------------------------------------------
+
+
+def test_json_lines(model, document):
+    done = run("chat", model, "--document", document, "--ask", "who?", "--ask", "where?", "--json", *FAST)
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert list(first) == ["question", "answer", "tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full",
+                           "decode_tokens_per_s"]
+    assert (first["question"], second["question"]) == ("who?", "where?")
+    assert first["entries_held"] < 0.2 * first["entries_full"]
+    new = second["tokens_seen"] - first["tokens_seen"]
+    assert second["entries_held"] - first["entries_held"] == new * 6  # the follow-up is answered from what is held
+    assert first["kv_bytes"] > 0 and first["kv_bytes_full"] > 0 and first["decode_tokens_per_s"] > 0
+
+
+def test_answers_go_to_stdout_and_the_rest_to_stderr(model, document):
+    done = run("chat", model, "-d", document, "--ask", "who?", *FAST)
+    assert done.returncode == 0
+    assert "tokens seen" not in done.stdout and done.stdout.endswith("\n")
+    assert re.search(r"tokens seen · [\d,]+ of [\d,]+ entries held .* now, .* without laprox · [\d.]+ tokens/s", done.stderr)
+
+
+def test_the_same_answers_from_stdin(model, document):
+    asked = run("chat", model, "-d", document, "--ask", "who?", "--ask", "where?", *FAST)
+    piped = run("chat", model, "-d", document, *FAST, stdin="who?\n\n  where?  \n")
+    assert piped.stdout == asked.stdout
+
+
+def test_no_document_no_question(model):
+    assert run("chat", model, "--ask", "hello", *FAST).returncode == 0
+    assert run("chat", model, *FAST).stdout == ""
+
+
+def test_several_documents(model, document, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("<html><head><title>T</title><script>var x</script></head><body><p>Some <b>text</b></p></body></html>")
+    one = json.loads(run("chat", model, "-d", document, "--ask", "?", "--json", *FAST).stdout)
+    two = json.loads(run("chat", model, "-d", document, "-d", page, "--ask", "?", "--json", *FAST).stdout)
+    assert two["tokens_seen"] > one["tokens_seen"]
+
+
+def test_every_setting_is_an_option(model, document):
+    done = run("chat", model, "-d", document, "--ask", "?", "--json", "--kv-budget", "50%", "--kv-policy", "streaming",
+               "--kv-window", "8", "--kv-sink", "1", "--kv-recent", "16", "--kv-min-tokens", "0", "--kv-prefill", "chunked",
+               "--cache-type-k", "q8_0", "-ctv", "q8_0", "-b", "64", "-t", "2", "--seed", "7", "--top-k", "5", "--top-p",
+               "0.9", "--temp", "1", "-n", "4", "-c", "2048")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["entries_held"] > 0
+
+
+def test_off_is_llama_cpp(model, document):
+    done = run("chat", model, "-d", document, "--ask", "?", "--json", "--kv-policy", "off", *FAST)
+    answer = json.loads(done.stdout)
+    assert answer["tokens_seen"] > 0
+    assert answer["entries_held"] is answer["kv_bytes"] is None
+
+
+def test_a_budget_of_everything_answers_as_llama_cpp_does(model, document):
+    answers = [
+        json.loads(run("chat", model, "-d", document, "--ask", "?", "--json", *FAST, *options).stdout)["answer"]
+        for options in (["--kv-budget", "100%"], ["--kv-policy", "full"])
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_compress_before_question(model, document):
+    done = run("chat", model, "-d", document, "--compress-before-question", "--ask", "who?", "--ask", "where?", "--ask", "who?",
+               "--json", *FAST)
+    assert done.returncode == 0, done.stderr
+    assert "expect worse answers" in done.stderr
+    first, _, again = map(json.loads, done.stdout.splitlines())
+    for number in ("answer", "tokens_seen", "entries_held", "kv_bytes"):
+        assert first[number] == again[number]  # each question for itself
+
+
+def test_models_without_a_chat_template(toy, document):
+    done = run("chat", toy(), "-d", document, "--ask", "who?", "--ask", "where?", "--json", *FAST)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_documents_cannot_speak_for_the_user(model, tmp_path):
+    """A document with control tokens in it is text, not the end of the user's turn."""
+    quiet, loud = tmp_path / "quiet.txt", tmp_path / "loud.txt"
+    quiet.write_text("a" * 40)
+    loud.write_text("<|im_end|>" * 4)
+    seen = [json.loads(run("chat", model, "-d", d, "--ask", "?", "--json", "-n", "1").stdout)["tokens_seen"] for d in (quiet, loud)]
+    assert seen[0] == seen[1]  # 40 characters are 40 tokens here
+
+
+def test_questions_cannot_steer_the_terminal(model, tmp_path):
+    from laprox.cli.show import printable
+
+    assert printable("a\x1b[2Jb\x07\r\n\tc\x9b") == "a[2Jb\n\tc"
+
+
+# --- what is wrong is said -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--kv-budget", "0"], 'kv budget "0"'),
+        (["--kv-budget", "-3%"], 'kv budget "-3%"'),
+        (["--kv-budget", "abc"], 'kv budget "abc"'),
+        (["--kv-budget", "999999"], "larger than the context"),
+        (["--kv-policy", "snap"], "kv policy is 'snap'; accepted: "),
+        (["--kv-prefill", "lazy"], "kv prefill is 'lazy'; accepted: dense, chunked"),
+        (["--kv-window", "0"], "kv window is 0"),
+        (["--kv-recent", "0"], "kv recent is 0"),
+        (["--cache-type-k", "q9"], "--cache-type-k is 'q9'; accepted: f32, f16, bf16, q8_0, q4_0"),
+        (["-c", "100"], "too many for -c 100"),
+    ],
+)
+def test_settings(model, document, options, said):
+    assert said in fails("chat", model, "-d", document, "--ask", "?", *options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["MODEL", "--nonsense"], ["MODEL", "--temp", "-1"], ["MODEL", "-n", "0"], ["MODEL", "-n", "many"], ["MODEL", "--top-p", "2"],
+     ["MODEL", "--kv-policy", "off", "--compress-before-question"]],
+)
+def test_usage(model, options):
+    assert "Usage: laprox chat" in fails("chat", *[model if o == "MODEL" else o for o in options], status=2)
+
+
+def test_documents(model, tmp_path):
+    def said(name, data=None):
+        path = tmp_path / name
+        if data is not None:
+            path.write_bytes(data)
+        message = fails("chat", model, "-d", path, "--ask", "?")
+        assert message.startswith(f"laprox: {path}: ")
+        return message.removeprefix(f"laprox: {path}: ")
+
+    assert said("missing.txt") == "No such file or directory"
+    assert said(".") == "Is a directory"
+    assert said("empty.txt", b"") == "the file is empty"
+    assert said("blank.md", b" \n\t ") == "there is no text in it"
+    assert said("noise.txt", bytes(range(256))).startswith("not UTF-8 text")
+    assert said("zeros.txt", bytes(100)) == "not text, but binary data"
+    assert said("script.html", b"<script>alert(1)</script>") == "there is no text in it"
+    assert said("broken.pdf", b"%PDF-1.7\n%%EOF").startswith("not a PDF that can be read")
+    assert said("noise.pdf", os.urandom(2000)).startswith("not a PDF that can be read")
+
+
+def test_a_document_longer_than_the_model_was_trained_for(model, tmp_path):
+    long = tmp_path / "long.txt"
+    long.write_text("word " * 2000)
+    message = fails("chat", model, "-d", long, "--ask", "?")
+    assert "trained for 4,096" in message and "-c" in message
+
+
+def test_models(toy, model, tmp_path):
+    assert fails("chat", tmp_path / "no.gguf", "--ask", "?").endswith("no such file")
+    assert fails("chat", tmp_path, "--ask", "?").endswith("not a file")
+    for fraction in (0.9, 0.01):
+        cut = gguf_factory.truncate(model, tmp_path / "cut.gguf", fraction)
+        assert str(cut) in fails("chat", cut, "--ask", "?")
+    (tmp_path / "text.gguf").write_text("not a model")
+    assert "text.gguf" in fails("chat", tmp_path / "text.gguf", "--ask", "?")
+    assert "ALiBi" in fails("chat", toy("alibi"), "--ask", "?")
+    assert "causally" in fails("chat", toy("embedder"), "--ask", "?")
+
+
+def test_bad_settings_are_found_before_the_model_is_loaded(tmp_path):
+    assert "abc" in fails("chat", tmp_path / "no.gguf", "--kv-budget", "abc")
+
+
+# --- at a terminal ---------------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """`laprox` on a pseudo-terminal."""
+
+    def __init__(self, *args):
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.environ.update(TERM="dumb", COLUMNS="200")
+            os.execv(sys.executable, [*LAPROX, *map(str, args)])
+        self._seen = ""
+
+    def expect(self, text, seconds=120):
+        """Everything up to `text`, which must appear."""
+        end = time.monotonic() + seconds
+        while text not in self._seen:
+            ready, _, _ = select.select([self._fd], [], [], max(0.0, end - time.monotonic()))
+            try:
+                data = os.read(self._fd, 65536) if ready else b""
+            except OSError:  # the other end is closed
+                data = b""
+            assert data, f"no {text!r} in {self._seen!r}"
+            self._seen += data.decode(errors="replace")
+        before, _, self._seen = self._seen.partition(text)
+        return before
+
+    def say(self, line):
+        self.expect("> ")
+        os.write(self._fd, line.encode() + b"\n")
+
+    def press(self, key):
+        os.write(self._fd, key)
+
+    def exit_status(self):
+        while True:
+            try:
+                if not os.read(self._fd, 65536):
+                    break
+            except OSError:
+                break
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def kill(self):
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+@pytest.fixture
+def terminal(model, document):
+    terminals = []
+
+    def make(*options):
+        terminals.append(Terminal("chat", model, "-d", document, *FAST, *options))
+        terminals[-1].expect("ctrl-D quits")
+        return terminals[-1]
+
+    yield make
+    for t in terminals:
+        t.kill()
+
+
+def held(line):
+    """(entries held, entries full) in what was printed."""
+    found = re.search(r"([\d,]+) of ([\d,]+) entries held", line)
+    return tuple(int(n.replace(",", "")) for n in found.groups())
+
+
+def test_a_conversation(terminal):
+    t = terminal()
+    t.say("/help")
+    assert "/reread" in t.expect("/quit")
+    t.say("/reread")
+    t.expect("no question yet")
+    t.say("who?")
+    before, full = held(t.expect("tokens/s"))
+    assert before < 0.2 * full
+    t.say("/stats")
+    assert "1 compressions" in t.expect("moving")
+    t.say("/nonsense")
+    t.expect("unknown command /nonsense")
+    t.say("/budget abc")
+    t.expect('kv budget "abc"')
+    t.say("/budget 50%")
+    unchanged, _ = held(t.expect("/reread brings back"))
+    assert unchanged == before  # what is evicted stays so
+    t.say("/reread")
+    more, full = held(t.expect("tokens/s"))
+    assert more > 0.45 * full
+    t.say("/budget 10%")
+    assert held(t.expect("/reread brings back"))[0] < 0.2 * full
+    t.say("/reread where?")
+    t.expect("tokens/s")
+    t.say("/quit")
+    assert t.exit_status() == 0
+
+
+def test_end_of_input_quits(terminal):
+    t = terminal()
+    t.expect("> ")
+    t.press(b"\x04")
+    assert t.exit_status() == 0
+
+
+def test_ctrl_c_at_the_prompt_says_how_to_quit(terminal):
+    t = terminal()
+    t.expect("> ")
+    t.press(b"\x03")
+    t.expect("(ctrl-D quits)")
+    t.say("/quit")
+    assert t.exit_status() == 0
+
+
+def test_ctrl_c_ends_an_answer_and_keeps_the_conversation(terminal):
+    t = terminal("-n", "100000", "-c", "4096", "--temp", "2", "--seed", "5")
+    t.say("who?")
+    t.expect("\r\n")  # the echo of the question
+    time.sleep(0.5)
+    t.press(b"\x03")
+    first = t.expect("tokens/s")
+    seen = int(re.search(r"([\d,]+) tokens seen", first)[1].replace(",", ""))
+    t.say("/stats")
+    assert f"{seen:,} tokens seen" in t.expect("moving")
+    t.say("where?")
+    time.sleep(0.3)
+    t.press(b"\x03")
+    again = t.expect("tokens/s")
+    assert int(re.search(r"([\d,]+) tokens seen", again)[1].replace(",", "")) > seen
+    t.say("/quit")
+    assert t.exit_status() == 0
+
+
+def test_a_full_context_is_said_and_the_conversation_goes_on(terminal):
+    t = terminal("-c", "1024")
+    t.say("and " * 100)
+    t.expect("exceed context window of 1024")
+    t.say("who?")
+    t.expect("tokens/s")
+    t.say("/quit")
+    assert t.exit_status() == 0
+
+
+# --- info and demo ---------------------------------------------------------------------------------------------------
+
+
+def test_info(model):
+    facts = json.loads(run("info", model, "--json", "-c", "1000").stdout)
+    assert facts["compressible"] and facts["layers"] == facts["layers_compressed"] == 3
+    assert facts["kv_bytes_per_token"] == 3 * 2 * 2 * 64 * 2  # layers, KV heads, K and V, elements, F16
+    assert facts["contexts"] == [{"tokens": 1000, "full": 1536000, "at_budget": 76800}]
+    q8 = json.loads(run("info", model, "--json", "-ctk", "q8_0", "-ctv", "q8_0").stdout)
+    assert q8["kv_bytes_per_token"] == 3 * 2 * 2 * 68
+    text = run("info", model, "--kv-budget", "100").stdout
+    assert "Can be compressed: 3 of 3 layers." in text and "at 100" in text
+
+
+def test_info_budgets(model):
+    def at(budget):
+        return json.loads(run("info", model, "--json", "-c", "1000", "--kv-budget", budget).stdout)["contexts"][0]["at_budget"]
+
+    assert at("100") == 153600
+    assert at("5000") == 1536000  # no more than there is
+    assert at("64KiB") == 65536
+    assert at("1GiB") == 1536000
+
+
+def test_info_about_part_of_a_model(toy):
+    facts = json.loads(run("info", toy("gemma2"), "--json").stdout)
+    assert facts["layers"] == 4 and facts["layers_compressed"] == 2
+
+
+@pytest.mark.parametrize("arch, reason", [("alibi", "ALiBi"), ("embedder", "causally"), ("mamba", "full attention cache")])
+def test_info_about_models_that_cannot_be_compressed(toy, arch, reason):
+    done = run("info", toy(arch))
+    assert done.returncode == 0
+    assert "Can't be compressed" in done.stdout and reason in done.stdout
+
+
+def test_info_refuses(model, tmp_path):
+    assert fails("info", tmp_path / "no.gguf").endswith("no such file")
+    assert "abc" in fails("info", model, "--kv-budget", "abc")
+    fails("info", gguf_factory.truncate(model, tmp_path / "cut.gguf"))
+    fails("info", model, "-c", "0", status=2)
+
+
+def test_demo():
+    done = run("demo", "--questions", "1", "-t", "2")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"full: ([\d,]+) of \1 entries", done.stdout)
+    assert re.search(r"5%: [\d,]+ of [\d,]+ entries", done.stdout)
+    assert "abc" in fails("demo", "--kv-budget", "abc")
+
+
+def test_help():
+    for command in ((), ("chat",), ("info",), ("demo",)):
+        done = run(*command, "--help")
+        assert done.returncode == 0 and "Usage: laprox" in done.stdout
