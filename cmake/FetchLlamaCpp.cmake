@@ -68,6 +68,8 @@ function(laprox_unpack_sdist)
     if(NOT failed EQUAL 0)
         message(FATAL_ERROR "${output}\nCould not unpack ${LAPROX_SDIST}. Delete it and build again.")
     endif()
+    # The pointer to a submodule's repository, which the sdist doesn't have, stops git in this folder.
+    file(REMOVE "${scratch}/${LAPROX_SDIST_NAME}/vendor/llama.cpp/.git")
     # Renamed last: a folder of this name is always complete.
     file(RENAME "${scratch}/${LAPROX_SDIST_NAME}/vendor/llama.cpp" "${LAPROX_STOCK_DIR}")
     file(REMOVE_RECURSE "${scratch}")
