@@ -28,8 +28,9 @@ _log: list[str] = []
 
 @L.llama_log_callback
 def _keep_log(level, text, _user):
-    _log.append(text.decode(errors="replace"))
-    del _log[:-200]
+    if level in (3, 4, 5):  # warnings, errors, and what continues a line
+        _log.append(text.decode(errors="replace"))
+        del _log[:-20]
 
 
 L.llama_log_set(_keep_log, c.c_void_p(0))

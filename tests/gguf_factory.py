@@ -77,6 +77,7 @@ def _blocks(rng: np.random.Generator, qtype: QType, n: int, d: float) -> np.ndar
     elif qtype in (QType.Q4_K, QType.Q5_K):
         put(0, d)
         put(2, d * (7.5 if qtype == QType.Q4_K else 15.5))  # the minimum that centres the weights
+        raw[:, 4:12] |= 0b10100000  # no sub-block has a scale or a minimum below half the largest
     elif qtype == QType.Q6_K:
         put(size - 2, d)
     else:

@@ -60,7 +60,7 @@ def test_generation_longer_than_the_context(toy, rng):
             assert np.abs(got - net.decode([token])[0]).max() < TOLERANCE
             seen += 1
             peak = max(peak, ctx.stats().entries_held)
-        assert compressions >= 2 and peak <= 256 * 6
+        assert compressions >= 2 and peak <= (64 + 256) * 6
 
 
 def test_chunked_prefill_is_bounded(toy, rng):

@@ -46,19 +46,20 @@ def broken_params():
 
     budget = engine.LaproxBudget
     yield "policy", "nonesuch", change(policy=b"nonesuch")
-    yield "no policy", "", change(policy=None)
+    yield "no policy", "policy", change(policy=None)
     yield "budget 0", "0", change(budget=budget(engine.FRACTION, 0.0))
     yield "budget above 1", "2", change(budget=budget(engine.FRACTION, 2.0))
     yield "negative tokens", "-5", change(budget=budget(engine.TOKENS, -5))
     yield "negative bytes", "-5", change(budget=budget(engine.BYTES, -5))
+    yield "tokens below the protected", "36", change(budget=budget(engine.TOKENS, 35))
     yield "not a number", "nan", change(budget=budget(engine.TOKENS, float("nan")))
-    yield "unknown unit", "", change(budget=budget(7, 1.0))
+    yield "unknown unit", "unit", change(budget=budget(7, 1.0))
     yield "window 0", "window", change(window=0)
     yield "window < 0", "window", change(window=-1)
     yield "sink < 0", "sink", change(sink=-1)
     yield "recent 0", "recent", change(recent=0)
     yield "min_tokens < 0", "min_tokens", change(min_tokens=-1)
-    yield "prefill", "", change(prefill=9)
+    yield "prefill", "prefill", change(prefill=9)
 
 
 @pytest.mark.parametrize("word, params", [pytest.param(w, p, id=name) for name, w, p in broken_params()])

@@ -22,7 +22,7 @@ def assert_selected(got, held, scores, tokens_seen, budget, sink, recent, policy
     assert max(lost) - min(gained) < 1e-6 * min(gained), "the engine kept something worth less than what it evicted"
 
 
-@pytest.mark.parametrize("budget", ["10%", "0.333", "60", "1", "99%"])
+@pytest.mark.parametrize("budget", ["10%", "0.333", "60", "36", "99%"])
 @pytest.mark.parametrize("shape", [{}, {"n_head": 4, "n_head_kv": 4, "n_layer": 2}], ids=["gqa", "mha"])
 def test_laprox_keeps_the_best(toy, rng, shape, budget):
     """Twice: the second selection starts from ragged heads."""

@@ -19,7 +19,7 @@ import worker
 )
 def test_off_is_bit_identical(toy, rng, stock, arch, context):
     path, tokens = toy(arch), rng.integers(3, 512, 300).tolist()
-    context = dict(context, n_ctx=1024, n_ubatch=64, n_threads=2)
+    context = dict(context, n_ctx=1024, n_ubatch=64)
     steps = [["decode", tokens], ["greedy", 5, 30], ["save"]]
     if context.get("n_seq_max"):
         steps += [["decode", tokens[:90], 1], ["greedy", 7, 10, 1], ["seq_save", 1]]
@@ -61,9 +61,13 @@ def test_everything_kept_is_stock(toy, rng, stock, type_k, kv):
     assert stats["entries_held"] == stats["entries_full"] == 1000 * 6
 
 
-@pytest.mark.parametrize("type_k, tolerance", [("f32", 1e-3), ("q8_0", 1e-3)])
-def test_streaming_is_stock_after_seq_rm(toy, rng, stock, type_k, tolerance):
-    """Budget 30 % of 400 tokens: 120 per head, 4 of them sinks."""
+@pytest.mark.parametrize("type_k, typical, worst", [("f32", 1e-4, 1e-3), ("q8_0", 1e-4, 5e-2)])
+def test_streaming_is_stock_after_seq_rm(toy, rng, stock, type_k, typical, worst):
+    """Budget 30 % of 400 tokens: 120 per head, 4 of them sinks.
+
+    Stock llama.cpp puts new tokens into the holes, so it adds in another order; in a quantised cache a last bit
+    sometimes becomes another code.
+    """
     path, tokens = toy(), rng.integers(3, 512, 400).tolist()
     # flash attention casts an F32 cache to F16 in stock llama.cpp, so that one is compared without it
     context = {"n_ctx": 512, "n_ubatch": 128, "type_k": type_k}
@@ -75,4 +79,5 @@ def test_streaming_is_stock_after_seq_rm(toy, rng, stock, type_k, tolerance):
     for held in ours[2].values():
         assert held.tolist() == [*range(4), *range(284, 400)]
     for a, b in zip(theirs, ours[3:]):
-        assert np.abs(a - b).max() < tolerance
+        error = np.abs(a - b).max(1)
+        assert np.median(error) < typical and error.max() < worst
