@@ -179,7 +179,7 @@ bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
 
 bool laprox_get_stats(llama_context * ctx, llama_seq_id seq_id, laprox_stats * out) {
     return guarded(false, [&] {
-        if (seq_id >= 0) {
+        if (seq_id != -1) {
             cache & kv = cache_of(ctx, seq_id);
             *out = kv.stats(kv.stream_index(seq_id));
             return true;

@@ -152,7 +152,7 @@ bool cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     }
     const auto all_of = [&](uint32_t strm) { return p0 <= 0 && p1 > last_position(strm); };
     for (uint32_t strm : affected) {
-        const bool reaches_in = streams[strm].n_absorbed > 0 && p0 < streams[strm].tail_begin && p1 > 0;
+        const bool reaches_in = streams[strm].n_absorbed > 0 && p0 < streams[strm].tail_begin && p0 < p1;
         if (reaches_in && !all_of(strm)) {
             return false;
         }

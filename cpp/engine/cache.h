@@ -27,6 +27,7 @@ class llama_io_read_i;
 namespace laprox {
 
 class scorer;
+class state_reader;
 class window_input;
 
 // What one sequence holds.
@@ -159,12 +160,14 @@ private:
     std::vector<uint32_t> streams_of(const llama_ubatch & ubatch) const;
     uint32_t used_tail(uint32_t strm) const { return cells[strm].used_max_p1(); }
     uint32_t tail_limit(uint32_t strm) const;
+    uint32_t tail_limit_in_bytes(uint32_t strm) const;
+    void make_room(llama_context & lctx, uint32_t strm);
     std::vector<uint32_t> cells_by_position(uint32_t strm) const;
     size_t stream_bytes(uint32_t strm) const;
 
     void reset_stream(uint32_t strm);
     void forget(uint32_t strm);
-    void read_stream(llama_io_read_i & io, uint32_t strm, llama_seq_id seq_id);
+    void read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id);
     llama_pos last_position(uint32_t strm) const;
     void resize_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail);
     // Replace the storage of a stream; everything is allocated and filled before anything is dropped.

@@ -37,7 +37,10 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
     }
     const bool    by_bytes  = config.budget.unit == budget_unit::bytes;
     const int64_t n_entries = by_bytes ? 0 : budget_entries(config.budget, n_budget_seen, n_pairs);
-    if (by_bytes ? stream_bytes(strm) <= config.budget.value/streams.size() : stats(strm).entries_held <= n_entries) {
+    // under pressure a byte budget has to make room for a longer tail even where it holds now
+    const bool within = by_bytes ? st.n_wanted == 0 && stream_bytes(strm) <= config.budget.value/streams.size()
+                                 : stats(strm).entries_held <= n_entries;
+    if (within) {
         return;
     }
 
@@ -259,32 +262,84 @@ void cache::resize_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail) {
     relayout(lctx, strm, all, n_tail);
 }
 
-// How many tail cells a stream may have: no more rows than llama.cpp would have allocated, less where the prompt
-// is compressed while it comes in, and never more than a byte budget holds.
+// How many tail cells a stream may have: no more rows than llama.cpp would have allocated, and less where the prompt
+// is compressed while it comes in.
 uint32_t cache::tail_limit(uint32_t strm) const {
     const stream & st = streams[strm];
 
     int64_t n_kept = 0;
-    std::vector<std::vector<uint32_t>> lengths;
     for (const auto & layer_kept : st.kept) {
-        lengths.emplace_back();
         for (const auto & head_kept : layer_kept) {
-            lengths.back().push_back(head_kept.size());
             n_kept += head_kept.size();
         }
     }
-    int64_t limit = ((int64_t) kv_size - (n_kept + n_pairs - 1)/n_pairs)/tail_block*tail_block;
+    int64_t limit = (int64_t) kv_size - (n_kept + n_pairs - 1)/n_pairs;
 
     if (config.chunked) {
-        const int64_t held_back = std::max(config.min_tokens, config.recent);
-        limit = std::min<int64_t>(limit, GGML_PAD(held_back + st.n_wanted, tail_block));
+        // what the budget may come to, and a batch on top of it
+        int64_t held = std::max(config.min_tokens, config.sink + config.recent);
+        if (config.budget.unit != budget_unit::bytes) {
+            held = std::max(held, budget_entries(config.budget, kv_size, n_pairs)/n_pairs);
+        }
+        limit = std::min<int64_t>(limit, GGML_PAD(std::max<int64_t>(held - n_kept/n_pairs, config.recent) + st.n_wanted, tail_block));
     }
-    if (config.budget.unit == budget_unit::bytes && (config.chunked || st.n_compressions > 0)) {
+    return (uint32_t) std::max<int64_t>(limit/tail_block*tail_block, 0);
+}
+
+// The same within a byte budget.
+uint32_t cache::tail_limit_in_bytes(uint32_t strm) const {
+    uint32_t limit = tail_limit(strm);
+    if (config.budget.unit == budget_unit::bytes && (config.chunked || streams[strm].n_compressions > 0)) {
+        std::vector<std::vector<uint32_t>> lengths;
+        for (const auto & store : streams[strm].layers) {
+            lengths.push_back(store->n_kept);
+        }
         while (limit > 0 && bytes_for(lengths, limit) > config.budget.value/streams.size()) {
             limit -= tail_block;
         }
     }
-    return (uint32_t) std::max<int64_t>(limit, 0);
+    return limit;
+}
+
+// Room for the batch that found none: a longer tail, or a compression. While a prompt is coming in, a dense cache
+// may exceed its byte budget, as it does for the first one; the compression at the prompt's end restores it.
+void cache::make_room(llama_context & lctx, uint32_t strm) {
+    stream & st = streams[strm];
+    const auto missing = [&] { return cells[strm].get_used() + st.n_wanted > st.layers.front()->n_tail; };
+    const auto grow    = [&](uint32_t limit) {
+        const uint32_t needed = GGML_PAD(cells[strm].get_used() + st.n_wanted, tail_block);
+        if (!missing() || needed > limit) {
+            return;
+        }
+        // an empty stream is about to read a document: what it can take is allocated at once, as llama.cpp does
+        const bool     empty = n_seen(strm) == 0 && !config.chunked && streams.size() == 1;
+        const uint32_t wish  = empty ? limit : std::max(needed, 2*st.layers.front()->n_tail);
+        resize_tail(lctx, strm, std::min(wish, limit));
+    };
+
+    grow(tail_limit_in_bytes(strm));
+
+    const bool prompt = !config.chunked && st.n_wanted >= tail_block;
+    if (prompt) {
+        grow(tail_limit(strm));
+    }
+    std::string reason;
+    if (missing()) {
+        try {
+            compress_stream(lctx, strm, config.chunked ? std::max<int64_t>(kv_size, n_seen(strm)) : n_seen(strm));
+        } catch (const std::exception & e) {
+            reason = std::string("; ") + e.what();
+        }
+        grow(tail_limit_in_bytes(strm));
+    }
+    if (!config.chunked) {
+        grow(tail_limit(strm));
+    }
+    if (missing()) {
+        throw std::runtime_error("no room for " + std::to_string(st.n_wanted) + " more tokens: " + std::to_string(n_seen(strm)) + " seen, " +
+                std::to_string(stats(strm).entries_held/n_pairs) + " held per KV head, " + std::to_string(tail_limit_in_bytes(strm)) +
+                " tail cells allowed" + reason);
+    }
 }
 
 bool cache::update(llama_context & lctx) {
@@ -298,41 +353,17 @@ bool cache::update(llama_context & lctx) {
     }
     bool made_room = true;
     for (uint32_t strm = 0; strm < streams.size(); strm++) {
-        stream & st = streams[strm];
-        if (st.n_wanted == 0) {
+        if (streams[strm].n_wanted == 0) {
             continue;
         }
-        const auto missing = [&] { return cells[strm].get_used() + st.n_wanted > st.layers.front()->n_tail; };
-        const auto grow    = [&] {
-            const uint32_t needed = GGML_PAD(cells[strm].get_used() + st.n_wanted, tail_block);
-            const uint32_t limit  = tail_limit(strm);
-            if (needed > limit) {
-                return;
-            }
-            // an empty stream is about to read a document: what it can take is allocated at once, as llama.cpp does
-            const bool     empty = n_seen(strm) == 0 && !config.chunked && streams.size() == 1;
-            const uint32_t wish  = empty ? limit : std::max(needed, 2*st.layers.front()->n_tail);
-            resize_tail(lctx, strm, std::min(wish, limit));
-        };
         try {
-            grow();
-            if (missing()) {
-                compress_stream(lctx, strm, config.chunked ? std::max<int64_t>(kv_size, n_seen(strm)) : n_seen(strm));
-                if (missing()) {
-                    grow();
-                }
-            }
-            if (missing()) {
-                throw std::runtime_error("no room for " + std::to_string(st.n_wanted) + " more tokens: " + std::to_string(n_seen(strm)) +
-                        " seen, " + std::to_string(stats(strm).entries_held/n_pairs) + " held per KV head, " +
-                        std::to_string(tail_limit(strm)) + " tail cells allowed");
-            }
+            make_room(lctx, strm);
         } catch (const std::exception & e) {
             LLAMA_LOG_ERROR("%s: stream %u: %s\n", __func__, strm, e.what());
             set_last_error(e.what());
             made_room = false;
         }
-        st.n_wanted = 0;
+        streams[strm].n_wanted = 0;
     }
     return made_room;
 }

@@ -14,6 +14,9 @@ namespace laprox {
 // What one tensor of a score graph may take; a graph holds about two at a time.
 static const int64_t scratch_bytes = 24ll << 20;
 
+// Attention weights are scaled by this before they are squared; the sum of up to 1024 such squares is still finite.
+static const float weight_scale = 1e16f;
+
 // [n, m, r] -> [n, 1, r] by adding halves: coalesced on a GPU, and deterministic.
 static ggml_tensor * sum_dim1(ggml_context * ctx, ggml_tensor * t) {
     const auto part = [&](ggml_tensor * a, int64_t first, int64_t n) {
@@ -83,12 +86,14 @@ static ggml_tensor * laprox_scores(ggml_context * ctx, const llama_hparams & hpa
             scale = 1.0f;
         }
         a = ggml_soft_max_ext(ctx, a, mask, scale, 0.0f);
-        ggml_tensor * energy = ggml_sqrt(ctx, sum_dim1(ctx, ggml_sqr(ctx, a))); // [n, 1, m]
+        // squares of small weights would underflow, and entries that differ would tie at 0
+        a = ggml_sqr(ctx, ggml_scale(ctx, a, weight_scale));
+        ggml_tensor * energy = ggml_sqrt(ctx, sum_dim1(ctx, a)); // [n, 1, m]
         ggml_tensor * norm   = ggml_view_3d(ctx, norms, n, 1, m, norms->nb[1], norms->nb[1], first*norms->nb[1]);
         ggml_tensor * sum    = sum_dim1(ctx, ggml_reshape_3d(ctx, ggml_mul(ctx, energy, norm), n, m, 1));
         total = total ? ggml_add(ctx, total, sum) : sum;
     }
-    return ggml_scale(ctx, total, 1.0f/(float) n_gqa);
+    return ggml_scale(ctx, total, 1.0f/(weight_scale*(float) n_gqa));
 }
 
 class scorer {

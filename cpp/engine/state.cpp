@@ -6,6 +6,7 @@
 #include "llama-io.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 namespace laprox {
@@ -13,15 +14,89 @@ namespace laprox {
 static const uint32_t state_magic   = 0x5358504c; // "LPXS"
 static const uint32_t state_version = 1;
 
-template <typename T> static void put(llama_io_write_i & io, const T & value) {
-    io.write(&value, sizeof(value));
-}
+// Everything goes through the host and a checksum: a bit flipped in a file must not become a changed memory.
+class checksum {
+public:
+    void add(const void * data, size_t size) {
+        const uint8_t * bytes = (const uint8_t *) data;
+        for (; size >= sizeof(uint64_t); bytes += sizeof(uint64_t), size -= sizeof(uint64_t)) {
+            uint64_t word;
+            memcpy(&word, bytes, sizeof(word));
+            mix(word);
+        }
+        for (; size > 0; bytes++, size--) {
+            mix(*bytes);
+        }
+    }
 
-template <typename T> static T get(llama_io_read_i & io) {
-    T value;
-    io.read(&value, sizeof(value));
-    return value;
-}
+    uint64_t value = 0xcbf29ce484222325;
+
+private:
+    void mix(uint64_t word) {
+        value = (value ^ word)*0x9e3779b97f4a7c15;
+        value ^= value >> 29;
+    }
+};
+
+class state_writer {
+public:
+    explicit state_writer(llama_io_write_i & io) : io(io) {}
+
+    void write(const void * data, size_t size) {
+        io.write(data, size);
+        sum.add(data, size);
+    }
+    template <typename T> void put(const T & value) {
+        write(&value, sizeof(value));
+    }
+    void rows(const ggml_tensor * t, size_t first, size_t n) {
+        std::vector<uint8_t> bytes(n*t->nb[1]);
+        if (!bytes.empty()) {
+            ggml_backend_tensor_get(t, bytes.data(), first*t->nb[1], bytes.size());
+            write(bytes.data(), bytes.size());
+        }
+    }
+    void finish() {
+        io.write(&sum.value, sizeof(sum.value));
+    }
+
+private:
+    llama_io_write_i & io;
+    checksum sum;
+};
+
+class state_reader {
+public:
+    explicit state_reader(llama_io_read_i & io) : io(io) {}
+
+    void read(void * data, size_t size) {
+        io.read(data, size);
+        sum.add(data, size);
+    }
+    template <typename T> T get() {
+        T value;
+        read(&value, sizeof(value));
+        return value;
+    }
+    void rows(ggml_tensor * t, size_t first, size_t n) {
+        std::vector<uint8_t> bytes(n*t->nb[1]);
+        if (!bytes.empty()) {
+            read(bytes.data(), bytes.size());
+            ggml_backend_tensor_set(t, bytes.data(), first*t->nb[1], bytes.size());
+        }
+    }
+    void finish() {
+        uint64_t saved;
+        io.read(&saved, sizeof(saved));
+        if (saved != sum.value) {
+            throw std::runtime_error("the saved state is damaged: its checksum is wrong");
+        }
+    }
+
+private:
+    llama_io_read_i & io;
+    checksum sum;
+};
 
 static void expect(const char * what, int64_t saved, int64_t here) {
     if (saved != here) {
@@ -35,6 +110,7 @@ template <typename F> static void visit_layout(const std::vector<layer_info> & l
     field("the number of compressed layers", layers.size());
     for (const layer_info & layer : layers) {
         field("a layer's index",        layer.il);
+        field("the number of heads",    layer.n_head);
         field("the number of KV heads", layer.n_head_kv);
         field("the key head size",      layer.d_k);
         field("the value head size",    layer.d_v);
@@ -57,10 +133,11 @@ static std::vector<std::pair<uint32_t, uint32_t>> runs_of(const std::vector<uint
 }
 
 void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
-    put(io, state_magic);
-    put(io, state_version);
-    visit_layout(layers, [&](const char *, int64_t value) { put(io, value); });
-    put(io, (uint32_t) (seq_id < 0 ? streams.size() : 1));
+    state_writer out(io);
+    out.put(state_magic);
+    out.put(state_version);
+    visit_layout(layers, [&](const char *, int64_t value) { out.put(value); });
+    out.put((uint32_t) (seq_id < 0 ? streams.size() : 1));
 
     for (uint32_t strm = 0; strm < streams.size(); strm++) {
         if (seq_id >= 0 && seq_to_stream[seq_id] != strm) {
@@ -69,31 +146,41 @@ void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
         const stream & st = streams[strm];
         const std::vector<uint32_t> tail = cells_by_position(strm);
 
-        put(io, st.tail_begin);
-        put(io, st.n_absorbed);
-        put(io, (uint32_t) tail.size());
+        out.put(st.tail_begin);
+        out.put(st.n_absorbed);
+        out.put((uint32_t) tail.size());
         for (uint32_t cell : tail) {
-            put(io, cells[strm].pos_get(cell));
-            put(io, cells[strm].ext_get(cell));
+            out.put(cells[strm].pos_get(cell));
+            out.put(cells[strm].ext_get(cell));
         }
         for (const auto & layer_kept : st.kept) {
             for (const auto & head_kept : layer_kept) {
-                put(io, (uint32_t) head_kept.size());
-                io.write(head_kept.data(), head_kept.size()*sizeof(llama_pos));
+                out.put((uint32_t) head_kept.size());
+                out.write(head_kept.data(), head_kept.size()*sizeof(llama_pos));
+            }
+        }
+        // the observation window, so that what was restored can be compressed again before new tokens come
+        const std::vector<uint32_t> slots = window_slots(strm);
+        out.put((uint32_t) slots.size());
+        for (uint32_t slot : slots) {
+            out.put(st.window_pos[slot]);
+            for (const ggml_tensor * ring : windows) {
+                out.rows(ring, (size_t) strm*n_slots + slot, 1);
             }
         }
         for (size_t ikv = 0; ikv < layers.size(); ikv++) {
             const layer_store & store = *st.layers[ikv];
-            for (ggml_tensor * pool : { store.k, store.v }) {
+            for (const ggml_tensor * pool : { store.k, store.v }) {
                 for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-                    io.write_tensor(pool, store.held_row(head)*pool->nb[1], store.n_kept[head]*pool->nb[1]);
+                    out.rows(pool, store.held_row(head), store.n_kept[head]);
                     for (const auto & [first, n] : runs_of(tail)) {
-                        io.write_tensor(pool, (store.tail_row(head) + first)*pool->nb[1], n*pool->nb[1]);
+                        out.rows(pool, store.tail_row(head) + first, n);
                     }
                 }
             }
         }
     }
+    out.finish();
 }
 
 void cache::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
@@ -101,39 +188,41 @@ void cache::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
     for (uint32_t strm = 0; strm < streams.size(); strm++) {
         if (seq_id < 0 || seq_to_stream[seq_id] == strm) {
             targets.push_back(strm);
+        }
+    }
+    const auto empty = [&] {
+        for (uint32_t strm : targets) {
             cells[strm].reset();
             cell_heads[strm] = 0;
             forget(strm);
         }
-    }
+    };
+    empty();
     try {
-        if (get<uint32_t>(io) != state_magic) {
+        state_reader in(io);
+        if (in.get<uint32_t>() != state_magic) {
             throw std::runtime_error("the saved state is not one of a compressing cache (it may be one of stock llama.cpp)");
         }
-        expect("the format version", get<uint32_t>(io), state_version);
-        visit_layout(layers, [&](const char * what, int64_t here) { expect(what, get<int64_t>(io), here); });
-        expect("the number of sequences", get<uint32_t>(io), targets.size());
+        expect("the format version", in.get<uint32_t>(), state_version);
+        visit_layout(layers, [&](const char * what, int64_t here) { expect(what, in.get<int64_t>(), here); });
+        expect("the number of sequences", in.get<uint32_t>(), targets.size());
         for (uint32_t strm : targets) {
-            read_stream(io, strm, seq_id);
+            read_stream(in, strm, seq_id);
         }
+        in.finish();
     } catch (const std::exception & e) {
-        io.discard(); // reads into storage that is about to go
-        for (uint32_t strm : targets) {
-            cells[strm].reset();
-            streams[strm].n_absorbed = std::max<int64_t>(streams[strm].n_absorbed, 1); // its storage is not to be kept
-            forget(strm);
-        }
+        empty();
         set_last_error(e.what());
         throw;
     }
 }
 
-void cache::read_stream(llama_io_read_i & io, uint32_t strm, llama_seq_id seq_id) {
+void cache::read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id) {
     const auto damaged = [](const char * what) { throw std::runtime_error(std::string("the saved state is damaged: ") + what); };
 
-    const auto tail_begin = get<llama_pos>(io);
-    const auto n_absorbed = get<int64_t>(io);
-    const auto n_cells    = get<uint32_t>(io);
+    const auto tail_begin = in.get<llama_pos>();
+    const auto n_absorbed = in.get<int64_t>();
+    const auto n_cells    = in.get<uint32_t>();
     if (tail_begin < 0 || n_absorbed < 0 || (n_absorbed > 0) != (tail_begin > 0)) {
         damaged("its token counts disagree");
     }
@@ -141,35 +230,34 @@ void cache::read_stream(llama_io_read_i & io, uint32_t strm, llama_seq_id seq_id
         throw std::runtime_error("the saved state has " + std::to_string(n_cells) + " recent tokens, the context has room for " + std::to_string(kv_size));
     }
 
+    // a whole-context state has one sequence per stream
+    llama_seq_id owner = seq_id;
+    for (uint32_t seq = 0; owner < 0 && seq < seq_to_stream.size(); seq++) {
+        owner = seq_to_stream[seq] == strm ? (llama_seq_id) seq : -1;
+    }
     llama_kv_cells tail;
     tail.resize(n_cells);
     for (uint32_t cell = 0; cell < n_cells; cell++) {
-        const auto pos = get<llama_pos>(io);
-        const auto ext = get<llama_kv_cell_ext>(io);
+        const auto pos = in.get<llama_pos>();
+        const auto ext = in.get<llama_kv_cell_ext>();
         if (pos < tail_begin) {
             damaged("a recent token lies before the compressed ones");
         }
         tail.pos_set(cell, pos);
         tail.ext_set(cell, ext);
-        // a whole-context state has one sequence per stream
-        for (uint32_t seq = 0; seq < seq_to_stream.size(); seq++) {
-            if (seq_id < 0 ? seq_to_stream[seq] == strm : seq_id == (llama_seq_id) seq) {
-                tail.seq_add(cell, seq);
-                break;
-            }
-        }
+        tail.seq_add(cell, owner);
     }
 
     std::vector<std::vector<std::vector<llama_pos>>> kept(layers.size());
     std::vector<std::vector<uint32_t>> lengths(layers.size());
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-            const auto n = get<uint32_t>(io);
-            if (n > n_absorbed) {
+            const auto n = in.get<uint32_t>();
+            if (n > n_absorbed || n > kv_size) {
                 damaged("a head holds more entries than tokens were seen");
             }
             std::vector<llama_pos> pos(n);
-            io.read(pos.data(), n*sizeof(llama_pos));
+            in.read(pos.data(), n*sizeof(llama_pos));
             if (!std::is_sorted(pos.begin(), pos.end()) || (n > 0 && (pos.front() < 0 || pos.back() >= tail_begin))) {
                 damaged("kept positions are out of order");
             }
@@ -179,17 +267,27 @@ void cache::read_stream(llama_io_read_i & io, uint32_t strm, llama_seq_id seq_id
     }
 
     stream & st = streams[strm];
+    const auto n_queries = in.get<uint32_t>();
+    for (uint32_t i = 0; i < n_queries; i++) {
+        const int64_t slot = st.n_observed++ % n_slots;
+        st.window_pos[slot] = in.get<llama_pos>();
+        for (ggml_tensor * ring : windows) {
+            in.rows(ring, (size_t) strm*n_slots + slot, 1);
+        }
+    }
+
+    std::vector<std::unique_ptr<layer_store>> fresh;
     const uint32_t n_tail = std::min<uint32_t>(kv_size, GGML_PAD(n_cells + 1, 256));
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
-        st.layers[ikv].reset();
-        st.layers[ikv] = std::make_unique<layer_store>(layers[ikv], lengths[ikv], n_tail);
-        const layer_store & store = *st.layers[ikv];
+        fresh.push_back(std::make_unique<layer_store>(layers[ikv], lengths[ikv], n_tail));
+        const layer_store & store = *fresh.back();
         for (ggml_tensor * pool : { store.k, store.v }) {
             for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-                io.read_tensor(pool, store.held_row(head)*pool->nb[1], ((size_t) store.n_kept[head] + n_cells)*pool->nb[1]);
+                in.rows(pool, store.held_row(head), (size_t) store.n_kept[head] + n_cells);
             }
         }
     }
+    st.layers     = std::move(fresh);
     st.kept       = std::move(kept);
     st.tail_begin = tail_begin;
     st.n_absorbed = n_absorbed;
