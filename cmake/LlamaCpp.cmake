@@ -71,5 +71,9 @@ foreach(target IN LISTS LAPROX_LIBRARIES LAPROX_PROGRAMS)
         INSTALL_RPATH_USE_LINK_PATH ON)        # CUDA and the like outside the system's folders
 endforeach()
 
+if(TARGET mtmd)
+    set_property(TARGET mtmd PROPERTY PRIVATE_HEADER) # of a program we don't build; CMake would warn
+endif()
+
 add_custom_target(laprox ALL)
 add_dependencies(laprox ${LAPROX_LIBRARIES} ${LAPROX_PROGRAMS})
