@@ -96,23 +96,21 @@ def serve(job: dict) -> None:
         s = ctx.stats()
         return {name: getattr(s, name) for name, _ in s._fields_}
 
+    def timed(call, *args):
+        wall, cpu = time.perf_counter(), time.process_time()
+        call(*args)
+        return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+
     def prefill():
-        start = time.perf_counter()
-        ctx.decode(tokens[:n])
-        out = {"seconds": time.perf_counter() - start, "before": stats(), "memory_before": memory()}
+        out = timed(ctx.decode, tokens[:n]) | {"before": stats(), "memory_before": memory()}
         if job["config"] == "kept":
-            start = time.perf_counter()
-            ctx.compress()
-            out["compress_seconds"] = time.perf_counter() - start
+            out["compress"] = timed(ctx.compress)
         return out | {"after": stats(), "memory": memory()}
 
     def decode():
-        start = time.perf_counter()
-        for token in tokens[n:]:
-            ctx.decode([token])
-        seconds = time.perf_counter() - start
+        out = timed(lambda: [ctx.decode([token]) for token in tokens[n:]])
         assert ctx.seq_rm(0, n, -1)
-        return {"seconds": seconds, "memory": memory()}
+        return out | {"memory": memory()}
 
     for line in sys.stdin:
         print(json.dumps({"prefill": prefill, "decode": decode}[line.strip()]()), flush=True)
@@ -165,6 +163,7 @@ def measure(args, model: Path, cache: str) -> dict:
         r = results[config]
         r["prefill_tokens_per_s"] = r["tokens"] / r["prefill"]["seconds"]
         r["decode_seconds"] = seconds[config]
+        r["kv_bytes"] = kv_bytes(r, results["kept"])
         r["decode_tokens_per_s"] = args.step / statistics.median(seconds[config])
 
     def ratio(a, b):
@@ -180,11 +179,21 @@ def measure(args, model: Path, cache: str) -> dict:
             "kept_over_stock_decode": ratio("kept", "stock"),
             "kept_over_short_decode": ratio("kept", "short"),
             "full_over_stock_prefill": results["stock"]["prefill"]["seconds"] / results["full"]["prefill"]["seconds"],
-            "compression_share_of_prefill": kept["compress_seconds"] / kept["seconds"],
+            "compression_share_of_prefill": kept["compress"]["seconds"] / kept["seconds"],
+            "compression_share_of_prefill_cpu": kept["compress"]["cpu_seconds"] / kept["cpu_seconds"],
             "kv_bytes_after_over_budget": spent["kv_bytes"] / (spent["kv_bytes_full"] * spent["entries_held"] / spent["entries_full"]),
         },
         "compression_seconds": {k: spent[k + "_seconds"] for k in ("score", "select", "compact")},
     }
+
+
+def kv_bytes(result: dict, kept: dict) -> dict[str, int]:
+    """Allocated for the cache before and after compressing; for llama.cpp without us, what its rows take."""
+    if result["prefill"]["before"]:
+        return {when: result["prefill"][when]["kv_bytes"] for when in ("before", "after")}
+    full = kept["prefill"]["after"]
+    rows = round(full["kv_bytes_full"] * result["tokens"] / full["tokens_seen"])
+    return {"before": rows, "after": rows}
 
 
 def show(args, run: dict) -> None:
@@ -192,17 +201,17 @@ def show(args, run: dict) -> None:
     from rich.table import Table
 
     def mib(n):
-        return "" if n is None else f"{n / 2**20:.0f}"
+        return f"{n / 2**20:.1f}" if n < 100 * 2**20 else f"{n / 2**20:.0f}"
 
     table = Table(title=f"{args.shape} {args.weights}, {args.tokens} tokens, {run['cache']} cache, {args.policy} {args.budget}, {args.threads} threads")
     for name in ("", "tokens", "prefill tok/s", "decode tok/s", "KV MiB before", "after", "peak RSS MiB", "final RSS", "of it anonymous"):
         table.add_column(name, justify="left" if not name else "right")
     for config in CONFIGS:
         r = run["configurations"][config]
-        before, after, m = r["prefill"]["before"], r["prefill"]["after"], r["memory"]
+        kv, m = r["kv_bytes"], r["memory"]
         table.add_row(
             config, str(r["tokens"]), f"{r['prefill_tokens_per_s']:.1f}", f"{r['decode_tokens_per_s']:.2f}",
-            mib(before and before["kv_bytes"]), mib(after and after["kv_bytes"]), mib(m["peak_rss"]), mib(m["rss"]), mib(m["rss_anon"]),
+            mib(kv["before"]), mib(kv["after"]), mib(m["peak_rss"]), mib(m["rss"]), mib(m["rss_anon"]),
         )  # fmt: skip
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
@@ -213,8 +222,8 @@ def show(args, run: dict) -> None:
     console.print(f"prefill, full : stock  {q['full_over_stock_prefill']:.2f}")
     s = run["compression_seconds"]
     console.print(
-        f"compression            {100 * q['compression_share_of_prefill']:.2f} % of prefill"
-        f" (scoring {s['score']:.2f} s, selection {s['select']:.2f} s, compaction {s['compact']:.2f} s)"
+        f"compression            {100 * q['compression_share_of_prefill']:.2f} % of prefill,"
+        f" {100 * q['compression_share_of_prefill_cpu']:.2f} % of its processor time (scoring {s['score']:.2f} s, selection {s['select']:.2f} s, compaction {s['compact']:.2f} s)"
     )
     console.print(f"bytes after : entries kept, exactly stored  {q['kv_bytes_after_over_budget']:.2f}")
 

@@ -252,6 +252,25 @@ def write_alibi(path: str | Path, shape: Shape = Shape(n_layer=2), **changes) ->
     return Path(path)
 
 
+def write_sinks(path: str | Path, shape: Shape = Shape(n_layer=2, swa=64), **changes) -> Path:
+    """The granite_swa architecture: every query head has a learned sink beside its keys."""
+    shape = replace(shape, **changes)
+    w = _Writer(Path(path), "granite_swa", shape)
+    w.gguf.add_logit_scale(1.0)
+    w.gguf.add_sliding_window(shape.swa)
+    w.gguf.add_sliding_window_pattern([il % 2 == 0 for il in range(shape.n_layer)])
+    w.embeddings()
+    w.vector("output_norm.weight", shape.n_embd)
+    for il in range(shape.n_layer):
+        w.vector(f"blk.{il}.attn_norm.weight", shape.n_embd)
+        w.attention(il)
+        w.vector(f"blk.{il}.attn_sinks.weight", shape.n_head)
+        w.vector(f"blk.{il}.ffn_norm.weight", shape.n_embd)
+        w.ffn(il)
+    w.close()
+    return Path(path)
+
+
 def write_embedder(path: str | Path, shape: Shape = Shape(n_layer=2, n_head=4, n_head_kv=4), **changes) -> Path:
     """A BERT: no causal attention and no cache."""
     shape = replace(shape, **changes)

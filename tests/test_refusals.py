@@ -92,7 +92,7 @@ def test_policies_are_listed():
     assert (p.budget.unit, p.budget.value) == (engine.FRACTION, 0.05)
 
 
-@pytest.mark.parametrize("arch, reason", [("alibi", "(?i)alibi"), ("embedder", "(?i)embedding|causal|cache"), ("mamba", "(?i)recurrent|attention")])
+@pytest.mark.parametrize("arch, reason", [("alibi", "(?i)alibi"), ("embedder", "(?i)embedding|causal|cache"), ("mamba", "(?i)attention"), ("sinks", "(?i)sinks")])
 def test_models_that_cannot_be_compressed(toy, arch, reason):
     """The reason, and a model that still works as it did."""
     with engine.Model(toy(arch)) as model:
@@ -143,6 +143,16 @@ def test_prefill_of_a_live_context(toy):
     with engine.Model(toy(), engine.params()) as model, engine.Context(model) as ctx:
         with pytest.raises(engine.Refused, match="prefill"):
             ctx.set_params(engine.params(prefill=engine.CHUNKED))
+
+
+def test_a_token_of_several_sequences(toy, rng):
+    """A shared prompt in one batch: each sequence has its own entries here, so it is refused and nothing is cached."""
+    with engine.Model(toy(), engine.params()) as model, engine.Context(model, n_seq_max=2, kv_unified=True) as ctx:
+        with pytest.raises(engine.Refused):
+            ctx.submit([(5, 0, (0, 1)), (6, 1, (0, 1))])
+        assert ctx.stats(-1).tokens_seen == 0
+        ctx.decode([5, 6])
+        assert ctx.stats(0).tokens_seen == 2
 
 
 def test_truncated_file(toy, tmp_path):
