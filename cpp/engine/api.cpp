@@ -135,9 +135,6 @@ bool laprox_model_set_params(llama_model * model, const laprox_params * params) 
             if (!reason.empty()) {
                 throw std::runtime_error(reason);
             }
-            if (!model->laprox) {
-                model->laprox = std::make_shared<model_state>();
-            }
             model->laprox->config = s;
         }
         if (model->laprox) {

@@ -7,40 +7,56 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace laprox {
 
-// W_O as float32 [n_in, n_embd] transposed to [n_embd, n_in] rows, if the host can read it: weights that a backend
-// has repacked can't be read back, only multiplied with.
-static std::vector<float> transposed_weights(const ggml_tensor * wo) {
-    if (!ggml_backend_buffer_is_host(wo->buffer)) {
-        return {};
-    }
-    const int64_t n_in  = wo->ne[0];
-    const int64_t n_out = wo->ne[1];
-    const auto * traits = ggml_get_type_traits(wo->type);
-    if (wo->type != GGML_TYPE_F32 && !traits->to_float) {
-        return {};
-    }
-    std::vector<float> row(n_in);
-    std::vector<float> result(n_in*n_out);
-    for (int64_t o = 0; o < n_out; o++) {
-        const char * src = (const char *) wo->data + o*wo->nb[1];
-        if (wo->type == GGML_TYPE_F32) {
-            std::copy_n((const float *) src, n_in, row.data());
-        } else {
-            traits->to_float(src, row.data(), n_in);
-        }
-        for (int64_t i = 0; i < n_in; i++) {
-            result[i*n_out + o] = row[i];
-        }
+// Columns of W_O by multiplying it with one-hot vectors: what every backend can do.
+static ggml_tensor * select_columns(graph_runner & graph, const ggml_tensor * wo, const std::vector<float> & one_hot) {
+    ggml_tensor * select  = graph.input(GGML_TYPE_F32, wo->ne[0], one_hot.size()/wo->ne[0], one_hot.data());
+    ggml_tensor * columns = ggml_mul_mat(graph.ctx, const_cast<ggml_tensor *>(wo), select);
+    ggml_prec_set_acc(columns, GGML_PREC_F32);
+    return columns;
+}
+
+static std::vector<float> one_hot_vectors(int64_t n, const std::vector<int64_t> & ones) {
+    std::vector<float> result(n*ones.size());
+    for (size_t i = 0; i < ones.size(); i++) {
+        result[i*n + ones[i]] = 1.0f;
     }
     return result;
 }
 
-static std::vector<float> compute_grams(llama_context & lctx, const ggml_tensor * wo, int64_t n_head, int64_t d) {
+// Whether a few columns are those that the backend multiplies with, up to the rounding of its operands.
+static bool agrees(llama_context & lctx, const ggml_tensor * wo, const std::vector<float> & transposed) {
+    const int64_t n_in  = wo->ne[0];
+    const int64_t n_out = wo->ne[1];
+    const std::vector<int64_t> probes = { 0, n_in/3, n_in/2, n_in - 1 };
+    const std::vector<float> one_hot = one_hot_vectors(n_in, probes);
+
+    graph_runner graph(lctx);
+    ggml_tensor * columns = select_columns(graph, wo, one_hot);
+    graph.output(columns);
+    graph.run();
+    std::vector<float> values(n_out*probes.size());
+    ggml_backend_tensor_get(columns, values.data(), 0, ggml_nbytes(columns));
+
+    double difference = 0.0;
+    double size       = 0.0;
+    for (size_t i = 0; i < values.size(); i++) {
+        const double expected = transposed[probes[i/n_out]*n_out + i % n_out];
+        difference += (values[i] - expected)*(values[i] - expected);
+        size       += expected*expected;
+    }
+    return difference <= 1e-4*size;
+}
+
+static std::vector<float> compute_grams(llama_context & lctx, weight_reader & reader, const ggml_tensor * wo, int64_t n_head, int64_t d) {
     std::vector<float> grams(n_head*d*d);
-    const std::vector<float> weights = transposed_weights(wo);
+    std::vector<float> weights = reader.transposed(wo);
+    if (!weights.empty() && !agrees(lctx, wo, weights)) {
+        weights.clear();
+    }
 
     // a few heads per graph, to bound its scratch memory
     const int64_t n_part = std::max<int64_t>(1, std::min<int64_t>(n_head, (int64_t) (16 << 20)/(4*d*wo->ne[0])));
@@ -53,13 +69,10 @@ static std::vector<float> compute_grams(llama_context & lctx, const ggml_tensor 
         if (!weights.empty()) {
             columns = graph.input(GGML_TYPE_F32, wo->ne[1], d*n, weights.data() + first*d*wo->ne[1]);
         } else {
-            one_hot.resize(wo->ne[0]*d*n);
-            for (int64_t i = 0; i < d*n; i++) {
-                one_hot[i*wo->ne[0] + first*d + i] = 1.0f;
-            }
-            ggml_tensor * select = graph.input(GGML_TYPE_F32, wo->ne[0], d*n, one_hot.data());
-            columns = ggml_mul_mat(graph.ctx, const_cast<ggml_tensor *>(wo), select);
-            ggml_prec_set_acc(columns, GGML_PREC_F32);
+            std::vector<int64_t> rows(d*n);
+            std::iota(rows.begin(), rows.end(), first*d);
+            one_hot = one_hot_vectors(wo->ne[0], rows);
+            columns = select_columns(graph, wo, one_hot);
         }
         std::vector<ggml_tensor *> results;
         for (int64_t h = 0; h < n; h++) {
@@ -82,7 +95,7 @@ const std::vector<float> & output_grams(llama_context & lctx, uint32_t il) {
     std::lock_guard<std::mutex> lock(state.mutex);
     auto it = state.grams.find(il);
     if (it == state.grams.end()) {
-        it = state.grams.emplace(il, compute_grams(lctx, model.layers[il].wo, model.hparams.n_head(il), model.hparams.n_embd_head_v(il))).first;
+        it = state.grams.emplace(il, compute_grams(lctx, state.weights, model.layers[il].wo, model.hparams.n_head(il), model.hparams.n_embd_head_v(il))).first;
     }
     return it->second;
 }

@@ -114,6 +114,12 @@ std::string reason_not_compressible(const llama_model & model) {
     return "";
 }
 
+std::shared_ptr<model_state> make_model_state(const std::string & path, const std::vector<std::string> & splits) {
+    auto state = std::make_shared<model_state>();
+    state->weights = weight_reader(splits.empty() ? std::vector<std::string> { path } : splits);
+    return state;
+}
+
 static bool enabled(const llama_model & model) {
     return model.laprox && model.laprox->enabled;
 }

@@ -5,8 +5,10 @@
 #include "laprox.h"
 #include "core/budget.h"
 #include "engine/policy.h"
+#include "engine/weights.h"
 
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -41,7 +43,11 @@ struct model_state {
     // layer -> Gram matrices of the output projection, see gram.h; shared by all contexts of the model
     std::mutex mutex;
     std::map<uint32_t, std::vector<float>> grams;
+    weight_reader weights;
 };
+
+// The state of a model just loaded, off. `splits`: its files where there are several.
+std::shared_ptr<model_state> make_model_state(const std::string & path, const std::vector<std::string> & splits);
 
 // Several sequences in one cache each keep their own entries, so each gets a stream of its own even where
 // --kv-unified asked for a common pool; storage is allocated as they grow.
