@@ -174,10 +174,13 @@ bool cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 }
 
 // The caller copies the cells.
-bool cache::copy_stream(uint32_t src, uint32_t dst) {
+bool cache::copy_stream(uint32_t src, uint32_t dst, bool whole) {
     const stream & from = streams[src];
     stream       & to   = streams[dst];
     try {
+        if (!whole) {
+            throw std::runtime_error("the compressing cache can only copy whole sequences");
+        }
         if (lctx) {
             lctx->synchronize();
         }

@@ -73,7 +73,7 @@ public:
 
     void clear();
     bool seq_rm (llama_seq_id seq_id, llama_pos p0, llama_pos p1);
-    bool copy_stream(uint32_t src, uint32_t dst);
+    bool copy_stream(uint32_t src, uint32_t dst, bool whole);
     llama_pos seq_pos_min(llama_seq_id seq_id) const;
     llama_pos seq_pos_max(llama_seq_id seq_id) const;
 
