@@ -1,5 +1,8 @@
 import os
 import sys
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products: more threads only wait for each other
+
 from pathlib import Path
 
 import numpy as np

@@ -244,6 +244,10 @@ class Context:
             rows.append(self.submit(part, range(len(part)) if all_logits else None))
         return np.concatenate(rows) if all_logits else rows[-1][-1]
 
+    def graphs_reused(self) -> int:
+        """How often llama.cpp could run the graph of the batch before."""
+        return L.llama_perf_context(self.handle).n_reused
+
     # --- llama_memory ---
 
     def seq_rm(self, seq: int, p0: int = -1, p1: int = -1) -> bool:

@@ -6,6 +6,7 @@ Nothing here is taken from the engine. A Network is the forward pass of a GGUF (
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gguf import GGMLQuantizationType as QType
 from gguf import GGUFReader, quants
 
 
+@functools.lru_cache(maxsize=16)
 def read_gguf(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Metadata, and weights as float64 in the orientation [out, in]."""
     reader = GGUFReader(str(path))

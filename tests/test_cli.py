@@ -15,7 +15,7 @@ import pytest
 from gguf_factory import CHATML
 
 LAPROX = [sys.executable, "-m", "laprox"]
-FAST = ["-t", "2", "--temp", "0", "-n", "8", "--kv-min-tokens", "64"]
+FAST = ["-t", "1", "--temp", "0", "-n", "8", "--kv-min-tokens", "64"]
 
 
 @pytest.fixture(scope="module")

@@ -109,10 +109,10 @@ def test_sequences_at_once(toy, rng, kv_unified):
                 assert getattr(ctx.stats(-1), name) == sum(getattr(t, name) for t in totals)
 
 
-@pytest.mark.parametrize("type_k", ["f16", "bf16", "q8_0", "q4_0"])
-def test_entries_move_without_being_touched(toy, rng, type_k):
+@pytest.mark.parametrize("type_k, type_v", [("f16", "f16"), ("bf16", "bf16"), ("q8_0", "q8_0"), ("q4_0", "q4_0"), ("q8_0", "f16")])
+def test_entries_move_without_being_touched(toy, rng, type_k, type_v):
     """Compaction copies rows bit for bit, whatever their type, and rows stay with their positions."""
-    with engine.Model(toy(), engine.params(budget="30%")) as model, engine.Context(model, n_ctx=1024, type_k=type_k) as ctx:
+    with engine.Model(toy(), engine.params(budget="30%")) as model, engine.Context(model, n_ctx=1024, type_k=type_k, type_v=type_v) as ctx:
         for n in (400, 150):
             ctx.decode(rng.integers(3, 512, n))
             before = {pair: ctx.entries(*pair) for pair in ctx.pairs()}
@@ -123,6 +123,18 @@ def test_entries_move_without_being_touched(toy, rng, type_k):
                 assert len(new.pos) < len(old.pos)
                 assert np.array_equal(old.pos[rows], new.pos)
                 assert np.array_equal(old.k[rows], new.k) and np.array_equal(old.v[rows], new.v)
+
+
+@pytest.mark.parametrize("policy", ["full", "laprox"])
+def test_graphs_are_reused(toy, rng, policy):
+    """Decoding rebuilds its graph once per block of tail and after a compression, not per token."""
+    with engine.Model(toy(), engine.params(policy=policy)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 300))
+        ctx.compress()
+        before = ctx.graphs_reused()
+        for token in rng.integers(3, 512, 300):
+            ctx.decode([token])
+        assert ctx.graphs_reused() - before >= 295
 
 
 class Unequal(gguf_factory._Writer):

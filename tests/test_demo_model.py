@@ -12,7 +12,7 @@ from laprox.models import demo_document, demo_model, demo_questions
 
 @pytest.fixture(scope="module")
 def llm():
-    return Llama(str(demo_model()), kv=None, n_ctx=2048, n_threads=2, verbose=False)
+    return Llama(str(demo_model()), kv=None, n_ctx=2048, n_threads=1, verbose=False)
 
 
 def ask(llm, text, question):
