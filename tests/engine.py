@@ -259,6 +259,12 @@ class Context:
     def seq_keep(self, seq: int) -> None:
         L.llama_memory_seq_keep(self.mem, seq)
 
+    def seq_add(self, seq: int, p0: int, p1: int, delta: int) -> None:
+        L.llama_memory_seq_add(self.mem, seq, p0, p1, delta)
+
+    def seq_div(self, seq: int, p0: int, p1: int, d: int) -> None:
+        L.llama_memory_seq_div(self.mem, seq, p0, p1, d)
+
     def clear(self) -> None:
         L.llama_memory_clear(self.mem, True)
 

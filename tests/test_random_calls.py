@@ -104,24 +104,29 @@ class Session:
                 self.ctx.compress(s)
             return
         self.ctx.compress(s)
-        self.evicted(s, twin.end)
+        if too_much:
+            self.evicted(s, twin.end)
         assert self.ctx.stats(s).entries_held == min(before, 40 * len(twin.net.pos))
 
     def rm(self):
+        """One sequence, or all at once: then all of them agree, or nothing is removed."""
         s = self.some()
+        chosen = [s] if self.rng.random() < 0.7 else range(N_SEQ)
         twin = self.seqs[s]
         end = twin.end
         p0 = int(self.rng.choice([-1, 0, self.rng.integers(end + 5), max(twin.tail, end - 5), end - 1, twin.tail]))
         p1 = int(self.rng.choice([-1, -1, end, self.rng.integers(end + 5)]))
         lo, hi = max(p0, 0), p1 if p1 >= 0 else 1 << 30
-        everything = lo == 0 and hi >= end
-        allowed = everything or lo >= twin.tail or hi <= lo or lo >= end
-        assert self.ctx.seq_rm(s, p0, p1) == allowed, (p0, p1, twin.tail, end)
-        if everything and hi > lo:
-            self.seqs[s] = self.new()
-        elif allowed and hi > lo:
-            twin.seen -= len({int(p) for pos in twin.net.pos.values() for p in pos if lo <= p < hi})
-            twin.remove(lo, hi)
+        twins = [self.seqs[i] for i in chosen]
+        whole = [lo == 0 and hi >= t.end for t in twins]
+        allowed = all(w or lo >= t.tail or hi <= lo for t, w in zip(twins, whole))
+        assert self.ctx.seq_rm(s if len(chosen) == 1 else -1, p0, p1) == allowed, (p0, p1, [(t.tail, t.end) for t in twins])
+        for i, twin, w in zip(chosen, twins, whole):
+            if allowed and w and hi > lo:
+                self.seqs[i] = self.new()
+            elif allowed:
+                twin.seen -= len({int(p) for pos in twin.net.pos.values() for p in pos if lo <= p < hi})
+                twin.remove(lo, hi)
 
     def cp(self):
         src, dst = self.some(), self.some()

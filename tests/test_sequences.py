@@ -128,6 +128,33 @@ def test_copy(compressed, rng):
     assert agree(ctx, twin, [8, 9], seq=1)
 
 
+@pytest.mark.parametrize(
+    "call", [("seq_add", 0, 310, 320, 5), ("seq_add", 0, 0, -1, -3), ("seq_div", 0, 0, -1, 2), ("seq_cp", 0, 1, 0, 320), ("seq_cp", 0, 1, 310, 320)]
+)
+def test_what_cannot_be_done_does_nothing(compressed, rng, call):
+    """Positions can't shift and parts can't be copied; the calls have no answer to give, so they must leave things alone."""
+    ctx, net = compressed
+    name, *args = call
+    held = ctx.held()
+    getattr(ctx, name)(*args)
+    assert same(held, ctx.held()) and (ctx.pos_max(0), ctx.pos_max(1)) == (339, -1)
+    assert agree(ctx, net, rng.integers(3, 512, 5))
+
+
+def test_keeping_one_sequence(toy, rng):
+    """With the common pool that --kv-unified stands for, everything else goes."""
+    with engine.Model(toy(), engine.params(budget="20%")) as model:
+        with engine.Context(model, n_seq_max=3, kv_unified=True) as ctx:
+            for seq in range(3):
+                ctx.decode(rng.integers(3, 512, 200), seq)
+                ctx.compress(seq)
+            held = ctx.held(1)
+            ctx.seq_keep(1)
+            assert same(held, ctx.held(1))
+            assert [ctx.stats(seq).entries_held for seq in (0, 2)] == [0, 0]
+            assert (ctx.pos_max(0), ctx.pos_max(2)) == (-1, -1)
+
+
 def test_two_contexts_of_one_model(toy, rng):
     """Each has the settings it was made with, and its own cache."""
     path, tokens = toy(), rng.integers(3, 512, 300)
