@@ -180,11 +180,12 @@ void cache::relayout(llama_context & lctx, uint32_t strm, const selection & keep
         fresh.push_back(std::make_unique<layer_store>(layers[ikv], lengths[ikv], n_tail));
     }
 
+    workbench bench(lctx);
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         const layer_store & from = *st.layers[ikv];
         layer_store       & to   = *fresh[ikv];
 
-        graph_runner graph(lctx);
+        graph_runner graph(bench);
         std::vector<std::vector<int32_t>> indices(to.classes.size());
         for (size_t c = 0; c < to.classes.size(); c++) {
             const store_class & cls = to.classes[c];

@@ -28,13 +28,13 @@ static std::vector<float> one_hot_vectors(int64_t n, const std::vector<int64_t> 
 }
 
 // Whether a few columns are those that the backend multiplies with, up to the rounding of its operands.
-static bool agrees(llama_context & lctx, const ggml_tensor * wo, const std::vector<float> & transposed) {
+static bool agrees(workbench & bench, const ggml_tensor * wo, const std::vector<float> & transposed) {
     const int64_t n_in  = wo->ne[0];
     const int64_t n_out = wo->ne[1];
     const std::vector<int64_t> probes = { 0, n_in/3, n_in/2, n_in - 1 };
     const std::vector<float> one_hot = one_hot_vectors(n_in, probes);
 
-    graph_runner graph(lctx);
+    graph_runner graph(bench);
     ggml_tensor * columns = select_columns(graph, wo, one_hot);
     graph.output(columns);
     graph.run();
@@ -51,10 +51,10 @@ static bool agrees(llama_context & lctx, const ggml_tensor * wo, const std::vect
     return difference <= 1e-4*size;
 }
 
-static std::vector<float> compute_grams(llama_context & lctx, weight_reader & reader, const ggml_tensor * wo, int64_t n_head, int64_t d) {
+static std::vector<float> compute_grams(workbench & bench, weight_reader & reader, const ggml_tensor * wo, int64_t n_head, int64_t d) {
     std::vector<float> grams(n_head*d*d);
     std::vector<float> weights = reader.transposed(wo);
-    if (!weights.empty() && !agrees(lctx, wo, weights)) {
+    if (!weights.empty() && !agrees(bench, wo, weights)) {
         weights.clear();
     }
 
@@ -62,7 +62,7 @@ static std::vector<float> compute_grams(llama_context & lctx, weight_reader & re
     const int64_t n_part = std::max<int64_t>(1, std::min<int64_t>(n_head, (int64_t) (16 << 20)/(4*d*wo->ne[0])));
     for (int64_t first = 0; first < n_head; first += n_part) {
         const int64_t n = std::min(n_part, n_head - first);
-        graph_runner graph(lctx);
+        graph_runner graph(bench);
 
         ggml_tensor * columns; // [n_embd, d*n]: the rows of W_h for n heads
         std::vector<float> one_hot;
@@ -89,13 +89,13 @@ static std::vector<float> compute_grams(llama_context & lctx, weight_reader & re
     return grams;
 }
 
-const std::vector<float> & output_grams(llama_context & lctx, uint32_t il) {
-    const llama_model & model = lctx.get_model();
+const std::vector<float> & output_grams(workbench & bench, uint32_t il) {
+    const llama_model & model = bench.lctx.get_model();
     model_state & state = *model.laprox;
     std::lock_guard<std::mutex> lock(state.mutex);
     auto it = state.grams.find(il);
     if (it == state.grams.end()) {
-        it = state.grams.emplace(il, compute_grams(lctx, state.weights, model.layers[il].wo, model.hparams.n_head(il), model.hparams.n_embd_head_v(il))).first;
+        it = state.grams.emplace(il, compute_grams(bench, state.weights, model.layers[il].wo, model.hparams.n_head(il), model.hparams.n_embd_head_v(il))).first;
     }
     return it->second;
 }

@@ -6,13 +6,12 @@
 #include <cstdint>
 #include <vector>
 
-struct llama_context;
-struct llama_model;
-
 namespace laprox {
 
+class workbench;
+
 // G_h of every query head of a layer: float32 [n_head, d_v, d_v]. Computed once per model.
-const std::vector<float> & output_grams(llama_context & lctx, uint32_t il);
+const std::vector<float> & output_grams(workbench & bench, uint32_t il);
 
 // The same for values that llama.cpp rotated before quantising them: R G R, R a block-diagonal Hadamard matrix.
 std::vector<float> rotated_gram(const float * gram, int64_t d_v);

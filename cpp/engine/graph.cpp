@@ -1,18 +1,38 @@
 #include "engine/graph.h"
 
 #include "llama-context.h"
-#include "llama-graph.h"
+#include "llama-cparams.h"
 
 #include <stdexcept>
+#include <string>
 
 namespace laprox {
 
-graph_runner::graph_runner(llama_context & lctx) : lctx(lctx) {
+static const size_t max_nodes = 4096; // one head of one layer takes a few dozen
+
+workbench::workbench(llama_context & lctx) : lctx(lctx) {
     lctx.synchronize();
-    auto * res = lctx.get_gf_res_reserve();
-    res->reset();
-    ctx = res->get_ctx();
-    gf  = res->get_gf();
+    std::vector<ggml_backend_t>             backends;
+    std::vector<ggml_backend_buffer_type_t> types;
+    ggml_backend_sched_t of_context = lctx.get_sched();
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(of_context); i++) {
+        backends.push_back(ggml_backend_sched_get_backend(of_context, i));
+        types.push_back(ggml_backend_sched_get_buffer_type(of_context, backends.back()));
+
+        // as for a prompt: the last batch may have left the threads of a single token
+        ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backends.back()));
+        auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+        if (set_n_threads) {
+            set_n_threads(backends.back(), lctx.n_threads_batch());
+        }
+    }
+    sched.reset(ggml_backend_sched_new(backends.data(), types.data(), (int) backends.size(), max_nodes, /*parallel =*/ false,
+            lctx.get_cparams().op_offload));
+}
+
+graph_runner::graph_runner(workbench & bench) : bench(bench),
+        owner(ggml_init({ max_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false), nullptr, /*.no_alloc =*/ true })),
+        ctx(owner.get()), gf(ggml_new_graph_custom(ctx, max_nodes, false)) {
 }
 
 ggml_tensor * graph_runner::input(ggml_type type, int64_t ne0, int64_t ne1, const void * data) {
@@ -28,7 +48,7 @@ void graph_runner::output(ggml_tensor * t) {
 }
 
 void graph_runner::run() {
-    ggml_backend_sched_t sched = lctx.get_sched();
+    ggml_backend_sched_t sched = bench.sched.get();
     ggml_backend_sched_reset(sched);
     if (!ggml_backend_sched_alloc_graph(sched, gf)) {
         throw std::runtime_error("no room on the device for the work of a compression");
@@ -38,8 +58,7 @@ void graph_runner::run() {
             ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t));
         }
     }
-    const ggml_status status = lctx.graph_compute(gf, /*batched =*/ true);
-    lctx.synchronize();
+    const ggml_status status = ggml_backend_sched_graph_compute(sched, gf);
     if (status == GGML_STATUS_ABORTED) {
         throw std::runtime_error("the compression was aborted");
     }

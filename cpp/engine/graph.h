@@ -1,8 +1,8 @@
-// Running a small graph of ours on the context's scheduler, between batches.
+// Running small graphs of ours between batches.
 
 #pragma once
 
-#include "ggml.h"
+#include "ggml-cpp.h"
 
 #include <utility>
 #include <vector>
@@ -11,10 +11,20 @@ struct llama_context;
 
 namespace laprox {
 
+// Where they run: the context's backends, with a scheduler of its own, so that the scratch memory of a compression
+// is given back when it is done and the context's graphs stay as they were reserved.
+class workbench {
+public:
+    // Waits for what the context still computes.
+    explicit workbench(llama_context & lctx);
+
+    llama_context & lctx;
+    ggml_backend_sched_ptr sched;
+};
+
 class graph_runner {
 public:
-    // Waits for what the context still computes, and takes over its reserve graph.
-    explicit graph_runner(llama_context & lctx);
+    explicit graph_runner(workbench & bench);
 
     // An input whose data is copied when the graph runs; it must live until then.
     ggml_tensor * input(ggml_type type, int64_t ne0, int64_t ne1, const void * data);
@@ -23,12 +33,14 @@ public:
     // Throws std::runtime_error if there is no room or the computation is aborted.
     void run();
 
-    ggml_context * ctx;
-    ggml_cgraph  * gf;
-
 private:
-    llama_context & lctx;
+    workbench & bench;
+    ggml_context_ptr owner;
     std::vector<std::pair<ggml_tensor *, const void *>> inputs;
+
+public:
+    ggml_context * const ctx;
+    ggml_cgraph  * const gf;
 };
 
 }

@@ -98,7 +98,7 @@ static ggml_tensor * laprox_scores(ggml_context * ctx, const llama_hparams & hpa
 
 class scorer {
 public:
-    scorer(llama_context & lctx, cache & kv, uint32_t strm) : lctx(lctx), kv(kv), strm(strm), st(kv.streams[strm]),
+    scorer(cache & kv, uint32_t strm) : kv(kv), strm(strm), st(kv.streams[strm]),
             n_tail(kv.used_tail(strm)) {
         for (uint32_t slot : kv.window_slots(strm)) {
             slots.push_back((int32_t) slot);
@@ -113,10 +113,11 @@ public:
         });
     }
 
-    score_table laprox() const {
+    score_table laprox(llama_context & lctx) const {
         if (slots.empty()) {
             throw std::runtime_error("no queries have been observed since the sequence was restored or cut; evaluate a token first");
         }
+        workbench bench(lctx);
         // nothing kept: all heads hold the same tokens
         const std::vector<ggml_fp16_t> shared_mask = causal_mask(tail_positions());
         return table([&](size_t ikv, uint32_t head) {
@@ -127,7 +128,7 @@ public:
                 return std::vector<float>();
             }
             const size_t  group = (size_t) layer.n_gqa()*layer.d_v*layer.d_v;
-            const float * gram  = output_grams(lctx, layer.il).data() + head*group;
+            const float * gram  = output_grams(bench, layer.il).data() + head*group;
             std::vector<float> rotated;
             if (kv.rotated_v) {
                 for (uint32_t i = 0; i < layer.n_gqa(); i++) {
@@ -141,7 +142,7 @@ public:
                 own_mask = causal_mask(positions_of(ikv, head));
             }
 
-            graph_runner graph(lctx);
+            graph_runner graph(bench);
             ggml_tensor * ring = kv.windows[ikv];
             const int64_t d_q  = (int64_t) layer.n_gqa()*layer.d_k;
             ggml_tensor * mine = ggml_view_2d(graph.ctx, ring, d_q, ring->ne[1], ring->nb[1], strm*ring->nb[2] + head*d_q*ring->nb[0]);
@@ -204,7 +205,6 @@ private:
         return mask;
     }
 
-    llama_context & lctx;
     cache & kv;
     const uint32_t strm;
     const stream & st;
@@ -214,11 +214,11 @@ private:
 };
 
 score_table score_stream(llama_context & lctx, cache & kv, uint32_t strm, scorer_type type) {
-    const scorer s(lctx, kv, strm);
+    const scorer s(kv, strm);
     switch (type) {
         case scorer_type::none:
         case scorer_type::position: return s.positions();
-        case scorer_type::laprox:   return s.laprox();
+        case scorer_type::laprox:   return s.laprox(lctx);
     }
     GGML_ABORT("unknown scorer");
 }
