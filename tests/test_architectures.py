@@ -50,14 +50,16 @@ def test_scores(toy, rng, arch, type_k, tolerance):
 def test_logits_after_compressions(toy, rng, arch, tolerance):
     """gemma2: the sliding-window layers go through llama.cpp's float16 casts and GELU through a float16 table."""
     path = toy(arch)
-    net = reference.Network(path)
+    net, full = reference.Network(path), reference.Network(path)
     with engine.Model(path, engine.params(budget="20%")) as model, engine.Context(model, n_ctx=1024, n_ubatch=64) as ctx:
         for n in (300, 1, 80, 30):
             tokens = rng.integers(3, 512, n)
-            assert np.abs(ctx.decode(tokens, all_logits=True) - net.decode(tokens)).max() < tolerance
+            logits, everything = ctx.decode(tokens, all_logits=True), full.decode(tokens)
+            assert np.abs(logits - net.decode(tokens)).max() < tolerance
             if n >= 80:
                 ctx.compress()
                 evict(net, ctx)
+        assert np.abs(logits - everything).max() > 10 * tolerance, "evicting made no difference"
         assert ctx.stats().entries_held == reference.budget_entries("20%", 381, 4, 4, 32) + 30 * 4
 
 

@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 
 import gguf_factory
 import pytest
@@ -230,19 +229,27 @@ class Terminal:
             os.execv(sys.executable, [*LAPROX, *map(str, args)])
         self._seen = ""
 
-    def expect(self, text, seconds=120):
+    def expect(self, text):
         """Everything up to `text`, which must appear."""
-        end = time.monotonic() + seconds
         while text not in self._seen:
-            ready, _, _ = select.select([self._fd], [], [], max(0.0, end - time.monotonic()))
-            try:
-                data = os.read(self._fd, 65536) if ready else b""
-            except OSError:  # the other end is closed
-                data = b""
-            assert data, f"no {text!r} in {self._seen!r}"
-            self._seen += data.decode(errors="replace")
+            assert self._read(), f"no {text!r} in {self._seen!r}"
         before, _, self._seen = self._seen.partition(text)
         return before
+
+    def hear(self, n):
+        """Wait for n characters."""
+        while len(self._seen) < n:
+            assert self._read(), f"no {n} characters: {self._seen!r}"
+
+    def _read(self, seconds=120):
+        """Whether there was more within that time."""
+        ready, _, _ = select.select([self._fd], [], [], seconds)
+        try:
+            data = os.read(self._fd, 65536) if ready else b""
+        except OSError:  # the other end is closed
+            data = b""
+        self._seen += data.decode(errors="replace")
+        return bool(data)
 
     def say(self, line):
         self.expect("> ")
@@ -252,12 +259,8 @@ class Terminal:
         os.write(self._fd, key)
 
     def exit_status(self):
-        while True:
-            try:
-                if not os.read(self._fd, 65536):
-                    break
-            except OSError:
-                break
+        while self._read():
+            pass
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def kill(self):
@@ -337,14 +340,15 @@ def test_ctrl_c_ends_an_answer_and_keeps_the_conversation(terminal):
     t = terminal("-n", "100000", "-c", "4096", "--temp", "2", "--seed", "5")
     t.say("who?")
     t.expect("\r\n")  # the echo of the question
-    time.sleep(0.5)
+    t.hear(20)
     t.press(b"\x03")
     first = t.expect("tokens/s")
     seen = int(re.search(r"([\d,]+) tokens seen", first)[1].replace(",", ""))
     t.say("/stats")
     assert f"{seen:,} tokens seen" in t.expect("moving")
     t.say("where?")
-    time.sleep(0.3)
+    t.expect("\r\n")
+    t.hear(20)
     t.press(b"\x03")
     again = t.expect("tokens/s")
     assert int(re.search(r"([\d,]+) tokens seen", again)[1].replace(",", "")) > seen
