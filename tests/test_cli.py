@@ -236,10 +236,9 @@ class Terminal:
         before, _, self._seen = self._seen.partition(text)
         return before
 
-    def hear(self, n):
-        """Wait for n characters."""
-        while len(self._seen) < n:
-            assert self._read(), f"no {n} characters: {self._seen!r}"
+    def wait(self, seconds):
+        """For an answer to begin. A random model's may begin with bytes that are no text, which are held back."""
+        self._read(seconds)
 
     def _read(self, seconds=120):
         """Whether there was more within that time."""
@@ -340,7 +339,7 @@ def test_ctrl_c_ends_an_answer_and_keeps_the_conversation(terminal):
     t = terminal("-n", "100000", "-c", "4096", "--temp", "2", "--seed", "5")
     t.say("who?")
     t.expect("\r\n")  # the echo of the question
-    t.hear(20)
+    t.wait(10)
     t.press(b"\x03")
     first = t.expect("tokens/s")
     seen = int(re.search(r"([\d,]+) tokens seen", first)[1].replace(",", ""))
@@ -348,7 +347,7 @@ def test_ctrl_c_ends_an_answer_and_keeps_the_conversation(terminal):
     assert f"{seen:,} tokens seen" in t.expect("moving")
     t.say("where?")
     t.expect("\r\n")
-    t.hear(20)
+    t.wait(10)
     t.press(b"\x03")
     again = t.expect("tokens/s")
     assert int(re.search(r"([\d,]+) tokens seen", again)[1].replace(",", "")) > seen

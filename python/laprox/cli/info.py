@@ -111,7 +111,7 @@ def measure(weights: LlamaModel, type_k: options.CacheType, type_v: options.Cach
 
 
 def _show(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"{facts['file']}: {facts['name'] or facts['architecture']}")
     console.print(
         f"{facts['architecture']}, {facts['parameters']:,} parameters, {size(facts['bytes'])}, "
