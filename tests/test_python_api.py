@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gguf_factory import CHATML
 
-from laprox import KVConfig, KVStats, LaproxError, Llama  # before llama_cpp, which finds its libraries through it
+from laprox import KVConfig, KVStats, LaproxError, Llama, _core  # before llama_cpp, which finds its libraries through it
 
 import llama_cpp  # noqa: E402
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding  # noqa: E402
@@ -162,7 +162,10 @@ def test_n_tokens_taken_back_into_the_compressed_part(load, rng, prompt):
 def test_reset_forgets_everything(load, prompt):
     llm = load()
     first = greedy(llm, prompt)
+    llm.kv.scores()
     llm.reset()
+    with pytest.raises(LaproxError, match="scored"):  # what was scored is gone
+        _core.scores(llm.ctx, 0, 0)
     stats = llm.kv.stats()
     assert stats.tokens_seen == stats.entries_held == stats.entries_full == 0
     with pytest.raises(LaproxError):
@@ -418,7 +421,9 @@ def test_asking_about_what_is_not_there(load, layer, head):
 def test_settings_change_at_the_next_compression(load, prompt):
     llm = load()
     greedy(llm, prompt, 1)
-    llm.kv.set(budget="7%", sink=1)
+    kv = llm.kv
+    llm.kv.set(budget="7%")
+    kv.set(sink=1)
     assert llm.kv.config == KVConfig(budget="7%", sink=1, min_tokens=64)
     llm.kv.compress()
     stats = llm.kv.stats()

@@ -47,9 +47,14 @@ class KVStats:
 class KV:
     """The compressing cache of one `laprox.Llama`. Every method raises LaproxError with the engine's reason."""
 
-    def __init__(self, llm: Llama, config: KVConfig) -> None:
+    def __init__(self, llm: Llama) -> None:
         self._llm = llm
-        self.config = config  # the settings in force
+
+    @property
+    def config(self) -> KVConfig:
+        """The settings in force."""
+        assert self._llm.kv_config is not None  # or Llama.kv would have refused
+        return self._llm.kv_config
 
     @property
     def layers(self) -> dict[int, int]:
@@ -105,7 +110,7 @@ class KV:
         if config.prefill != self.config.prefill:
             raise ValueError(f"prefill is {self.config.prefill!r} for the life of this Llama")
         _core.set_params(self._ctx, config.params())
-        self._llm.kv_config = self.config = config
+        self._llm.kv_config = config
 
     def _scores_of(self, layer: int, n_head_kv: int) -> list[npt.NDArray[np.float32]]:
         return [_core.scores(self._ctx, layer, head) for head in range(n_head_kv)]

@@ -70,7 +70,7 @@ class Llama(llama_cpp.Llama):
         """The compressing cache: statistics, positions, scores. Raises LaproxError when it is off."""
         if self.kv_config is None:
             raise _core.LaproxError("the KV cache of this Llama is not compressed: make it with kv=KVConfig(...)")
-        return KV(self, self.kv_config)
+        return KV(self)
 
     @property
     def _model(self) -> LlamaModel:
