@@ -54,29 +54,15 @@ def nouns() -> tuple[str, ...]:
     return tuple(sorted(w for w, n in seen.items() if n >= 3 and w not in held_out))
 
 
-def chunks(rng: np.random.Generator, batch, length, vocab, pool=0, size=8):
-    """Random tokens in chunks, then the same chunks in another order: only matching predicts the second half.
-
-    With `pool`, a row uses that many different tokens, so that one token is no longer enough to match."""
-    n = length // 2 // size
-    size_, half = size, n * size
-    x = rng.integers(3, vocab, (batch, half))
-    if pool:
-        x = np.take_along_axis(rng.integers(3, vocab, (batch, pool)), rng.integers(0, pool, (batch, half)), 1)
-    x = x.reshape(batch, n, size_)
-    y = np.take_along_axis(x, rng.random((batch, n)).argsort(1)[:, :, None], 1)
-    ids = np.concatenate([x.reshape(batch, -1), y.reshape(batch, -1)], 1)
-    weight = np.zeros(ids.shape, np.float32)
-    weight[:, half:].reshape(batch, n, size_)[:, :, (3 if pool else 1):] = 1
-    return ids, weight, []
-
-
 def chats(rng: random.Random, tok, batch, length, split="train", answers=0.45, prose_share=0.5, lm=0.0,
-          share=(0.35, 0.8), rephrased=0.25, kinds=documents.KINDS, density=40):
+          share=(0.35, 0.8), rephrased=0.25, kinds=documents.KINDS, density=40, restate=False, stress=1.0):
     """A document, then questions with answers until the row is full; the answers are supervised.
 
+    restate: no questions; all facts again in another order, which supervises more of the tokens.
+    stress: weight of the tokens at which an answer is decided: a value's first, and what follows a value.
     Also returns where the answers lie: (row, start, end, kind)."""
     ids, weight, spans = np.full((batch, length), END, np.int64), np.zeros((batch, length), np.float32), []
+    turns = [tok.token_to_id(t) for t in ("Ġis", "Ġand", ".", "ĠThe", "<|im_end|>")]
     for row in range(batch):
         for _ in range(20):
             doc = documents.make_document(
@@ -89,13 +75,23 @@ def chats(rng: random.Random, tok, batch, length, split="train", answers=0.45, p
         rng.shuffle(doc.questions)
         flat = tok.encode(f"<|im_start|>user\n{doc.text}\n\n").ids
         weight[row, :len(flat)] = lm
+        while restate and len(flat) < length:
+            for f in rng.sample(doc.facts, len(doc.facts)):
+                told = tok.encode(f"The {f.attribute} of {f.name} is").ids
+                value = tok.encode(f" {f.value}.\n").ids
+                weight[row, len(flat):len(flat) + len(told)] = 0.1
+                flat += told
+                weight[row, len(flat):len(flat) + len(value)] = 1
+                flat += value
+            doc.questions = []
         for i, q in enumerate(doc.questions):
             flat += tok.encode(f"{START_TURN * (i > 0)}{q.text}<|im_end|>\n<|im_start|>assistant\n").ids
             answer = tok.encode(q.answer + "<|im_end|>").ids
             if len(flat) + len(answer) > length:
                 break
             spans.append((row, len(flat), len(flat) + len(answer), q.kind))
-            weight[row, len(flat):len(flat) + len(answer)] = 1
+            decided = [stress if a in turns or b == turns[0] else 1 for a, b in zip(answer, [END] + answer)]
+            weight[row, len(flat):len(flat) + len(answer)] = decided
             flat += answer + tok.encode("\n").ids
         flat = flat[:length]
         ids[row, :len(flat)] = flat

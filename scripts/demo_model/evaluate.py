@@ -13,6 +13,7 @@ import torch
 
 from common import OUT, chat, documents, tokenizer
 from export import SHIPPED, load
+from model import Model
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -23,7 +24,7 @@ class Reader:
     def __init__(self, path, context):
         from llama_cpp import Llama
 
-        self.llm = Llama(str(path), n_ctx=context, n_threads=2, verbose=False)
+        self.llm = Llama(str(path), n_ctx=context, n_threads=1, verbose=False)
 
     def __call__(self, prompt: str) -> tuple[list[int], list[int], str]:
         ids = self.llm.tokenize(prompt.encode(), add_bos=False, special=True)
@@ -92,7 +93,27 @@ def agreement(read, model, tok, count, length=1000):
         all_ids = torch.tensor([ids + reply])
         best = model.logits(model.hidden(all_ids)[0, len(ids) - 1:]).argmax(-1)
         same.append(bool((best[:-1] == all_ids[0, len(ids):]).all()))
-    return {"n": len(same), "same ids": sum(same_ids), "same answers": sum(same)}
+    rng, differ = random.Random(0), 0
+    ranges = ((32, 127), (32, 127), (1, 0x300), (0x300, 0x3000), (0x3000, 0xD7FF), (0xE000, 0x1FFFF))
+    for _ in range(1000):
+        text = "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 40)))
+        ours = tok.encode(text).ids
+        differ += ours != read.llm.tokenize(text.encode(), add_bos=False, special=False)
+    return {"n": len(same), "same ids": sum(same_ids), "same answers": sum(same), "random strings that differ": differ,
+            "largest logit difference": logit_difference(read, model, ids)}
+
+
+@torch.no_grad()
+def logit_difference(read, model, ids):
+    """Over all positions of one prompt, with the weights as F16 in PyTorch too."""
+    from llama_cpp import Llama
+
+    llm = Llama(read.llm.model_path, n_ctx=len(ids) + 8, n_threads=1, verbose=False, logits_all=True)
+    llm.eval(ids)
+    half = Model(model.c)
+    half.load_state_dict({k: v if "norm" in k else v.half().float() for k, v in model.state_dict().items()})
+    ours = half.logits(half.hidden(torch.tensor([ids])))[0].numpy()
+    return float(np.abs(np.array(llm.scores[:len(ids)]) - ours).max())
 
 
 @torch.no_grad()
@@ -118,6 +139,30 @@ def without_layers(model, tok, length, count):
     return {k: float(np.mean(v)) for k, v in out.items()} | {"n": len(out["none"])}
 
 
+def tables(results):
+    """The results in Markdown."""
+    percent = lambda x: "-" if x is None else f"{100 * x:.0f}%"  # noqa: E731
+    lines = []
+    if "depth" in results:
+        lines += ["| single facts | " + " | ".join(f"depth {d}" for d in DEPTHS) + " | mean | questions | guess: attribute | "
+                  "guess: name | guess: kind of value |", "|---" * (len(DEPTHS) + 6) + "|"]
+        for length, r in results["depth"].items():
+            cells = [*r["depths"].values(), r["mean"]]
+            lines.append(f"| {length} tokens | " + " | ".join(map(percent, cells)) + f" | {r['n']} | "
+                         + " | ".join(map(percent, r["guess"][:3])) + " |")
+    if "kind" in results:
+        lengths = list(next(iter(results["kind"].values())))
+        lines += ["", "| kind | " + " | ".join(f"{n} tokens" for n in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
+        for kind, r in results["kind"].items():
+            lines.append(f"| {kind} | " + " | ".join(f"{percent(x['mean'])} of {x['n']}" for x in r.values()) + " |")
+    if "layers" in results:
+        r = results["layers"]
+        lines += ["", f"| document cache, {r['n']} questions | right |", "|---|---|"]
+        lines += [f"| {'whole' if k == 'none' else k + ' whole' if 'only' in k else 'layer ' + k + ' cut'} | {percent(v)} |"
+                  for k, v in r.items() if k != "n"]
+    return "\n".join(lines) + "\n"
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--gguf", type=Path, default=SHIPPED)
@@ -130,18 +175,22 @@ def main():
     torch.set_num_threads(2)
     path = OUT / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep(name, result):
+        results[name] = result
+        path.write_text(json.dumps(results, indent=1))
+        (OUT / "tables.md").write_text(tables(json.loads(path.read_text())))
+        print(result, flush=True)
+
     read = Reader(a.gguf, max(a.lengths) + 512)
     if "depth" in a.only:
-        results["depth"] = by_depth(read, tok, a.lengths, a.documents)
+        keep("depth", by_depth(read, tok, a.lengths, a.documents))
     if "kind" in a.only:
-        results["kind"] = by_kind(read, tok, a.lengths, a.documents // 2)
+        keep("kind", by_kind(read, tok, a.lengths, a.documents // 2))
     if "agreement" in a.only:
-        results["agreement"] = agreement(read, model, tok, 100)
-        print(results["agreement"])
+        keep("agreement", agreement(read, model, tok, 5 * a.documents))
     if "layers" in a.only:
-        results["layers"] = without_layers(model, tok, 1000, 20)
-        print(results["layers"])
-    path.write_text(json.dumps(results, indent=1))
+        keep("layers", without_layers(model, tok, 500, max(1, a.documents // 4)))
 
 
 if __name__ == "__main__":

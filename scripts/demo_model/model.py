@@ -11,7 +11,7 @@ from torch import nn
 @dataclass
 class Config:
     vocab: int = 1536
-    width: int = 160
+    width: int = 192
     layers: int = 6
     heads: int = 8
     kv_heads: int = 4
@@ -46,42 +46,92 @@ class Model(nn.Module):
         self.ffn_norm = nn.Parameter(torch.ones(c.layers, w))
         self.norm = nn.Parameter(torch.ones(w))
 
+    @torch.no_grad()
+    def plant(self, layers=(1, 2, 3, 4), sharp=9.0, seed=1, match=1.6, copy=1.0):
+        """A hand-made start: docs/demo-model.md says why, and what it means.
+
+        The embedding gets a common offset, and leaves dimensions free for what follows. Layer 0: head h looks back by
+        h + 1 tokens (it reads only the common offset, its queries turned by the distance) and writes that token's code,
+        a few dimensions of its embedding, to dimensions of its own. `layers`: heads whose queries are the codes of the
+        last seven tokens and whose keys are the same one token earlier: they find where the same words stood, and copy
+        what came next."""
+        c, g = self.c, torch.Generator().manual_seed(seed)
+        low, d, size, per = 36, c.head_size, c.width * 3 // 32, c.heads // c.kv_heads
+
+        def orthonormal(n, m):  # n >= m: m columns
+            return torch.linalg.qr(torch.randn(n, m, generator=g))[0]
+
+        basis = orthonormal(c.width, c.width).T
+        u, rest = basis[0], basis[1 + 8 * size:]
+        code = [basis[1 + i * size:1 + (i + 1) * size] for i in range(8)]  # 0: the token's own; i: of the i-th before
+        words = torch.cat((code[0], rest))
+        offset = words.shape[0] ** 0.5
+        self.emb.copy_(torch.randn(c.vocab, words.shape[0], generator=g) @ words + offset * u)
+        rms = (2 * offset**2 / c.width) ** 0.5
+
+        gain = (sharp * d**0.5 / 12) ** 0.5 * rms / offset * 12**0.5
+        for m in (self.q, self.k, self.v, self.o):
+            m[0] = 0
+        for head in range(c.heads):
+            back = head + 1
+            for pair in range(12):
+                angle = torch.tensor(-back * c.rope_base ** (-2 * pair / d))
+                row = head * d + 2 * pair
+                self.q[0, row], self.q[0, row + 1] = gain * angle.cos() * u, gain * angle.sin() * u
+                if head % per == 0:
+                    self.k[0, head // per * d + 2 * pair] = gain * u
+            if back < 8:
+                self.o[0, :, head * d:head * d + size] = code[back].T
+        for kv in range(c.kv_heads):
+            self.v[0, kv * d:kv * d + size] = code[0] * rms * 2.5
+
+        rms = ((2 * offset**2 + 7 * size * 2.5**2) / c.width) ** 0.5
+        for i in layers:
+            for kv in range(c.kv_heads):
+                spread = [orthonormal(d - low, size) for _ in range(7)]
+                k, v = self.k[i, kv * d:(kv + 1) * d], self.v[i, kv * d:(kv + 1) * d]
+                k[:low] *= 0.1
+                k[low:] = sum(spread[j] @ code[j + 1] for j in range(7)) * rms / 2.5 * match / 7**0.25
+                some = orthonormal(rest.shape[0], min(d, rest.shape[0])).T
+                v[:] = 0
+                v[:some.shape[0]] = some @ rest * rms
+                for head in range(kv * per, (kv + 1) * per):
+                    q, o = self.q[i, head * d:(head + 1) * d], self.o[i, :, head * d:(head + 1) * d]
+                    q[:low] *= 0.1
+                    q[low:] = (2.5 * spread[0] @ code[0] + sum(spread[j] @ code[j] for j in range(1, 7))) * (
+                        rms / 2.5 * match / 7**0.25)
+                    o[:] = 0
+                    o[:, :some.shape[0]] = (some @ rest).T * copy / c.heads
+        for i in range(c.layers):
+            if i not in (0, *layers):
+                self.o[i] *= 0.2
+        self.down *= 0.1
+
     def output_norm(self):
         """The gain of the last norm as llama.cpp applies it (rows of `emb` have length ~ sqrt(width))."""
         return self.norm * self.c.width**-0.5
 
-    def rope(self, n, start=0):
-        d = self.c.head_size
-        angle = torch.outer(torch.arange(start, start + n, dtype=torch.float32),
-                            self.c.rope_base ** (-torch.arange(0, d, 2, dtype=torch.float32) / d))
-        return angle.cos(), angle.sin()
-
     def hidden(self, ids, cut=None):
         """The residual stream after the last layer. `cut(layer, n)` may give a mask of visible entries."""
         c, (b, n) = self.c, ids.shape
-        cos, sin = self.rope(n)
+        angle = torch.outer(torch.arange(n), c.rope_base ** (-torch.arange(0, c.head_size, 2) / c.head_size))
+        turn = torch.polar(torch.ones_like(angle), angle)[:, None]
 
-        def rotate(x):  # neighbouring pairs, llama.cpp's NORM layout
-            even, odd = x[..., 0::2], x[..., 1::2]
-            return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
-
-        def norm(x, gain):
-            return F.rms_norm(x, (c.width,), gain, c.eps)
+        def heads(h, w, rotate):
+            x = F.linear(h, w).view(b, n, -1, c.head_size)
+            if rotate:  # neighbouring pairs, llama.cpp's NORM layout
+                x = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
+            return x.transpose(1, 2)
 
         x = self.emb[ids]
-        self.taps = []
         for i in range(c.layers):
-            h = norm(x, self.attn_norm[i])
-            q, k, v = (F.linear(h, m[i]).view(b, n, -1, c.head_size).transpose(1, 2)
-                       for m in (self.q, self.k, self.v))
-            q, k = rotate(q), rotate(k)
-            k, v = (t.repeat_interleave(c.heads // c.kv_heads, 1) for t in (k, v))
+            h = F.rms_norm(x, (c.width,), self.attn_norm[i], c.eps)
+            q, k, v = heads(h, self.q[i], True), heads(h, self.k[i], True), heads(h, self.v[i], False)
             mask = cut(i, n) if cut else None
-            a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
             x = x + F.linear(a.transpose(1, 2).reshape(b, n, -1), self.o[i])
-            h = norm(x, self.ffn_norm[i])
+            h = F.rms_norm(x, (c.width,), self.ffn_norm[i], c.eps)
             x = x + F.linear(F.silu(F.linear(h, self.gate[i])) * F.linear(h, self.up[i]), self.down[i])
-            self.taps.append(x)
         return x
 
     def logits(self, x):

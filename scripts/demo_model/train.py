@@ -19,15 +19,12 @@ STAGES = Path(__file__).with_name("stages.json")
 
 
 def batch_of(stage, seed, step, tok):
-    """The data of one step: a function of (seed, stage, step) alone."""
-    key = f"{seed}/{stage['name']}/{step}"
-    rng = random.Random(key)
-    length = rng.choices(*zip(*stage["lengths"]))[0]
-    rows = max(1, stage["tokens"] // length)
-    if stage["data"] == "chunks":
-        options = {k: rng.choice(v) for k, v in stage["options"].items()}
-        return data.chunks(np.random.default_rng(rng.getrandbits(64)), rows, length, **options)
-    return data.chats(rng, tok, rows, length, **stage.get("options", {}))
+    """The data of one step, from one of the stage's sources: a function of (seed, stage, step) alone."""
+    rng = random.Random(f"{seed}/{stage['name']}/{step}")
+    i = rng.choices(range(len(stage["sources"])), [w for w, _ in stage["sources"]])[0]
+    source = stage["sources"][i][1]
+    rows = max(1, stage["tokens"] // source["length"])
+    return i, data.chats(rng, tok, rows, source["length"], **source["options"])
 
 
 def answers(model, ids, weight):
@@ -59,8 +56,10 @@ def main():
     torch.set_num_threads(a.threads)
     tok = tokenizer()
     model = Model(Config(), a.seed)
+    model.plant()
     muon = Muon([getattr(model, n) for n in model.MATRICES])
-    adam = torch.optim.AdamW([model.emb, model.attn_norm, model.ffn_norm, model.norm], betas=(0.9, 0.98), weight_decay=0)
+    adam = torch.optim.AdamW([{"params": [model.attn_norm, model.ffn_norm, model.norm]}, {"params": [model.emb]}],
+                             betas=(0.9, 0.98), weight_decay=0)
     at = {"stage": 0, "step": 0, "tokens": 0, "seconds": 0.0, "total": 0}
     checkpoint = OUT / "checkpoint.pt"
     if checkpoint.exists():
@@ -84,32 +83,35 @@ def main():
     stages = json.loads(STAGES.read_text())
     while at["stage"] < len(stages):
         stage = stages[at["stage"]]
-        losses, right = [], []
+        losses, right = [], {}
         while at["step"] < stage["steps"]:
             share = at["step"] / stage["steps"]
             lr = np.interp(share, (0, stage.get("hold", 0), 1), np.array(stage["lr"])[[0, 0, 1]])
             lr = float(lr) * min(1.0, (at["total"] + 1) / 20)
-            muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = lr, lr * stage.get("adam", 0.33)
-            ids, weight, _ = batch_of(stage, a.seed, at["step"], tok)
+            muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = lr, lr * 0.33
+            adam.param_groups[1]["lr"] = lr * stage["embedding"]
+            source, (ids, weight, _) = batch_of(stage, a.seed, at["step"], tok)
             w, target, logits = answers(model, ids, weight)
             loss = (F.cross_entropy(logits, target, reduction="none") * w).sum() / w.sum()
             loss.backward()
+            model.q.grad[0] = model.k.grad[0] = 0  # as planted
             muon.step()
             adam.step()
             muon.zero_grad()
             adam.zero_grad()
-            full = w == 1
+            full = w >= 1
             losses.append(loss.item())
-            right.append((logits.argmax(-1) == target)[full].float().mean().item())
+            right.setdefault(source, []).append((logits.argmax(-1) == target)[full].float().mean().item())
             at["step"] += 1
             at["total"] += 1
             at["tokens"] += ids.size
             at["seconds"] += time.time() - last
             last = time.time()
             if at["step"] % 25 == 0:
+                shown = " ".join(f"{i}:{np.mean(r):.2f}" for i, r in sorted(right.items()))
                 log(f"{stage['name']} {at['step']} tokens {at['tokens'] / 1e6:.2f}M minutes {at['seconds'] / 60:.1f} "
-                    f"loss {np.mean(losses):.3f} right {np.mean(right):.3f} lr {lr:.4f}")
-                losses, right = [], []
+                    f"loss {np.mean(losses):.3f} right {shown} lr {lr:.4f}")
+                losses, right = [], {}
                 save()
             if at["step"] % stage.get("watch", 10**9) == 0:
                 for length, rows in stage["watched"]:
