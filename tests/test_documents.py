@@ -1,4 +1,4 @@
-PINNED = "x"
+import hashlib
 import random
 import re
 
@@ -19,9 +19,11 @@ def test_same_seed_same_document():
     assert a.text != make_document(6, 1500).text
 
 
-def test_the_text_of_a_seed_is_pinned():
-    """Evaluations name seeds: the generator must not change under them unnoticed."""
-    assert make_document(0, 300).text.startswith(PINNED)
+@pytest.mark.parametrize(("split", "digest"), [("eval", "314a7e47cc6eea60"), ("train", "421f44cc51735425")])
+def test_the_text_of_a_seed_is_pinned(split, digest):
+    """Evaluations name seeds and the model was trained on others: the generator must not change unnoticed."""
+    text = make_document(0, 1000, split=split).text
+    assert hashlib.sha256(text.encode()).hexdigest().startswith(digest)
 
 
 def test_splits_share_no_names_attributes_or_wordings():
