@@ -93,7 +93,9 @@ class Session:
 
         text = "".join(pieces).strip()
         self.conversation.turns.append((question, text))
-        return Answer(question, text, self.llm.n_tokens, decoded / seconds if decoded else 0.0, self.stats())
+        stats = self.stats()
+        seen = stats.tokens_seen if stats else self.llm.n_tokens
+        return Answer(question, text, seen, decoded / seconds if decoded else 0.0, stats)
 
     def stats(self) -> KVStats | None:
         """None without the compressing cache."""
