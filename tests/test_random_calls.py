@@ -27,6 +27,9 @@ class Twin:
     def remove(self, p0, p1):
         for pair, pos in self.net.pos.items():
             self.net.keep(*pair, pos[(pos < p0) | (pos >= p1)])
+        stays = (self.net.q_pos < p0) | (self.net.q_pos >= p1)
+        self.net.q_pos = self.net.q_pos[stays]
+        self.net.q = {il: q[stays] for il, q in self.net.q.items()}
 
 
 class Session:
@@ -175,6 +178,16 @@ class Session:
             assert stats.entries_held == sum(map(len, held.values())), name
             assert stats.tokens_seen == twin.seen, (name, s)
             assert self.ctx.pos_max(s) == twin.end - 1, (name, s)
+            self.check_window(name, s, twin)
+
+    def check_window(self, name, s, twin):
+        """Every observed query is one of this sequence, still there, and the last one is among them."""
+        for il, _ in self.ctx.layers():
+            q, pos = self.ctx.queries(il, s)
+            assert len(pos) <= 16 and set(pos) <= set(twin.net.q_pos), (name, s)
+            assert len(pos) == 0 or pos[-1] == twin.net.q_pos[-1], (name, s)
+            want = twin.net.q[il][np.searchsorted(twin.net.q_pos, pos)]
+            assert np.abs(q - want).max(initial=0) < TOLERANCE, (name, s)
 
 
 @pytest.mark.parametrize("seed", range(6))
