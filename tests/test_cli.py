@@ -413,6 +413,7 @@ def test_demo():
     assert done.returncode == 0, done.stderr
     assert re.search(r"full: ([\d,]+) of \1 entries", done.stdout)
     assert re.search(r"5%: [\d,]+ of [\d,]+ entries", done.stdout)
+    assert done.stdout.count("✓") == 2, done.stdout  # the toy's first question is answered from both
     assert "abc" in fails("demo", "--kv-budget", "abc")
 
 

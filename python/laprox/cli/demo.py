@@ -1,10 +1,9 @@
-"""`laprox demo`: the shipped model on the shipped document, on all of the cache and on a part of it."""
+"""`laprox demo`: the shipped model on a document of ours, on all of the cache and on a part of it."""
 
 from __future__ import annotations
 
-import json
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,33 +16,41 @@ from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.session import Answer, Sampling, Session
 from laprox.cli.show import printable, read, size
+from laprox.documents import Question, make_document
 
 LONGEST_ANSWER = 64
 
 
 def demo(
     kv_budget: options.KVBudget = str(options.DEFAULT.budget),
-    n_questions: Annotated[int, typer.Option("--questions", min=1, help="Ask so many.")] = 6,
+    n_questions: Annotated[int, typer.Option("--questions", min=1, max=12, help="Ask so many.")] = 6,
+    n_tokens: Annotated[int, typer.Option("--tokens", min=600, max=12000, help="Length of the document; the toy reads 2,000 well.")] = 2000,
     threads: options.Threads = 0,
     verbose: options.Verbose = False,
 ) -> None:
     """Answer questions about a document from the full cache and from 5% of it, side by side."""
     compressed = KVConfig(budget=kv_budget)
     log.record(verbose)
-    document = models.demo_document().read_text(encoding="utf-8")
-    questions = json.loads(models.demo_questions().read_text(encoding="utf-8"))[:n_questions]
     vocabulary = load_vocabulary(models.demo_model())
+    # Names and wordings that the toy was trained on: the point is what the cache keeps, not what a toy can't read.
+    document = make_document(
+        "demo a", n_tokens, questions=12, share=0.35, split="train", kinds=("single", "unanswerable"), rephrased=0.0,
+        count=lambda text: len(vocabulary.tokenize(text.encode(), add_bos=False, special=False)),
+    )
+    questions = document.questions[:n_questions]
 
     def make_session(kv: KVConfig) -> Session:
-        conversation = Conversation(vocabulary, document)
-        n_ctx = max(len(conversation.prompt(q["question"])) for q in questions) + LONGEST_ANSWER
+        conversation = Conversation(vocabulary, document.text)
+        n_ctx = max(len(conversation.prompt(q.text)) for q in questions) + LONGEST_ANSWER
         llm = load(models.demo_model(), verbose, kv=kv, n_ctx=n_ctx, n_threads=threads or None)
         return Session(llm, conversation, Sampling(n_predict=LONGEST_ANSWER, temperature=0.0))
 
     full, small = make_session(KVConfig(policy="full")), make_session(compressed)
     console = Console(highlight=False)
-    n_tokens = len(full.conversation.opening())
-    console.print(f"{models.demo_model().name} reads {models.demo_document().name}: {n_tokens:,} tokens.\n", markup=False)
+    console.print(
+        f"{models.demo_model().name}, a toy, reads a document of {len(full.conversation.opening()):,} tokens and answers from its cache.\n",
+        markup=False,
+    )
     read(full, full.conversation.opening())
     document_read = full.llm.save_state()  # both start each question from here, so the document is read once
 
@@ -54,9 +61,9 @@ def demo(
         full.conversation.turns.clear()
         small.conversation.turns.clear()
         small.llm.load_state(document_read)
-        pair = full.answer(question["question"], _ignore), small.answer(question["question"], _ignore)
+        pair = full.answer(question.text, _ignore), small.answer(question.text, _ignore)
         speeds.append((pair[0].tokens_per_s, pair[1].tokens_per_s))
-        table.add_row(Text(question["question"]), *(_marked(answer, question) for answer in pair))
+        table.add_row(Text(question.text), *(_marked(answer, question) for answer in pair))
     console.print(table)
 
     for label, session, speed in zip(("full", kv_budget), (full, small), zip(*speeds)):
@@ -68,8 +75,8 @@ def demo(
         )
 
 
-def _marked(answer: Answer, question: dict[str, Any]) -> Text:
-    return Text(f"{printable(answer.text)} {'✓' if question['value'] in answer.text else '✗'}")
+def _marked(answer: Answer, question: Question) -> Text:
+    return Text(f"{printable(answer.text)} {'✓' if question.value in answer.text else '✗'}")
 
 
 def _ignore(_text: str) -> None:
