@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from laprox import KVConfig, LaproxError
+from laprox import KVConfig, KVStats, LaproxError
 from laprox.cli import log, options
 from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
@@ -28,6 +28,7 @@ HELP = """\
 /quit           or ctrl-D; ctrl-C ends an answer"""
 
 ROOM = 2048  # tokens of context for questions and answers, at least
+FEW = 128  # tokens held per KV head, below which a percentage of a short text is worth a warning
 
 
 def chat(
@@ -133,6 +134,7 @@ class Chat:
         self._session = session
         self._as_json = as_json
         self._unrelated = unrelated
+        self._warned = False  # that little is held
 
     def compress(self) -> None:
         """Compress the documents with no question in view, and say what that costs."""
@@ -235,6 +237,15 @@ class Chat:
             return
         print(flush=True)
         notes.print(status(answer.stats, answer.tokens_seen, answer.tokens_per_s), style="dim", markup=False)
+        self._warn_if_little(answer.stats)
+
+    def _warn_if_little(self, stats: KVStats | None) -> None:
+        if self._warned or not stats or not stats.compressions:
+            return
+        held = stats.entries_held * stats.tokens_seen // stats.entries_full
+        if held < FEW:
+            self._warned = True
+            notes.print(f"Only {held} tokens per KV head are held, little to answer from. --kv-budget 512 keeps so many tokens.", style="yellow")
 
     def _write(self, text: str) -> None:
         if not self._as_json:
