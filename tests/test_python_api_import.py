@@ -1,5 +1,6 @@
 """What `import laprox` says when it can't work."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,6 @@ import laprox
 
 def run(code, **env):
     """A fresh interpreter's stdout, or its last line on stderr."""
-    import os
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
     return done.stdout.strip() if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
@@ -64,13 +63,22 @@ import laprox"""
     assert run(code).startswith("ImportError: laprox needs llama-cpp-python 0.3.36: run `")
 
 
+def import_from(folder):
+    """Import laprox from there, though an editable install may know another place."""
+    return f"""
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]
+sys.path.insert(0, {folder!r})
+import laprox"""
+
+
 def test_not_built(tmp_path):
-    said = run(f"import sys; sys.path.insert(0, {copy_of_package(tmp_path)!r}); import laprox")
+    said = run(import_from(copy_of_package(tmp_path)))
     assert said == "ImportError: laprox is not built: run `pip install .` in its repository"
 
 
 def test_libraries_missing(tmp_path):
-    said = run(f"import sys; sys.path.insert(0, {copy_of_package(tmp_path, 'extension')!r}); import laprox")
+    said = run(import_from(copy_of_package(tmp_path, "extension")))
     assert said.startswith("ImportError: laprox has no libllama in ")
 
 
