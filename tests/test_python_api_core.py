@@ -70,3 +70,11 @@ def test_contexts_without_the_compressing_cache(toy):
     for call in (_core.stats, _core.layers, _core.get_params, _core.compress, _core.score):
         with pytest.raises(LaproxError, match="without the compressing cache"):
             call(llm.ctx)
+
+
+def test_closed_handles():
+    with pytest.raises(LaproxError, match="the model is closed"):
+        _core.model_check(0)
+    for call in (_core.stats, _core.layers, _core.compress):
+        with pytest.raises(LaproxError, match="the context is closed"):
+            call(0)

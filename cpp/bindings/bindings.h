@@ -28,10 +28,16 @@ inline void require(bool accepted) {
 }
 
 inline llama_model * model_at(uintptr_t address) {
+    if (!address) {
+        throw refusal("the model is closed");
+    }
     return reinterpret_cast<llama_model *>(address);
 }
 
 inline llama_context * context_at(uintptr_t address) {
+    if (!address) {
+        throw refusal("the context is closed");
+    }
     return reinterpret_cast<llama_context *>(address);
 }
 
