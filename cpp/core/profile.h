@@ -1,0 +1,43 @@
+// LU-KV (arXiv 2602.08585): head budgets solved offline from what a head's entries turned out to be worth.
+
+#pragma once
+
+#include "core/allocate.h"
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace laprox {
+
+static const int32_t profile_rows = 99; // overall eviction of 1% ... 99%
+
+// What one (layer, KV head) of a calibration pair looked like. Both in the order of positions, without protected ones.
+struct head_utility {
+    std::vector<float> score;   // of the scorer that will choose at run time
+    std::vector<float> utility; // what each entry was worth later: the oracle
+};
+
+// The share of entries to evict from each head, [99, n_heads] row-major, for one calibration pair (section 3 of the
+// paper; dossier A.2): a head's entries are discarded in the scorer's order, at the non-decreasing marginal cost that
+// isotonic regression (the lower convex hull of the cumulative loss) makes of their utility; one greedy over all heads
+// takes the cheapest next discard. n_tokens: entries per head, protected ones included; min_keep: entries every head
+// keeps. Rows that are out of reach hold the uniform share. Equal costs: the later head in the list first... see .cpp.
+std::vector<double> solve_profile(const std::vector<head_utility> & heads, int64_t n_tokens, int64_t min_keep);
+
+// Non-decreasing least-squares fit (pool adjacent violators).
+std::vector<double> isotonic_increasing(const std::vector<double> & y);
+
+struct profile_file {
+    budget_profile table;
+    std::map<std::string, std::string> notes; // "model", "fingerprint", "scorer", ...: empty in files of others
+};
+
+// A .npy of float64 or float32 [99, n_layer, n_head_kv] in C order, as the authors publish them; after the array, which
+// NumPy reads as it is, ours carry notes: a line "laprox-profile" and one `key value` per line.
+// Throws std::runtime_error naming the file and what is wrong with it (absent, truncated, another type or shape, shares
+// outside [0, 1]).
+profile_file read_profile(const std::string & path);
+
+}
