@@ -172,6 +172,29 @@ def test_two_contexts_of_one_model(toy, rng):
                 assert agree(ctx, net, [5, 6, 7])
 
 
+@pytest.mark.parametrize("how", ["seq_load", "load", "seq_cp", "clear"])
+def test_a_cache_replaced_between_equal_batches(compressed, rng, how):
+    """A graph that was built for one storage can't be run again on another, though nothing about the batch changed."""
+    ctx, net = compressed
+    ctx.decode(other := rng.integers(3, 512, 340), seq=1)
+    saved, whole, twin = ctx.seq_save(0), ctx.save(), copy.deepcopy(net)
+    for token in (5, 6, 7):
+        ctx.decode([token], seq=1)
+    if how == "seq_load":
+        assert ctx.seq_load(saved, 1)
+    elif how == "load":
+        assert ctx.load(whole)
+        twin.clear()
+        twin.decode(other)
+    elif how == "seq_cp":
+        ctx.seq_cp(0, 1)
+    else:
+        ctx.clear()
+        twin.clear()
+    for token in (8, 9):
+        assert agree(ctx, twin, [token], seq=1)
+
+
 # --- states ---
 
 

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 // Bumped when a function or a struct below changes its meaning.
-#define LAPROX_API_VERSION 1
+#define LAPROX_API_VERSION 2
 
 LLAMA_API int32_t laprox_api_version(void);
 
@@ -47,20 +47,28 @@ enum laprox_prefill {
 };
 
 struct laprox_params {
-    const char * policy;         // one of laprox_policy_name()
+    const char * policy;         // one of laprox_policy_name(), or "<scorer>:<allocator>"
     struct laprox_budget budget;
     int32_t window;              // observation window: the last `window` queries score the entries
     int32_t sink;                // attention sinks: the first `sink` tokens are never evicted
     int32_t recent;              // the last `recent` tokens are never evicted (at least 1)
     int32_t min_tokens;          // nothing is evicted from a sequence of at most this many tokens
     enum laprox_prefill prefill;
+    const char * profile;        // LU-KV's table (.npy) for the allocator "profile"; NULL: MODEL.kv-profile.npy beside the model
 };
 
 LLAMA_API struct laprox_params laprox_default_params(void);
 
-// The policies this build has: 0 <= i < laprox_policy_count().
-LLAMA_API int32_t      laprox_policy_count(void);
-LLAMA_API const char * laprox_policy_name (int32_t i);
+// The named policies this build has, and what they are made of. A policy is a scorer (what does the output lose without
+// this entry?) and an allocator (who keeps how many under one budget?): "snapkv:ada". A scorer alone, "snapkv", is its
+// paper's policy. 0 <= i < count; NULL beyond.
+LLAMA_API int32_t      laprox_policy_count   (void);
+LLAMA_API const char * laprox_policy_name    (int32_t i);
+LLAMA_API const char * laprox_policy_meaning (int32_t i); // "snapkv:pyramid"
+LLAMA_API int32_t      laprox_scorer_count   (void);
+LLAMA_API const char * laprox_scorer_name    (int32_t i);
+LLAMA_API int32_t      laprox_allocator_count(void);
+LLAMA_API const char * laprox_allocator_name (int32_t i);
 
 // "5%", "0.05", "2048" (tokens), "512MiB" (also KiB, GiB, kB, MB, GB). Refuses anything else, 0 and negative values.
 LLAMA_API bool laprox_parse_budget(const char * text, struct laprox_budget * out);
@@ -103,9 +111,22 @@ struct laprox_stats {
 // seq_id = -1 sums over all sequences.
 LLAMA_API bool laprox_get_stats(struct llama_context * ctx, llama_seq_id seq_id, struct laprox_stats * out);
 
+// A scorer of your own, for the policies "custom" and "custom:<allocator>": writes score[n] for the entries of one KV head,
+// whose positions are pos[n], ascending; higher is better, -INFINITY is never kept while it isn't protected. It may call
+// the functions below. Returning false refuses the compression.
+typedef bool (*laprox_scorer_callback)(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
+                                       const llama_pos * pos, int64_t n, float * score, void * user_data);
+
+// NULL takes it away.
+LLAMA_API bool laprox_set_scorer(struct llama_context * ctx, laprox_scorer_callback callback, void * user_data);
+
 //
 // looking inside
 //
+
+// Names a model's shape and training, whatever it was quantised to: 16 hexadecimal digits over its norms and sizes.
+// Files made for one model (profiles, gates) carry it. Returns false if the model has no attention norms.
+LLAMA_API bool laprox_model_fingerprint(const struct llama_model * model, char out[17]);
 
 // The layers that are compressed (sliding-window layers, say, are not). Returns their number and writes at
 // most `cap` of them, and the KV heads of each.
