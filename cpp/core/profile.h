@@ -23,7 +23,9 @@ struct head_utility {
 // paper; dossier A.2): a head's entries are discarded in the scorer's order, at the non-decreasing marginal cost that
 // isotonic regression (the lower convex hull of the cumulative loss) makes of their utility; one greedy over all heads
 // takes the cheapest next discard. n_tokens: entries per head, protected ones included; min_keep: entries every head
-// keeps. Rows that are out of reach hold the uniform share. Equal costs: the later head in the list first... see .cpp.
+// keeps. Rows that are out of reach hold the uniform share. Equal costs: the head that has given least so far, then the
+// earlier in the list; equal scores within a head: the earlier position. Throws std::invalid_argument on utilities that
+// are not finite and on lengths that do not fit together.
 std::vector<double> solve_profile(const std::vector<head_utility> & heads, int64_t n_tokens, int64_t min_keep);
 
 // Non-decreasing least-squares fit (pool adjacent violators).

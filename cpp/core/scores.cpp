@@ -1,6 +1,8 @@
 #include "core/scores.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 namespace laprox {
 
@@ -19,19 +21,40 @@ std::vector<float> average_pool(const float * score, size_t n, int kernel) {
     return pooled;
 }
 
+std::vector<float> max_pool(const float * score, size_t n, int kernel) {
+    std::vector<float> pooled(n, -std::numeric_limits<float>::infinity());
+    const size_t half = (size_t) kernel/2;
+    for (size_t i = 0; i < n; i++) {
+        const size_t begin = i > half ? i - half : 0;
+        const size_t end   = std::min(n, i + half + 1);
+        for (size_t j = begin; j < end; j++) {
+            pooled[i] = std::max(pooled[i], score[j]); // in this order a NaN never wins
+        }
+    }
+    return pooled;
+}
+
 void normalise_layer(std::vector<std::vector<float>> & heads) {
+    double lowest = 0.0;
+    for (const auto & head : heads) {
+        for (float score : head) {
+            if (std::isfinite(score)) {
+                lowest = std::min(lowest, (double) score);
+            }
+        }
+    }
     double sum = 0.0;
     for (const auto & head : heads) {
         for (float score : head) {
-            sum += score;
+            sum += std::isfinite(score) ? score - lowest : 0.0;
         }
     }
-    if (sum <= 0.0) {
-        return;
-    }
+    const double unit = sum > 0.0 ? sum : 1.0;
     for (auto & head : heads) {
         for (float & score : head) {
-            score = (float) (score/sum);
+            if (std::isfinite(score)) {
+                score = (float) ((score - lowest)/unit);
+            }
         }
     }
 }

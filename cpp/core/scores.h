@@ -11,8 +11,12 @@ namespace laprox {
 // `kernel`, as SnapKV and LaProx do. Sums in double, so that the result does not depend on the compiler.
 std::vector<float> average_pool(const float * score, size_t n, int kernel);
 
+// Maximum over the neighbours that there are, of `kernel` (odd). A NaN never wins.
+std::vector<float> max_pool(const float * score, size_t n, int kernel);
+
 // Divide by the sum over all heads of a layer: what an entry weighs among its layer's candidates (LaProx,
-// Algorithm 2). A layer whose scores are all 0 stays 0.
+// Algorithm 2). Where scores are negative (minus a norm or a cosine), the layer's lowest becomes 0 first. Infinities
+// and NaN stay what they are and count for nothing in the sum. A layer whose scores are all equal to 0 stays 0.
 void normalise_layer(std::vector<std::vector<float>> & heads);
 
 }
