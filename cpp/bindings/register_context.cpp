@@ -1,6 +1,36 @@
 #include "bindings.h"
 
+#include <algorithm>
+
 namespace laprox_python {
+
+namespace {
+
+// The engine calls this on the thread that compresses, which has given up the GIL. What goes wrong in Python is kept
+// there (laprox.policy): nothing may be thrown through the engine.
+bool call_scorer(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, const llama_pos * pos, int64_t n,
+                 float * score, void * scorer) {
+    py::gil_scoped_acquire lock;
+    try {
+        const py::object result = py::handle(static_cast<PyObject *>(scorer))(
+            reinterpret_cast<uintptr_t>(ctx), seq_id, il, head, py::array_t<llama_pos>(static_cast<py::ssize_t>(n), pos));
+        if (result.is_none()) {
+            return false;
+        }
+        const auto scores = result.cast<py::array_t<float, py::array::c_style>>();
+        if (scores.size() != n) {
+            return false;
+        }
+        std::copy_n(scores.data(), n, score);
+        return true;
+    } catch (py::error_already_set & error) {
+        error.discard_as_unraisable("laprox: a scorer");
+    } catch (const std::exception &) { // not an array
+    }
+    return false;
+}
+
+}
 
 // Long calls give up the GIL: the engine's threads may log, and llama_cpp logs through Python.
 void register_context(py::module_ & m) {
@@ -13,6 +43,12 @@ void register_context(py::module_ & m) {
         py::gil_scoped_release unlock;
         require(laprox_score(context_at(ctx), seq_id));
     }, py::arg("ctx"), py::arg("seq_id") = 0);
+
+    // The engine borrows the scorer: the caller keeps it alive for as long as it is set.
+    m.def("set_scorer", [](uintptr_t ctx, const py::object & scorer) {
+        require(scorer.is_none() ? laprox_set_scorer(context_at(ctx), nullptr, nullptr)
+                                 : laprox_set_scorer(context_at(ctx), call_scorer, scorer.ptr()));
+    }, py::arg("ctx"), py::arg("scorer").none(true));
 
     m.def("stats", [](uintptr_t ctx, llama_seq_id seq_id) {
         laprox_stats s;

@@ -28,6 +28,12 @@ head_shape shape_of(llama_context * ctx, int32_t il) {
 }
 
 void register_inspect(py::module_ & m) {
+    m.def("model_fingerprint", [](uintptr_t model) {
+        char text[17];
+        require(laprox_model_fingerprint(model_at(model), text));
+        return py::str(text);
+    }, py::arg("model"));
+
     m.def("layers", [](uintptr_t address) {
         llama_context * ctx = context_at(address);
         const int32_t n = laprox_layers(ctx, nullptr, nullptr, 0);

@@ -1,6 +1,7 @@
 #include "bindings.h"
 
 #include <array>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,20 +43,31 @@ E value_of(const std::array<std::pair<E, const char *>, N> & names, const std::s
     throw py::value_error(std::string(what) + " is '" + text + "'; accepted: " + accepted);
 }
 
-// laprox_params, owning the policy's name that they point to.
+// laprox_params, owning the strings that they point to.
 struct params {
     std::string policy;
+    std::optional<std::string> profile;
     laprox_params values;
 
     laprox_params c() const {
         laprox_params result = values;
-        result.policy = policy.c_str();
+        result.policy  = policy.c_str();
+        result.profile = profile ? profile->c_str() : nullptr;
         return result;
     }
 };
 
 params params_from_c(const laprox_params & c) {
-    return { c.policy, c };
+    return { c.policy, c.profile ? std::optional<std::string>(c.profile) : std::nullopt, c };
+}
+
+// The C API's lists: a count, and a name for each index.
+std::vector<std::string> listed(int32_t n, const char * (*at)(int32_t)) {
+    std::vector<std::string> names;
+    for (int32_t i = 0; i < n; i++) {
+        names.push_back(at(i));
+    }
+    return names;
 }
 
 laprox_budget parse_budget(const std::string & text) {
@@ -77,13 +89,10 @@ void register_settings(py::module_ & m) {
     m.def("api_version", &laprox_api_version);
     m.def("last_error", &laprox_last_error);
 
-    m.def("policies", [] {
-        std::vector<std::string> names;
-        for (int32_t i = 0; i < laprox_policy_count(); i++) {
-            names.push_back(laprox_policy_name(i));
-        }
-        return names;
-    });
+    m.def("policies",   [] { return listed(laprox_policy_count(),    laprox_policy_name);    });
+    m.def("meanings",   [] { return listed(laprox_policy_count(),    laprox_policy_meaning); });
+    m.def("scorers",    [] { return listed(laprox_scorer_count(),    laprox_scorer_name);    });
+    m.def("allocators", [] { return listed(laprox_allocator_count(), laprox_allocator_name); });
 
     m.attr("PREFILLS") = py::make_tuple(prefill_names[0].second, prefill_names[1].second);
 
@@ -91,20 +100,21 @@ void register_settings(py::module_ & m) {
 
     py::class_<params>(m, "Params")
         .def(py::init([](std::string policy, const std::string & budget, int32_t window, int32_t sink, int32_t recent,
-                         int32_t min_tokens, const std::string & prefill) {
-                 return params{ std::move(policy),
+                         int32_t min_tokens, const std::string & prefill, std::optional<std::string> profile) {
+                 return params{ std::move(policy), std::move(profile),
                                 { nullptr, parse_budget(budget), window, sink, recent, min_tokens,
-                                  value_of(prefill_names, prefill, "prefill") } };
+                                  value_of(prefill_names, prefill, "prefill"), nullptr } };
              }),
              py::kw_only(), py::arg("policy"), py::arg("budget"), py::arg("window"), py::arg("sink"), py::arg("recent"),
-             py::arg("min_tokens"), py::arg("prefill"))
+             py::arg("min_tokens"), py::arg("prefill"), py::arg("profile") = py::none())
         .def_readonly("policy", &params::policy)
         .def_property_readonly("budget", [](const params & p) { return as_tuple(p.values.budget); })
         .def_property_readonly("window", [](const params & p) { return p.values.window; })
         .def_property_readonly("sink", [](const params & p) { return p.values.sink; })
         .def_property_readonly("recent", [](const params & p) { return p.values.recent; })
         .def_property_readonly("min_tokens", [](const params & p) { return p.values.min_tokens; })
-        .def_property_readonly("prefill", [](const params & p) { return name_of(prefill_names, p.values.prefill); });
+        .def_property_readonly("prefill", [](const params & p) { return name_of(prefill_names, p.values.prefill); })
+        .def_readonly("profile", &params::profile);
 
     m.def("default_params", [] { return params_from_c(laprox_default_params()); });
 

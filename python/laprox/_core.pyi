@@ -4,7 +4,7 @@ Models and contexts are passed as the integers of their addresses, as llama_cpp 
 raises LaproxError with its reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Params:
         recent: int,
         min_tokens: int,
         prefill: str,
+        profile: str | None = None,
     ) -> None: ...
     @property
     def policy(self) -> str: ...
@@ -45,10 +46,17 @@ class Params:
     def min_tokens(self) -> int: ...
     @property
     def prefill(self) -> str: ...
+    @property
+    def profile(self) -> str | None: ...
 
 def api_version() -> int: ...
 def last_error() -> str: ...
 def policies() -> list[str]: ...
+def meanings() -> list[str]:
+    """What each of policies() is: "<scorer>:<allocator>", or "nothing is evicted"."""
+
+def scorers() -> list[str]: ...
+def allocators() -> list[str]: ...
 def parse_budget(text: str) -> tuple[str, float]:
     """("fraction" | "tokens" | "bytes", value)"""
 
@@ -63,8 +71,14 @@ def get_params(ctx: int) -> Params: ...
 def compress(ctx: int, seq_id: int = 0) -> None: ...
 def score(ctx: int, seq_id: int = 0) -> None: ...
 def stats(ctx: int, seq_id: int = 0) -> dict[str, Any]: ...
+def set_scorer(ctx: int, scorer: Callable[[int, int, int, int, Positions], Floats | None] | None) -> None:
+    """What scores under the policies "custom:<allocator>": scorer(ctx, seq_id, layer, head, positions) -> [n], or None
+    to refuse. It is borrowed: the caller keeps it alive."""
 
 # --- looking inside ---
+
+def model_fingerprint(model: int) -> str:
+    """16 hexadecimal digits, the same however the model is quantised."""
 
 def layers(ctx: int) -> list[tuple[int, int]]:
     """(layer, KV heads) of each compressed layer."""
