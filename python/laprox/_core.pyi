@@ -56,6 +56,9 @@ def meanings() -> list[str]:
     """What each of policies() is: "<scorer>:<allocator>", or "nothing is evicted"."""
 
 def scorers() -> list[str]: ...
+def scorer_pooling(scorer: str) -> tuple[str, int]:
+    """("none" | "average" | "max", neighbours): how it smooths its scores along tokens."""
+
 def allocators() -> list[str]: ...
 def parse_budget(text: str) -> tuple[str, float]:
     """("fraction" | "tokens" | "bytes", value)"""
