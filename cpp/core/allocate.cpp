@@ -92,9 +92,10 @@ head_counts apportion(const std::vector<double> & weight, const head_counts & ro
         share[i] = (int64_t) ideal[i];
         total -= share[i];
     }
-    std::stable_sort(open.begin(), open.end(), [&](size_t i, size_t j) {
-        return ideal[i] - (double) share[i] > ideal[j] - (double) share[j];
-    });
+    // Remainders that are equal in exact arithmetic are equal as floats: the last bits of a double would decide, and
+    // differ between compilers.
+    const auto remainder = [&](size_t i) { return (float) (ideal[i] - (double) share[i]); };
+    std::stable_sort(open.begin(), open.end(), [&](size_t i, size_t j) { return remainder(i) > remainder(j); });
     for (int64_t i = 0; i < total; i++) {
         share[open[i]]++;
     }
@@ -175,7 +176,7 @@ static head_counts count_global(const allocation & a, int64_t n_keep) {
     return count_best(contenders, n_keep);
 }
 
-// The same without the layer's sum: what it is worth.
+// The same by raw scores: the ablation.
 static head_counts count_global_raw(const allocation & a, int64_t n_keep) {
     return count_best(with_own_scores({ a.heads.data(), a.heads.data() + a.heads.size() }), n_keep);
 }
@@ -330,9 +331,10 @@ static head_counts count_profile(const allocation & a, int64_t n_keep) {
     const size_t  stride = (size_t) table.n_layer*table.n_head_kv;
     std::vector<double> target;
     for (size_t i = 0; i < a.heads.size(); i++) {
-        const double * below = &table.evicted[row*stride + (size_t) a.heads[i].layer*table.n_head_kv + a.heads[i].head];
-        const double evicted = (1.0 - beyond)*below[0] + beyond*below[stride];
-        target.push_back(std::max(0.0, (1.0 - evicted)*entries[i] - (double) a.heads[i].n_protected));
+        const size_t at = row*stride + (size_t) a.heads[i].layer*table.n_head_kv + a.heads[i].head;
+        const double evicted = (1.0 - beyond)*table.evicted[at] + beyond*table.evicted[at + stride];
+        const double beyond_protected = (1.0 - evicted)*entries[i] - (double) a.heads[i].n_protected;
+        target.push_back(beyond_protected > 1e-6 ? beyond_protected : 0.0); // rounding errors weigh nothing
     }
     return apportion(target, room, n_keep);
 }

@@ -58,7 +58,7 @@ using choice = std::vector<std::vector<uint32_t>>;
 // first half is chosen by `score`, the rest by `second` (CriticalKV, arXiv 2502.03805: first_stage_ratio 0.5).
 choice select(const std::vector<head_candidates> & heads, const head_counts & counts);
 
-// Share a total out in proportion to `weight` >= 0, at most `room` to each: largest remainders first, then the lower
+// Share a total out in proportion to `weight` (0 where negative or not finite), at most `room` to each: largest remainders first, then the lower
 // index; what full places leave over goes to the others in the same proportion (evenly once those weigh nothing).
 // Sums to min(total, all room).
 head_counts apportion(const std::vector<double> & weight, const head_counts & room, int64_t total);

@@ -1,71 +1,17 @@
-// cpp/core against brute force on random small cases, ties included.
+// Budgets, length classes and score transforms against brute force on random small cases.
 
-#include "core/allocate.h"
+#include "check.h"
+
 #include "core/budget.h"
 #include "core/classes.h"
 #include "core/scores.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
-#include <random>
 #include <set>
 #include <stdexcept>
-#include <tuple>
 #include <vector>
-
-#define CHECK(condition) \
-    do { if (!(condition)) { std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition); std::exit(1); } } while (0)
-
-static std::mt19937 rng(1);
-
-static int below(int n) { return (int) (rng() % (uint32_t) n); }
-
-// A few distinct scores only, so that most choices are made by position, layer and head.
-static std::vector<laprox::head_candidates> random_heads(bool with_nan) {
-    static const float scores[] = { 0.0f, -0.0f, 0.25f, 1.0f, -1.0f, std::numeric_limits<float>::quiet_NaN() };
-    std::vector<laprox::head_candidates> heads;
-    const int n_layer = 1 + below(3), n_head = 1 + below(3);
-    for (int i = 0; i < n_layer*n_head; i++) {
-        laprox::head_candidates h { i/n_head, i%n_head, {}, {} };
-        for (int pos = below(3); pos < 12; pos += 1 + below(3)) {
-            h.pos.push_back(pos);
-            h.score.push_back(scores[below(with_nan ? 6 : 5)]);
-        }
-        heads.push_back(h);
-    }
-    std::shuffle(heads.begin(), heads.end(), rng); // the order of heads must not matter
-    return heads;
-}
-
-static void test_global_allocation() {
-    for (int round = 0; round < 3000; round++) {
-        const auto heads = random_heads(round % 3 == 0);
-
-        // (-score, -pos, layer, head, row, index) of every candidate, best first
-        std::vector<std::tuple<float, int, int, int, size_t, uint32_t>> all;
-        for (size_t row = 0; row < heads.size(); row++) {
-            for (uint32_t i = 0; i < heads[row].pos.size(); i++) {
-                const float s = heads[row].score[i];
-                all.emplace_back(std::isnan(s) ? std::numeric_limits<float>::infinity() : -s, -heads[row].pos[i],
-                                 heads[row].layer, heads[row].head, row, i);
-            }
-        }
-        std::sort(all.begin(), all.end());
-
-        const int n_keep = below((int) all.size() + 4) - 1;
-        laprox::choice expected(heads.size());
-        for (int i = 0; i < std::min<int>(n_keep, (int) all.size()); i++) {
-            expected[std::get<4>(all[i])].push_back(std::get<5>(all[i]));
-        }
-        for (auto & indices : expected) {
-            std::sort(indices.begin(), indices.end());
-        }
-        CHECK(laprox::allocate_global(heads, n_keep) == expected);
-    }
-}
 
 static void test_pooling() {
     for (int n : { 0, 1, 2, 6, 7, 8, 50 }) {
@@ -83,6 +29,14 @@ static void test_pooling() {
                 }
                 CHECK(pooled[i] == (float) (sum/kernel));
             }
+
+            const auto highest = laprox::max_pool(score.data(), score.size(), kernel);
+            CHECK(highest.size() == score.size());
+            for (int i = 0; i < n; i++) {
+                const auto begin = score.begin() + std::max(0, i - kernel/2);
+                const auto end   = score.begin() + std::min(n, i + kernel/2 + 1);
+                CHECK(highest[i] == *std::max_element(begin, end));
+            }
         }
     }
 }
@@ -95,6 +49,27 @@ static void test_normalisation() {
     std::vector<std::vector<float>> zeros = { { 0, 0 }, { 0 } };
     laprox::normalise_layer(zeros);
     CHECK(zeros == (std::vector<std::vector<float>> { { 0, 0 }, { 0 } }));
+
+    // the lowest of the layer becomes 0
+    std::vector<std::vector<float>> negative = { { -3, -1 }, { 3, -3 } };
+    laprox::normalise_layer(negative);
+    CHECK(negative == (std::vector<std::vector<float>> { { 0, 0.25f }, { 0.75f, 0 } }));
+
+    std::vector<std::vector<float>> equal = { { -3, -3 }, { -3 } };
+    laprox::normalise_layer(equal);
+    CHECK(equal == (std::vector<std::vector<float>> { { 0, 0 }, { 0 } }));
+
+    const float inf = std::numeric_limits<float>::infinity();
+    std::vector<std::vector<float>> strange = { { -inf, 1, NAN }, { 3, inf } };
+    laprox::normalise_layer(strange);
+    CHECK(strange[0][0] == -inf && strange[0][1] == 0.25f && std::isnan(strange[0][2]));
+    CHECK(strange[1] == (std::vector<float> { 0.75f, inf }));
+}
+
+static void test_max_pool_of_strange_scores() {
+    const float inf = std::numeric_limits<float>::infinity();
+    const float scores[] = { NAN, -2, -inf, NAN, NAN, NAN };
+    CHECK(laprox::max_pool(scores, 6, 3) == (std::vector<float> { -2, -2, -2, -inf, -inf, -inf }));
 }
 
 static void test_budgets() {
@@ -182,8 +157,8 @@ static void test_classes() {
 }
 
 int main() {
-    test_global_allocation();
     test_pooling();
+    test_max_pool_of_strange_scores();
     test_normalisation();
     test_budgets();
     test_classes();
