@@ -98,6 +98,7 @@ laprox_params laprox_default_params(void) {
         /*.recent     =*/ 32,
         /*.min_tokens =*/ 512,
         /*.prefill    =*/ LAPROX_PREFILL_DENSE,
+        /*.profile    =*/ nullptr,
     };
 }
 
@@ -106,7 +107,33 @@ int32_t laprox_policy_count(void) {
 }
 
 const char * laprox_policy_name(int32_t i) {
-    return i >= 0 && i < n_policies() ? policy_at(i).name : nullptr;
+    return i >= 0 && i < n_policies() ? policy_name(i) : nullptr;
+}
+
+const char * laprox_policy_meaning(int32_t i) {
+    static thread_local std::string meaning;
+    return i >= 0 && i < n_policies() ? (meaning = policy_meaning(i)).c_str() : nullptr;
+}
+
+int32_t laprox_scorer_count(void) {
+    return n_scorers();
+}
+
+const char * laprox_scorer_name(int32_t i) {
+    return i >= 0 && i < n_scorers() ? scorer_at(i).name : nullptr;
+}
+
+enum laprox_pooling laprox_scorer_pooling(int32_t i, int32_t * kernel) {
+    *kernel = scorer_at(i).kernel;
+    return (enum laprox_pooling) scorer_at(i).pool;
+}
+
+int32_t laprox_allocator_count(void) {
+    return n_allocators();
+}
+
+const char * laprox_allocator_name(int32_t i) {
+    return i >= 0 && i < n_allocators() ? allocator_at(i).name : nullptr;
 }
 
 bool laprox_parse_budget(const char * text, laprox_budget * out) {
@@ -130,7 +157,7 @@ bool laprox_model_check(const llama_model * model) {
 bool laprox_model_set_params(llama_model * model, const laprox_params * params) {
     return guarded(false, [&] {
         if (params) {
-            const settings s = make_settings(*params);
+            const settings s = make_settings(*model, *params);
             const std::string reason = reason_not_compressible(*model);
             if (!reason.empty()) {
                 throw std::runtime_error(reason);
@@ -146,7 +173,8 @@ bool laprox_model_set_params(llama_model * model, const laprox_params * params) 
 
 bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
     return guarded(false, [&] {
-        cache_of(ctx).set_settings(make_settings(*params));
+        cache & kv = cache_of(ctx);
+        kv.set_settings(make_settings(ctx->get_model(), *params));
         return true;
     });
 }
@@ -154,6 +182,21 @@ bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
 bool laprox_get_params(const llama_context * ctx, laprox_params * out) {
     return guarded(false, [&] {
         *out = to_params(cache_of(ctx).get_settings());
+        return true;
+    });
+}
+
+bool laprox_model_fingerprint(const llama_model * model, char out[17]) {
+    return guarded(false, [&] {
+        const std::string text = fingerprint(*model);
+        std::copy_n(text.c_str(), text.size() + 1, out);
+        return true;
+    });
+}
+
+bool laprox_set_scorer(llama_context * ctx, laprox_scorer_callback callback, void * user_data) {
+    return guarded(false, [&] {
+        cache_of(ctx).set_scorer(callback, user_data);
         return true;
     });
 }
@@ -245,11 +288,9 @@ int64_t laprox_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int3
         if (scores.empty()) {
             throw std::runtime_error("what is held now hasn't been scored: call laprox_score() first");
         }
-        const auto held = kv.held_by(strm, ikv, head);
-        for (int64_t i = 0; i < std::min<int64_t>(cap, held.row.size()); i++) {
-            score[i] = scores[ikv][head][held.row[i]];
-        }
-        return (int64_t) held.row.size();
+        const auto & mine = scores[ikv][head];
+        std::copy_n(mine.begin(), std::min<int64_t>(std::max<int64_t>(cap, 0), mine.size()), score);
+        return (int64_t) mine.size();
     });
 }
 

@@ -1,5 +1,5 @@
 #include "engine/cache.h"
-#include "engine/gram.h"
+#include "engine/projection.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -21,7 +21,7 @@ bool cache::wanted(const llama_model & model, const llama_hparams & hparams, boo
     std::string reason = reason_not_compressible(model);
     if (v_trans) {
         reason = "flash attention is off; the compressing cache needs it (accepted: flash_attn on, or policy off)";
-    } else if (s.budget.unit == budget_unit::tokens && s.policy->scorer != scorer_type::none && s.budget.value > kv_size) {
+    } else if (s.budget.unit == budget_unit::tokens && s.evicts() && s.budget.value > kv_size) {
         reason = "budget of " + std::to_string((int64_t) s.budget.value) + " tokens is larger than the context; accepted: at most " +
             std::to_string(kv_size);
     }
@@ -84,7 +84,7 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
     }
 
     LLAMA_LOG_INFO("%s: policy %s, %zu layers, %lld KV heads in all, %u streams, K (%s), V (%s), %.2f MiB\n", __func__,
-            config.policy->name, layers.size(), (long long) n_pairs, n_stream, ggml_type_name(type_k), ggml_type_name(type_v),
+            config.policy.name.c_str(), layers.size(), (long long) n_pairs, n_stream, ggml_type_name(type_k), ggml_type_name(type_v),
             stream_bytes(0)*n_stream/1048576.0);
 }
 
@@ -314,7 +314,7 @@ void cache::set_settings(const settings & s) {
     if (s.chunked != config.chunked) {
         throw std::invalid_argument("prefill can't change after the context was made");
     }
-    if (s.budget.unit == budget_unit::tokens && s.policy->scorer != scorer_type::none && s.budget.value > kv_size) {
+    if (s.budget.unit == budget_unit::tokens && s.evicts() && s.budget.value > kv_size) {
         throw std::invalid_argument("budget of " + std::to_string((int64_t) s.budget.value) +
                 " tokens is larger than the context; accepted: at most " + std::to_string(kv_size));
     }
@@ -328,7 +328,10 @@ std::vector<uint32_t> cache::cells_by_position(uint32_t strm) const {
             result.push_back(cell);
         }
     }
-    std::stable_sort(result.begin(), result.end(), [&](uint32_t a, uint32_t b) { return cells[strm].pos_get(a) < cells[strm].pos_get(b); });
+    const auto earlier = [&](uint32_t a, uint32_t b) { return cells[strm].pos_get(a) < cells[strm].pos_get(b); };
+    if (!std::is_sorted(result.begin(), result.end(), earlier)) {
+        std::stable_sort(result.begin(), result.end(), earlier);
+    }
     return result;
 }
 
@@ -379,16 +382,25 @@ laprox_stats cache::stats(uint32_t strm) const {
     return result;
 }
 
-static void read_rows(const ggml_tensor * pool, size_t row, float * dst, int64_t rotation) {
-    std::vector<uint8_t> bytes(pool->nb[1]);
-    ggml_backend_tensor_get(pool, bytes.data(), row*pool->nb[1], bytes.size());
-    if (pool->type == GGML_TYPE_F32) {
-        std::copy_n((const float *) bytes.data(), pool->ne[0], dst);
-    } else {
-        ggml_get_type_traits(pool->type)->to_float(bytes.data(), dst, pool->ne[0]);
+// Rows of a pool as float32, without llama.cpp's rotation.
+static void read_rows(const ggml_tensor * pool, size_t first, const std::vector<uint32_t> & rows, float * dst, int64_t rotation) {
+    if (rows.empty()) {
+        return;
     }
-    if (rotation) {
-        hadamard_rotate(dst, pool->ne[0], rotation);
+    const size_t n = *std::max_element(rows.begin(), rows.end()) + 1;
+    std::vector<uint8_t> bytes(n*pool->nb[1]);
+    ggml_backend_tensor_get(pool, bytes.data(), first*pool->nb[1], bytes.size());
+    for (uint32_t row : rows) {
+        const uint8_t * src = bytes.data() + row*pool->nb[1];
+        if (pool->type == GGML_TYPE_F32) {
+            std::copy_n((const float *) src, pool->ne[0], dst);
+        } else {
+            ggml_get_type_traits(pool->type)->to_float(src, dst, pool->ne[0]);
+        }
+        if (rotation) {
+            hadamard_rotate(dst, pool->ne[0], rotation);
+        }
+        dst += pool->ne[0];
     }
 }
 
@@ -397,14 +409,11 @@ void cache::entries(llama_seq_id seq_id, size_t ikv, uint32_t head, float * k, f
     const layer_info  & layer = layers[ikv];
     const layer_store & store = *streams[strm].layers[ikv];
     const held          have  = held_by(strm, ikv, head);
-    for (size_t i = 0; i < have.row.size(); i++) {
-        const size_t row = store.held_row(head) + have.row[i];
-        if (k) {
-            read_rows(store.k, row, k + i*layer.d_k, rotated_k ? rotation_block_k(layer.d_k) : 0);
-        }
-        if (v) {
-            read_rows(store.v, row, v + i*layer.d_v, rotated_v ? rotation_block_v(layer.d_v) : 0);
-        }
+    if (k) {
+        read_rows(store.k, store.held_row(head), have.row, k, rotated_k ? rotation_block_k(layer.d_k) : 0);
+    }
+    if (v) {
+        read_rows(store.v, store.held_row(head), have.row, v, rotated_v ? rotation_block_v(layer.d_v) : 0);
     }
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "core/allocate.h"
+#include "engine/scorer.h"
 #include "engine/settings.h"
 #include "engine/store.h"
 
@@ -26,7 +27,7 @@ class llama_io_read_i;
 
 namespace laprox {
 
-class scorer;
+class head_graph;
 class state_reader;
 class window_input;
 
@@ -43,7 +44,7 @@ struct stream {
     std::vector<llama_pos> window_pos;
     int64_t n_observed = 0;
 
-    // Scores of what is held, if laprox_score() was called since it last changed: [layer][head][held row]
+    // Scores of what is held, if laprox_score() was called since it last changed: [layer][head][entry by position]
     std::vector<std::vector<std::vector<float>>> scores;
 
     uint64_t generation = 0; // changes with the storage; graphs built for another one can't be reused
@@ -113,6 +114,11 @@ public:
     void compress(llama_context & lctx, llama_seq_id seq_id);
     void score   (llama_context & lctx, llama_seq_id seq_id);
 
+    // The scorer of policy "custom".
+    void set_scorer(laprox_scorer_callback callback, void * user_data) { custom = callback; custom_data = user_data; }
+    // Throws std::runtime_error where there is none, or it refuses.
+    void call_scorer(llama_context & lctx, uint32_t strm, int32_t il, int32_t head, const std::vector<llama_pos> & pos, float * score) const;
+
     // Do that between batches, by way of llama_context's memory update.
     void run(llama_context & lctx, std::function<void(llama_context &)> what);
 
@@ -149,12 +155,20 @@ public:
 
 private:
     friend class window_input;
-    friend class scorer;
+    friend class head_graph;
 
     // [layer][head]: held rows that stay, ascending; and the tail cells that stay in the tail
     struct selection {
         std::vector<std::vector<std::vector<uint32_t>>> rows;
         std::vector<uint32_t> cells;
+    };
+
+    // What may be evicted, scored; and what may not.
+    struct candidates {
+        allocation request;
+        std::vector<std::vector<uint32_t>> rows; // beside request.heads
+        selection kept;                          // attention sinks, and the tail
+        int64_t   n_kept = 0;                    // entries of `kept`
     };
 
     std::vector<uint32_t> streams_of(const llama_ubatch & ubatch) const;
@@ -173,8 +187,9 @@ private:
     // Replace the storage of a stream; everything is allocated and filled before anything is dropped.
     void relayout(llama_context & lctx, uint32_t strm, const selection & keep, uint32_t n_tail);
     void compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen);
-    selection select(uint32_t strm, std::vector<std::vector<std::vector<float>>> scores, int64_t n_entries) const;
-    selection select_bytes(uint32_t strm, const std::vector<std::vector<std::vector<float>>> & scores, uint32_t n_tail) const;
+    candidates find_candidates(uint32_t strm, score_table scores) const;
+    selection  choose(const candidates & from, int64_t n_entries) const;
+    selection  choose_bytes(const candidates & from, uint32_t n_tail, size_t limit) const;
     static std::vector<std::vector<uint32_t>> kept_lengths(const selection & keep);
     size_t bytes_for(const std::vector<std::vector<uint32_t>> & n_kept, uint32_t n_tail) const;
 
@@ -201,6 +216,9 @@ private:
 
     // the context that computes on this cache, known from its first batch on
     llama_context * lctx = nullptr;
+
+    laprox_scorer_callback custom = nullptr;
+    void * custom_data = nullptr;
 
     // what update() is to do beside making room, and what became of it
     std::function<void(llama_context &)> request;

@@ -1,6 +1,5 @@
 // Scoring, selecting and compacting: from what a stream holds to what it keeps.
 
-#include "core/scores.h"
 #include "engine/cache.h"
 #include "engine/graph.h"
 #include "engine/scorer.h"
@@ -9,6 +8,7 @@
 #include "llama-impl.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #ifdef __GLIBC__
@@ -21,7 +21,27 @@ static const uint32_t tail_block = 256; // llama.cpp pads the number of cells it
 
 void cache::score(llama_context & lctx, llama_seq_id seq_id) {
     const uint32_t strm = seq_to_stream.at(seq_id);
-    streams[strm].scores = score_stream(lctx, *this, strm, config.policy->scorer);
+    if (!config.evicts()) {
+        throw std::runtime_error("policy " + config.policy.name + " scores nothing");
+    }
+    auto & scores = streams[strm].scores;
+    scores.clear();
+    for (auto & layer_numbers : score_stream(lctx, *this, strm, *config.policy.score)) {
+        scores.emplace_back();
+        for (auto & numbers : layer_numbers) {
+            scores.back().push_back(std::move(numbers.front()));
+        }
+    }
+}
+
+void cache::call_scorer(llama_context & ctx, uint32_t strm, int32_t il, int32_t head, const std::vector<llama_pos> & pos, float * score) const {
+    if (!custom) {
+        throw std::runtime_error("policy " + config.policy.name + " needs a scorer of yours: laprox_set_scorer()");
+    }
+    const auto seq_id = std::find(seq_to_stream.begin(), seq_to_stream.end(), strm) - seq_to_stream.begin();
+    if (!custom(&ctx, (llama_seq_id) seq_id, il, head, pos.data(), (int64_t) pos.size(), score, custom_data)) {
+        throw std::runtime_error("the scorer of policy " + config.policy.name + " refused");
+    }
 }
 
 void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
@@ -32,25 +52,26 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
 // n_budget_seen: what a percentage refers to; more than was seen while a prompt is still coming in.
 void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen) {
     stream & st = streams[strm];
-    if (config.policy->scorer == scorer_type::none || n_seen(strm) <= config.min_tokens) {
+    if (!config.evicts() || n_seen(strm) <= config.min_tokens) {
         return;
     }
     const bool    by_bytes  = config.budget.unit == budget_unit::bytes;
+    const size_t  limit     = by_bytes ? (size_t) config.budget.value/streams.size() : 0;
     const int64_t n_entries = by_bytes ? 0 : budget_entries(config.budget, n_budget_seen, n_pairs);
     // under pressure a byte budget has to make room for a longer tail even where it holds now
-    const bool within = by_bytes ? st.n_wanted == 0 && stream_bytes(strm) <= config.budget.value/streams.size()
-                                 : stats(strm).entries_held <= n_entries;
+    const bool within = by_bytes ? st.n_wanted == 0 && stream_bytes(strm) <= limit : stats(strm).entries_held <= n_entries;
     if (within) {
         return;
     }
 
     const int64_t t0 = ggml_time_us();
-    score_table scores = score_stream(lctx, *this, strm, config.policy->scorer);
+    score_table scores = score_stream(lctx, *this, strm, *config.policy.score);
     const int64_t t1 = ggml_time_us();
 
     const uint32_t n_recent = std::min<uint32_t>(config.recent, cells[strm].get_used());
     const uint32_t n_tail   = GGML_PAD(n_recent + std::max(st.n_wanted, 1u), tail_block);
-    const selection keep    = by_bytes ? select_bytes(strm, scores, n_tail) : select(strm, std::move(scores), n_entries);
+    const candidates from   = find_candidates(strm, std::move(scores));
+    const selection  keep   = by_bytes ? choose_bytes(from, n_tail, limit) : choose(from, n_entries);
     const int64_t t2 = ggml_time_us();
 
     relayout(lctx, strm, keep, n_tail);
@@ -65,50 +86,69 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
             stream_bytes(strm)/1048576.0, (t1 - t0)/1e3, (t2 - t1)/1e3, (t3 - t2)/1e3);
 }
 
-cache::selection cache::select(uint32_t strm, score_table scores, int64_t n_entries) const {
-    selection keep;
-    keep.cells = cells_by_position(strm);
-    const uint32_t n_recent = std::min<uint32_t>(config.recent, keep.cells.size());
-    keep.cells.erase(keep.cells.begin(), keep.cells.end() - n_recent);
+cache::candidates cache::find_candidates(uint32_t strm, score_table scores) const {
+    candidates result;
+    result.kept.cells = cells_by_position(strm);
+    const uint32_t n_recent = std::min<uint32_t>(config.recent, result.kept.cells.size());
+    result.kept.cells.erase(result.kept.cells.begin(), result.kept.cells.end() - n_recent);
+    result.n_kept = n_recent*n_pairs;
 
-    // Protected entries are never ranked, but count against the budget.
-    n_entries -= n_recent*n_pairs;
-    std::vector<head_candidates> candidates;
-    std::vector<std::vector<uint32_t>> rows; // beside `candidates`
+    allocation & request = result.request;
+    request.profile = config.table.get();
+    request.n_seen  = n_seen(strm);
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
-        std::vector<std::vector<float>> layer_scores;
-        keep.rows.emplace_back(layers[ikv].n_head_kv);
+        layer_scores layer;
+        layer.n_gqa = layers[ikv].n_gqa();
+        std::vector<held> have;
         for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-            const held have = held_by(strm, ikv, head);
-            head_candidates c { (int32_t) layers[ikv].il, (int32_t) head, {}, {} };
-            rows.emplace_back();
-            for (size_t i = 0; i + n_recent < have.pos.size(); i++) {
-                if (have.pos[i] < config.sink) {
-                    keep.rows[ikv][head].push_back(have.row[i]);
-                    n_entries--;
-                } else {
-                    c.pos.push_back(have.pos[i]);
-                    c.score.push_back(scores[ikv][head][have.row[i]]);
-                    rows.back().push_back(have.row[i]);
+            have.push_back(held_by(strm, ikv, head));
+            const auto & pos = have.back().pos;
+            layer_scores::head h { pos, std::move(scores[ikv][head]), 0, pos.size() - n_recent, {}, {} };
+            h.first = std::lower_bound(pos.begin(), pos.begin() + h.last, config.sink) - pos.begin();
+            layer.heads.push_back(std::move(h));
+        }
+        finish(*config.policy.score, layer);
+
+        if (config.policy.score->has_preference) {
+            request.layer_preference.push_back(layer.preference);
+        }
+        result.kept.rows.emplace_back();
+        for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
+            layer_scores::head & h = layer.heads[head];
+            const auto & rows = have[head].row;
+            result.kept.rows[ikv].emplace_back(rows.begin(), rows.begin() + h.first);
+            result.n_kept += h.first;
+
+            head_candidates c { (int32_t) layers[ikv].il, (int32_t) head, {}, {}, {}, (int64_t) h.first + n_recent };
+            result.rows.emplace_back();
+            for (size_t i = h.first; i < h.last; i++) {
+                if (h.score[i - h.first] == -INFINITY) {
+                    continue; // never to be kept
                 }
+                c.pos.push_back(h.pos[i]);
+                c.score.push_back(h.score[i - h.first]);
+                if (!h.second.empty()) {
+                    c.second.push_back(h.second[i - h.first]);
+                }
+                result.rows.back().push_back(rows[i]);
             }
-            layer_scores.push_back(average_pool(c.score.data(), c.score.size(), config.policy->pool_kernel));
-            candidates.push_back(std::move(c));
-        }
-        if (config.policy->normalise_layer) {
-            normalise_layer(layer_scores);
-        }
-        for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-            candidates[candidates.size() - layers[ikv].n_head_kv + head].score = std::move(layer_scores[head]);
+            request.heads.push_back(std::move(c));
         }
     }
+    return result;
+}
 
-    const choice chosen = allocate_global(candidates, n_entries);
+// Protected entries are never ranked, but count against the budget.
+cache::selection cache::choose(const candidates & from, int64_t n_entries) const {
+    const head_counts counts = config.policy.share->count(from.request, n_entries - from.n_kept);
+    const choice      chosen = laprox::select(from.request.heads, counts);
+
+    selection keep = from.kept;
     size_t i = 0;
     for (auto & layer_rows : keep.rows) {
         for (auto & head_rows : layer_rows) {
             for (uint32_t index : chosen[i]) {
-                head_rows.push_back(rows[i][index]);
+                head_rows.push_back(from.rows[i][index]);
             }
             i++;
         }
@@ -116,14 +156,16 @@ cache::selection cache::select(uint32_t strm, score_table scores, int64_t n_entr
     return keep;
 }
 
-// The most entries whose allocation, padding and tail included, stays within the bytes of one stream.
-cache::selection cache::select_bytes(uint32_t strm, const score_table & scores, uint32_t n_tail) const {
-    const size_t limit = (size_t) config.budget.value/streams.size();
-    const auto   cost  = [&](const selection & keep) { return bytes_for(kept_lengths(keep), n_tail); };
+// The most entries whose allocation, padding and tail included, stays within `limit` bytes.
+cache::selection cache::choose_bytes(const candidates & from, uint32_t n_tail, size_t limit) const {
+    const auto cost = [&](const selection & keep) { return bytes_for(kept_lengths(keep), n_tail); };
 
     int64_t low  = 0; // fits
-    int64_t high = stats(strm).entries_held + 1;
-    selection best = select(strm, scores, low);
+    int64_t high = from.n_kept + 1;
+    for (const auto & rows : from.rows) {
+        high += rows.size();
+    }
+    selection best = choose(from, low);
     if (cost(best) > limit) {
         throw std::runtime_error("budget of " + std::to_string(limit) + " bytes can't hold the tokens that are never evicted (sink " +
                 std::to_string(config.sink) + ", recent " + std::to_string(config.recent) + ") and the tail; accepted: at least " +
@@ -131,7 +173,7 @@ cache::selection cache::select_bytes(uint32_t strm, const score_table & scores, 
     }
     while (high - low > 1) {
         const int64_t middle = low + (high - low)/2;
-        selection keep = select(strm, scores, middle);
+        selection keep = choose(from, middle);
         if (cost(keep) <= limit) {
             best = std::move(keep);
             low  = middle;

@@ -4,6 +4,7 @@
 
 #include "ggml-cpp.h"
 
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,10 @@ public:
 
     llama_context & lctx;
     ggml_backend_sched_ptr sched;
+
+    // of the layer at hand, see output_rows()
+    std::vector<float> projection;
+    int32_t projection_layer = -1;
 };
 
 class graph_runner {

@@ -5,29 +5,66 @@
 
 namespace laprox {
 
-static const policy policies[] = {
-    { "laprox",    scorer_type::laprox,   7, true  },
-    { "streaming", scorer_type::position, 1, false },
-    { "full",      scorer_type::none,     1, false },
+struct preset { const char * name; const char * scorer; const char * allocator; };
+
+static const preset presets[] = {
+    { "laprox",      "laprox",      "global"  }, // arXiv 2605.07234
+    { "lukv",        "laprox",      "profile" }, // 2602.08585, with LaProx as the scorer; published tables: snapkv:profile, ...
+    { "snapkv",      "snapkv",      "uniform" }, // 2404.14469
+    { "pyramidkv",   "snapkv",      "pyramid" }, // 2406.02069
+    { "adakv",       "snapkv",      "ada"     }, // 2407.11550
+    { "criticalkv",  "criticalkv",  "uniform" }, // 2502.03805; criticalkv:ada is its CriticalAda
+    { "defensivekv", "defensivekv", "ada"     }, // defensivekv:global-raw is its Layer-DefensiveKV
+    { "cake",        "cake",        "cake"    }, // 2503.12491
+    { "lava",        "lava",        "lava"    },
+    { "tova",        "tova",        "uniform" }, // 2401.06104
+    { "keydiff",     "keydiff",     "uniform" }, // 2504.15364
+    { "knorm",       "knorm",       "uniform" }, // 2406.11430
+    { "streaming",   "streaming",   "uniform" }, // 2309.17453
+    { "random",      "random",      "uniform" },
+    { "custom",      "custom",      "global"  }, // laprox_set_scorer()
+    { "full",        nullptr,       nullptr   },
 };
 
 int32_t n_policies() {
-    return (int32_t) std::size(policies);
+    return (int32_t) std::size(presets);
 }
 
-const policy & policy_at(int32_t i) {
-    return policies[i];
+const char * policy_name(int32_t i) {
+    return presets[i].name;
 }
 
-const policy & find_policy(const std::string & name) {
+std::string policy_meaning(int32_t i) {
+    return presets[i].scorer ? std::string(presets[i].scorer) + ":" + presets[i].allocator : "nothing is evicted";
+}
+
+static policy compose(const std::string & text, const std::string & scorer_name, const std::string & allocator_name) {
+    const policy p { text, &find_scorer(scorer_name), &find_allocator(allocator_name) };
+    if (p.share->needs && std::string(p.share->needs) == "layer_preference" && !p.score->has_preference) {
+        throw std::invalid_argument("policy \"" + text + "\": allocator " + p.share->name + " shares by preferences of the layers, which scorer " +
+                p.score->name + " doesn't have; accepted: cake:" + p.share->name + ", or another allocator");
+    }
+    return p;
+}
+
+policy find_policy(const std::string & text) {
     std::string names;
-    for (const policy & p : policies) {
-        if (name == p.name) {
-            return p;
+    for (const preset & p : presets) {
+        if (text == p.name) {
+            return p.scorer ? compose(text, p.scorer, p.allocator) : policy { text };
         }
         names += (names.empty() ? "" : ", ") + std::string(p.name);
     }
-    throw std::invalid_argument("policy \"" + name + "\" is unknown; accepted: " + names);
+    const size_t colon = text.find(':');
+    if (colon != std::string::npos) {
+        return compose(text, text.substr(0, colon), text.substr(colon + 1));
+    }
+    for (int32_t i = 0; i < n_scorers(); i++) {
+        if (text == scorer_at(i).name) {
+            return compose(text, text, "uniform");
+        }
+    }
+    throw std::invalid_argument("policy \"" + text + "\" is unknown; accepted: " + names + ", or <scorer>:<allocator>");
 }
 
 }

@@ -1,15 +1,73 @@
-// Scores of everything a stream holds, computed where the cache lives.
+// Scorers: what would the model's output lose without an entry?
+//
+// A scorer is a graph over one KV head's entries that runs where the cache lives and yields a few numbers per entry,
+// and a function on the host that makes one score per entry out of a whole layer's numbers. Adding one: both, and a row
+// of the table, in scorers.cpp.
 
 #pragma once
 
-#include "engine/cache.h"
+#include "llama.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct ggml_tensor;
+struct llama_context;
 
 namespace laprox {
 
-// [layer][head][held row]; rows of empty tail cells score 0. Raw: neither pooled nor normalised.
-using score_table = std::vector<std::vector<std::vector<float>>>;
+class cache;
+class head_graph;
+
+// A layer's numbers on the host, and the scores made of them. Entries of a head are in ascending position.
+struct layer_scores {
+    struct head {
+        std::vector<llama_pos> pos;
+        std::vector<std::vector<float>> numbers; // [n_numbers][entry], as the graph gave them
+        size_t first; // candidates: entries [first, last); attention sinks are before, recent tokens behind
+        size_t last;
+
+        std::vector<float> score;  // [last - first]; higher is better
+        std::vector<float> second; // the same, for the second stage of a selection; empty: none
+    };
+    std::vector<head> heads;
+    uint32_t n_gqa = 1;
+    double preference = 0.0; // CAKE's, where the scorer has one
+};
+
+enum class pooling { none, average, max };
+
+struct scorer {
+    const char * name;
+
+    // the numbers per entry: [n, n_numbers] from a graph, or one number from an entry's place
+    int32_t n_numbers;
+    ggml_tensor * (*graph)(head_graph & g);
+    float (*of_place)(int32_t layer, int32_t head, llama_pos pos);
+
+    // along tokens, over the candidates' first number; where that isn't all, `finish` does it
+    pooling pool;
+    int32_t kernel;
+    void (*finish)(layer_scores & layer);
+
+    bool needs_queries;  // of the observation window
+    bool has_preference; // of layers
+};
+
+int32_t n_scorers();
+const scorer & scorer_at(int32_t i);
+
+// Throws std::invalid_argument naming the scorers there are.
+const scorer & find_scorer(const std::string & name);
+
+// Fills in what a layer's numbers amount to: head::score, head::second, preference.
+void finish(const scorer & how, layer_scores & layer);
+
+// The numbers of everything a stream holds: [layer][head][number][entry], entries in ascending position.
+using score_table = std::vector<std::vector<std::vector<std::vector<float>>>>;
 
 // Throws std::runtime_error with the reason.
-score_table score_stream(llama_context & lctx, cache & kv, uint32_t strm, scorer_type type);
+score_table score_stream(llama_context & lctx, const cache & kv, uint32_t strm, const scorer & how);
 
 }

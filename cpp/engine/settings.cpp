@@ -3,6 +3,9 @@
 #include "llama-cparams.h"
 #include "llama-model.h"
 
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
 #include <stdexcept>
 
 namespace laprox {
@@ -14,9 +17,79 @@ static void check_range(const char * name, int32_t value, int32_t low, int32_t h
     }
 }
 
-settings make_settings(const laprox_params & params) {
+std::string fingerprint(const llama_model & model) {
+    uint64_t hash = 0xcbf29ce484222325ull; // FNV-1a
+    const auto add = [&](const void * data, size_t n) {
+        for (size_t i = 0; i < n; i++) {
+            hash = (hash ^ ((const uint8_t *) data)[i])*0x100000001b3ull;
+        }
+    };
+    const auto add_number = [&](uint32_t value) { add(&value, sizeof(value)); };
+
+    bool any = false;
+    add_number(model.hparams.n_layer());
+    add_number(model.hparams.n_embd);
+    for (uint32_t il = 0; il < model.hparams.n_layer(); il++) {
+        add_number(model.hparams.n_head(il));
+        add_number(model.hparams.n_head_kv(il));
+        const ggml_tensor * norm = model.layers[il].attn_norm;
+        if (norm && norm->type == GGML_TYPE_F32) {
+            std::vector<uint8_t> bytes(ggml_nbytes(norm));
+            ggml_backend_tensor_get(norm, bytes.data(), 0, bytes.size());
+            add(bytes.data(), bytes.size());
+            any = true;
+        }
+    }
+    if (!any) {
+        throw std::runtime_error("a model of architecture " + model.arch_name() + " has no attention norms to tell it by");
+    }
+    char text[17];
+    std::snprintf(text, sizeof(text), "%016llx", (unsigned long long) hash);
+    return text;
+}
+
+// LU-KV's table for this model, checked against it.
+static std::shared_ptr<const budget_profile> load_profile(const llama_model & model, const settings & s) {
+    std::string path = s.profile;
+    if (path.empty()) {
+        path = std::filesystem::u8path(model.laprox->path).replace_extension(".kv-profile.npy").u8string();
+        if (!std::filesystem::exists(std::filesystem::u8path(path))) {
+            throw std::invalid_argument("policy \"" + s.policy.name + "\" needs a profile of this model: none is named, and there is no " + path +
+                    "; `laprox profile` makes one");
+        }
+    }
+    profile_file file = read_profile(path);
+
+    const auto shape = [](int32_t n_layer, int32_t n_head_kv) {
+        return "[99, " + std::to_string(n_layer) + ", " + std::to_string(n_head_kv) + "]";
+    };
+    const int32_t n_layer = model.hparams.n_layer();
+    int32_t n_head_kv = 0;
+    for (int32_t il = 0; il < n_layer; il++) {
+        n_head_kv = std::max<int32_t>(n_head_kv, model.hparams.n_head_kv(il));
+    }
+    if (file.table.n_layer != n_layer || file.table.n_head_kv != n_head_kv) {
+        throw std::invalid_argument("profile " + path + " is " + shape(file.table.n_layer, file.table.n_head_kv) + ", the model needs " +
+                shape(n_layer, n_head_kv) + " (eviction, layers, KV heads)");
+    }
+    const auto note = [&](const char * key) {
+        const auto it = file.notes.find(key);
+        return it == file.notes.end() ? std::string() : it->second;
+    };
+    if (!note("fingerprint").empty() && note("fingerprint") != fingerprint(model)) {
+        throw std::invalid_argument("profile " + path + " was made for " + note("model") + " (" + note("fingerprint") +
+                "), this model is another one (" + fingerprint(model) + ")");
+    }
+    if (!note("scorer").empty() && note("scorer") != s.policy.score->name) {
+        throw std::invalid_argument("profile " + path + " was made for scorer " + note("scorer") + ", policy \"" + s.policy.name + "\" has " +
+                s.policy.score->name + "; accepted: policy \"" + note("scorer") + ":profile\"");
+    }
+    return std::make_shared<budget_profile>(std::move(file.table));
+}
+
+settings make_settings(const llama_model & model, const laprox_params & params) {
     settings s {};
-    s.policy = &find_policy(params.policy ? params.policy : "");
+    s.policy = find_policy(params.policy ? params.policy : "");
 
     s.budget = { (budget_unit) params.budget.unit, params.budget.value };
     check_range("budget.unit", params.budget.unit, 0, 2);
@@ -38,23 +111,28 @@ settings make_settings(const laprox_params & params) {
     check_range("prefill", params.prefill, LAPROX_PREFILL_DENSE, LAPROX_PREFILL_CHUNKED);
     s.chunked = params.prefill == LAPROX_PREFILL_CHUNKED;
 
-    if (s.budget.unit == budget_unit::tokens && s.policy->scorer != scorer_type::none && s.budget.value < s.sink + s.recent) {
+    if (s.budget.unit == budget_unit::tokens && s.evicts() && s.budget.value < s.sink + s.recent) {
         throw std::invalid_argument("budget of " + std::to_string((int64_t) s.budget.value) + " tokens is less than the " +
                 std::to_string(s.sink + s.recent) + " that are never evicted (sink " + std::to_string(s.sink) +
                 " + recent " + std::to_string(s.recent) + "); accepted: at least that many");
+    }
+    s.profile = params.profile ? params.profile : "";
+    if (s.policy.share && s.policy.share->needs && std::string(s.policy.share->needs) == "profile") {
+        s.table = load_profile(model, s);
     }
     return s;
 }
 
 laprox_params to_params(const settings & s) {
     return {
-        /*.policy     =*/ s.policy->name,
+        /*.policy     =*/ s.policy.name.c_str(),
         /*.budget     =*/ { (laprox_budget_unit) s.budget.unit, s.budget.value },
         /*.window     =*/ s.window,
         /*.sink       =*/ s.sink,
         /*.recent     =*/ s.recent,
         /*.min_tokens =*/ s.min_tokens,
         /*.prefill    =*/ s.chunked ? LAPROX_PREFILL_CHUNKED : LAPROX_PREFILL_DENSE,
+        /*.profile    =*/ s.profile.empty() ? nullptr : s.profile.c_str(),
     };
 }
 
@@ -116,6 +194,7 @@ std::string reason_not_compressible(const llama_model & model) {
 
 std::shared_ptr<model_state> make_model_state(const std::string & path, const std::vector<std::string> & splits) {
     auto state = std::make_shared<model_state>();
+    state->path = path;
     state->weights = weight_reader(splits.empty() ? std::vector<std::string> { path } : splits);
     return state;
 }

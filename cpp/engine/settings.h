@@ -4,6 +4,7 @@
 
 #include "laprox.h"
 #include "core/budget.h"
+#include "core/profile.h"
 #include "engine/policy.h"
 #include "engine/weights.h"
 
@@ -15,30 +16,41 @@
 
 struct llama_cparams;
 struct llama_hparams;
+struct llama_model;
 
 namespace laprox {
 
 struct settings {
-    const laprox::policy * policy;
+    laprox::policy policy;
     laprox::budget budget;
     int32_t window;
     int32_t sink;
     int32_t recent;
     int32_t min_tokens;
     bool    chunked;
+    std::string profile; // a path; empty: MODEL.kv-profile.npy beside the model
+    std::shared_ptr<const budget_profile> table; // of that file, where the allocator needs one
+
+    bool evicts() const { return policy.score != nullptr; }
 };
 
 // Throws std::invalid_argument, which names the setting, its value and what would be accepted.
-settings make_settings(const laprox_params & params);
+settings make_settings(const llama_model & model, const laprox_params & params);
+// Points into `s`.
 laprox_params to_params(const settings & s);
 
 // Why this model can't be compressed; empty if it can.
 std::string reason_not_compressible(const llama_model & model);
 
+// 16 hexadecimal digits over a model's sizes and attention norms, which no quantisation changes. Throws std::runtime_error
+// where it has none.
+std::string fingerprint(const llama_model & model);
+
 // Hangs off llama_model, so that it lives exactly as long.
 struct model_state {
     bool enabled = false;
     settings config {};
+    std::string path;
 
     // layer -> Gram matrices of the output projection, see gram.h; shared by all contexts of the model
     std::mutex mutex;

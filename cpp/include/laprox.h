@@ -46,6 +46,13 @@ enum laprox_prefill {
     LAPROX_PREFILL_CHUNKED = 1, // compress whenever a small physical cache is full; bounded peak
 };
 
+// How a scorer smooths its scores along tokens.
+enum laprox_pooling {
+    LAPROX_POOLING_NONE    = 0,
+    LAPROX_POOLING_AVERAGE = 1,
+    LAPROX_POOLING_MAX     = 2,
+};
+
 struct laprox_params {
     const char * policy;         // one of laprox_policy_name(), or "<scorer>:<allocator>"
     struct laprox_budget budget;
@@ -67,6 +74,7 @@ LLAMA_API const char * laprox_policy_name    (int32_t i);
 LLAMA_API const char * laprox_policy_meaning (int32_t i); // "snapkv:pyramid"
 LLAMA_API int32_t      laprox_scorer_count   (void);
 LLAMA_API const char * laprox_scorer_name    (int32_t i);
+LLAMA_API enum laprox_pooling laprox_scorer_pooling(int32_t i, int32_t * kernel);
 LLAMA_API int32_t      laprox_allocator_count(void);
 LLAMA_API const char * laprox_allocator_name (int32_t i);
 

@@ -1,5 +1,5 @@
-// Norms of projected values without projecting them: ||v W_h||^2 = v^T G_h v with G_h = W_h W_h^T, where W_h is
-// the slice of the attention output projection that query head h uses.
+// The attention output projection W_O, as scorers need it: W_h is the slice that query head h uses, and norms of
+// projected values need no projecting: ||v W_h||^2 = v^T G_h v with G_h = W_h W_h^T.
 
 #pragma once
 
@@ -9,6 +9,9 @@
 namespace laprox {
 
 class workbench;
+
+// W_O of a layer as float32 rows: [n_head*d_v, n_embd], W_h being d_v of them. Valid until it is asked of another layer.
+const std::vector<float> & output_rows(workbench & bench, uint32_t il);
 
 // G_h of every query head of a layer: float32 [n_head, d_v, d_v]. Computed once per model.
 const std::vector<float> & output_grams(workbench & bench, uint32_t il);

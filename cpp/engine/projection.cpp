@@ -1,4 +1,4 @@
-#include "engine/gram.h"
+#include "engine/projection.h"
 #include "engine/graph.h"
 #include "engine/settings.h"
 
@@ -10,6 +10,8 @@
 #include <numeric>
 
 namespace laprox {
+
+static const int64_t scratch_bytes = 16ll << 20;
 
 // Columns of W_O by multiplying it with one-hot vectors: what every backend can do.
 static ggml_tensor * select_columns(graph_runner & graph, const ggml_tensor * wo, const std::vector<float> & one_hot) {
@@ -51,32 +53,51 @@ static bool agrees(workbench & bench, const ggml_tensor * wo, const std::vector<
     return difference <= 1e-4*size;
 }
 
-static std::vector<float> compute_grams(workbench & bench, weight_reader & reader, const ggml_tensor * wo, int64_t n_head, int64_t d) {
-    std::vector<float> grams(n_head*d*d);
-    std::vector<float> weights = reader.transposed(wo);
-    if (!weights.empty() && !agrees(bench, wo, weights)) {
-        weights.clear();
-    }
-
-    // a few heads per graph, to bound its scratch memory
-    const int64_t n_part = std::max<int64_t>(1, std::min<int64_t>(n_head, (int64_t) (16 << 20)/(4*d*wo->ne[0])));
-    for (int64_t first = 0; first < n_head; first += n_part) {
-        const int64_t n = std::min(n_part, n_head - first);
+// [n_in, n_out] from the backend that multiplies with it, a few rows at a time.
+static std::vector<float> rows_by_product(workbench & bench, const ggml_tensor * wo) {
+    const int64_t n_in  = wo->ne[0];
+    const int64_t n_out = wo->ne[1];
+    const int64_t step  = std::max<int64_t>(1, scratch_bytes/(n_in*(int64_t) sizeof(float)));
+    std::vector<float> result(n_in*n_out);
+    for (int64_t first = 0; first < n_in; first += step) {
+        std::vector<int64_t> ones(std::min(step, n_in - first));
+        std::iota(ones.begin(), ones.end(), first);
+        const std::vector<float> one_hot = one_hot_vectors(n_in, ones);
         graph_runner graph(bench);
+        ggml_tensor * columns = select_columns(graph, wo, one_hot);
+        graph.output(columns);
+        graph.run();
+        ggml_backend_tensor_get(columns, result.data() + first*n_out, 0, ggml_nbytes(columns));
+    }
+    return result;
+}
 
-        ggml_tensor * columns; // [n_embd, d*n]: the rows of W_h for n heads
-        std::vector<float> one_hot;
-        if (!weights.empty()) {
-            columns = graph.input(GGML_TYPE_F32, wo->ne[1], d*n, weights.data() + first*d*wo->ne[1]);
-        } else {
-            std::vector<int64_t> rows(d*n);
-            std::iota(rows.begin(), rows.end(), first*d);
-            one_hot = one_hot_vectors(wo->ne[0], rows);
-            columns = select_columns(graph, wo, one_hot);
+const std::vector<float> & output_rows(workbench & bench, uint32_t il) {
+    if (bench.projection_layer != (int32_t) il) {
+        const llama_model & model = bench.lctx.get_model();
+        const ggml_tensor * wo = model.layers[il].wo;
+        std::lock_guard<std::mutex> lock(model.laprox->mutex);
+        std::vector<float> rows = model.laprox->weights.transposed(wo);
+        if (rows.empty() || !agrees(bench, wo, rows)) {
+            rows = rows_by_product(bench, wo);
         }
+        bench.projection = std::move(rows);
+        bench.projection_layer = (int32_t) il;
+    }
+    return bench.projection;
+}
+
+static std::vector<float> compute_grams(workbench & bench, const std::vector<float> & rows, int64_t n_head, int64_t d) {
+    std::vector<float> grams(n_head*d*d);
+    const int64_t n_embd = (int64_t) rows.size()/(n_head*d);
+    const int64_t step   = std::clamp<int64_t>(scratch_bytes/(d*n_embd*(int64_t) sizeof(float)), 1, n_head);
+    for (int64_t first = 0; first < n_head; first += step) {
+        const int64_t n = std::min(step, n_head - first);
+        graph_runner graph(bench);
+        ggml_tensor * part = graph.input(GGML_TYPE_F32, n_embd, d*n, rows.data() + first*d*n_embd);
         std::vector<ggml_tensor *> results;
         for (int64_t h = 0; h < n; h++) {
-            ggml_tensor * head = ggml_view_2d(graph.ctx, columns, columns->ne[0], d, columns->nb[1], h*d*columns->nb[1]);
+            ggml_tensor * head = ggml_view_2d(graph.ctx, part, n_embd, d, part->nb[1], h*d*part->nb[1]);
             results.push_back(ggml_mul_mat(graph.ctx, head, head));
             ggml_prec_set_acc(results.back(), GGML_PREC_F32);
             graph.output(results.back());
@@ -92,12 +113,16 @@ static std::vector<float> compute_grams(workbench & bench, weight_reader & reade
 const std::vector<float> & output_grams(workbench & bench, uint32_t il) {
     const llama_model & model = bench.lctx.get_model();
     model_state & state = *model.laprox;
-    std::lock_guard<std::mutex> lock(state.mutex);
-    auto it = state.grams.find(il);
-    if (it == state.grams.end()) {
-        it = state.grams.emplace(il, compute_grams(bench, state.weights, model.layers[il].wo, model.hparams.n_head(il), model.hparams.n_embd_head_v(il))).first;
+    {
+        std::lock_guard<std::mutex> lock(state.mutex);
+        const auto it = state.grams.find(il);
+        if (it != state.grams.end()) {
+            return it->second;
+        }
     }
-    return it->second;
+    auto grams = compute_grams(bench, output_rows(bench, il), model.hparams.n_head(il), model.hparams.n_embd_head_v(il));
+    std::lock_guard<std::mutex> lock(state.mutex);
+    return state.grams.emplace(il, std::move(grams)).first->second; // another context's, if it was faster
 }
 
 void hadamard_rotate(float * row, int64_t n, int64_t block) {

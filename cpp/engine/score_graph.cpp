@@ -1,0 +1,235 @@
+#include "engine/score_graph.h"
+#include "engine/projection.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace laprox {
+
+// What one tensor of a score graph may take; a graph holds a few at a time.
+static const int64_t scratch_bytes = 16ll << 20;
+
+// t: dim 1 halved until one is left
+static ggml_tensor * fold_dim1(ggml_context * ctx, ggml_tensor * t, ggml_tensor * (*join)(ggml_context *, ggml_tensor *, ggml_tensor *)) {
+    const auto part = [&](ggml_tensor * a, int64_t first, int64_t n) {
+        return ggml_view_3d(ctx, a, a->ne[0], n, a->ne[2], a->nb[1], a->nb[2], first*a->nb[1]);
+    };
+    while (t->ne[1] > 1) {
+        const int64_t half = t->ne[1]/2;
+        ggml_tensor * joined = join(ctx, part(t, 0, half), part(t, half, half));
+        t = t->ne[1] % 2 ? ggml_concat(ctx, joined, part(t, 2*half, 1), 1) : joined;
+    }
+    return t;
+}
+
+ggml_tensor * sum_dim1(ggml_context * ctx, ggml_tensor * t) {
+    return fold_dim1(ctx, t, ggml_add);
+}
+
+ggml_tensor * max_dim1(ggml_context * ctx, ggml_tensor * t) {
+    return fold_dim1(ctx, t, max_of);
+}
+
+ggml_tensor * max_of(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
+    return ggml_add(ctx, b, ggml_relu(ctx, ggml_sub(ctx, a, b)));
+}
+
+ggml_tensor * unit_rows(ggml_context * ctx, ggml_tensor * rows) {
+    return ggml_scale(ctx, ggml_rms_norm(ctx, rows, 1e-20f), 1.0f/std::sqrt((float) rows->ne[0]));
+}
+
+static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
+    return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
+}
+
+head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head) :
+        bench(bench), kv(kv), layer(kv.layers[ikv]), ikv(ikv), head(head), runner(bench) {
+    const stream      & st    = kv.streams[strm];
+    const layer_store & store = *st.layers[ikv];
+    const auto          have  = kv.held_by(strm, ikv, head);
+
+    n        = (int64_t) have.pos.size();
+    n_gqa    = layer.n_gqa();
+    n_before = std::max<int64_t>(0, n - std::min<int64_t>(kv.config.recent, kv.cells[strm].get_used()));
+
+    const bool in_place = std::equal(have.row.begin(), have.row.end(), std::vector<uint32_t>(have.row.size()).begin(),
+            [i = 0u](uint32_t row, uint32_t) mutable { return row == i++; });
+    ggml_tensor * index = nullptr;
+    if (!in_place) {
+        ints.emplace_back();
+        for (uint32_t row : have.row) {
+            ints.back().push_back((int32_t) (store.held_row(head) + row));
+        }
+        index = runner.input(GGML_TYPE_I32, n, 1, ints.back().data());
+    }
+    const auto rows = [&](ggml_tensor * pool) {
+        return index ? ggml_get_rows(ctx(), pool, index)
+                     : ggml_view_2d(ctx(), pool, pool->ne[0], n, pool->nb[1], store.held_row(head)*pool->nb[1]);
+    };
+    k = rows(store.k);
+    v = rows(store.v);
+
+    std::vector<uint32_t> slots = kv.window_slots(strm);
+    // a query older than all that is held sees nothing here
+    slots.erase(std::remove_if(slots.begin(), slots.end(), [&](uint32_t slot) { return st.window_pos[slot] < have.pos.front(); }), slots.end());
+    n_window = (int64_t) slots.size();
+    if (n_window == 0) {
+        return;
+    }
+    ints.emplace_back(slots.begin(), slots.end());
+    ggml_tensor * ring = kv.windows[ikv];
+    const int64_t d_q  = n_gqa*layer.d_k;
+    ggml_tensor * mine = ggml_view_2d(ctx(), ring, d_q, ring->ne[1], ring->nb[1], strm*ring->nb[2] + head*d_q*ring->nb[0]);
+    q = ggml_get_rows(ctx(), mine, runner.input(GGML_TYPE_I32, n_window, 1, ints.back().data()));
+
+    const ggml_fp16_t seen   = ggml_fp32_to_fp16(0.0f);
+    const ggml_fp16_t unseen = ggml_fp32_to_fp16(-INFINITY);
+    halves.emplace_back();
+    halves.back().reserve(n*n_window);
+    for (uint32_t slot : slots) {
+        for (llama_pos pos : have.pos) {
+            halves.back().push_back(pos <= st.window_pos[slot] ? seen : unseen);
+        }
+    }
+    mask = runner.input(GGML_TYPE_F16, n, n_window, halves.back().data());
+}
+
+std::vector<std::vector<float>> head_graph::run(ggml_tensor * numbers) {
+    runner.output(numbers);
+    runner.run();
+    std::vector<std::vector<float>> result(ggml_nelements(numbers)/n, std::vector<float>(n));
+    for (size_t i = 0; i < result.size(); i++) {
+        ggml_backend_tensor_get(numbers, result[i].data(), i*n*sizeof(float), n*sizeof(float));
+    }
+    return result;
+}
+
+ggml_tensor * head_graph::constant(int64_t ne0, int64_t ne1, std::vector<float> data) {
+    floats.push_back(std::move(data));
+    return runner.input(GGML_TYPE_F32, ne0, ne1, floats.back().data());
+}
+
+int64_t head_graph::heads_at_once(int64_t n_queries) const {
+    return std::clamp<int64_t>(scratch_bytes/(n*n_queries*(int64_t) sizeof(float)), 1, n_gqa);
+}
+
+// q k^T: [n, n_queries, m], to be multiplied by *scale
+ggml_tensor * head_graph::products(int64_t first_query, int64_t n_queries, int64_t first_head, int64_t m, float * scale) {
+    const int64_t d = k->ne[0];
+    ggml_tensor * part = ggml_view_3d(ctx(), q, d, m, n_queries, d*q->nb[0], q->nb[1], first_head*d*q->nb[0] + first_query*q->nb[1]);
+    part = ggml_cont(ctx(), ggml_permute(ctx(), part, 0, 2, 1, 3)); // [d, n_queries, m]
+
+    // products of quantised keys would quantise the queries too
+    ggml_tensor * rows = ggml_is_quantized(k->type) || k->type == GGML_TYPE_BF16 ? as_f32(ctx(), k) : k;
+    ggml_tensor * a = ggml_mul_mat(ctx(), rows, ggml_reshape_2d(ctx(), part, d, n_queries*m));
+    ggml_prec_set_acc(a, GGML_PREC_F32);
+    a = ggml_reshape_3d(ctx(), a, n, n_queries, m);
+    *scale = kv.kq_scales[ikv];
+    if (kv.hparams.attn_soft_cap) {
+        const float cap = kv.hparams.f_attn_logit_softcapping;
+        a = ggml_scale(ctx(), ggml_tanh(ctx(), ggml_scale(ctx(), a, *scale/cap)), cap);
+        *scale = 1.0f;
+    }
+    return a;
+}
+
+void head_graph::attention(int64_t first_query, int64_t n_queries, const part & use) {
+    const int64_t step = heads_at_once(n_queries);
+    ggml_tensor * seen = ggml_view_2d(ctx(), mask, n, n_queries, mask->nb[1], first_query*mask->nb[1]);
+    for (int64_t first = 0; first < n_gqa; first += step) {
+        const int64_t m = std::min(step, n_gqa - first);
+        float scale;
+        ggml_tensor * a = products(first_query, n_queries, first, m, &scale);
+        use(ggml_soft_max_ext(ctx(), a, seen, scale, 0.0f), first, m);
+    }
+}
+
+void head_graph::logits(const part & use) {
+    const int64_t step = heads_at_once(n_window);
+    for (int64_t first = 0; first < n_gqa; first += step) {
+        const int64_t m = std::min(step, n_gqa - first);
+        float scale;
+        ggml_tensor * a = products(0, n_window, first, m, &scale);
+        use(ggml_scale(ctx(), a, scale), first, m);
+    }
+}
+
+ggml_tensor * head_graph::keys(int64_t first, int64_t m) {
+    return as_f32(ctx(), ggml_view_2d(ctx(), k, k->ne[0], m, k->nb[1], first*k->nb[1]));
+}
+
+ggml_tensor * head_graph::values(int64_t first, int64_t m) {
+    ggml_tensor * rows = as_f32(ctx(), ggml_view_2d(ctx(), v, v->ne[0], m, v->nb[1], first*v->nb[1]));
+    if (!kv.rotated_v) {
+        return rows;
+    }
+    const int64_t d     = rows->ne[0];
+    const int64_t block = rotation_block_v(d);
+    std::vector<float> eye(block*block, 0.0f);
+    for (int64_t i = 0; i < block; i++) {
+        eye[i*block + i] = 1.0f;
+        hadamard_rotate(eye.data() + i*block, block, block);
+    }
+    ggml_tensor * rotation = constant(block, block, std::move(eye));
+    ggml_tensor * blocks   = ggml_mul_mat(ctx(), rotation, ggml_reshape_2d(ctx(), ggml_cont(ctx(), rows), block, d*m/block));
+    ggml_prec_set_acc(blocks, GGML_PREC_F32);
+    return ggml_reshape_2d(ctx(), blocks, d, m);
+}
+
+ggml_tensor * head_graph::in_runs(int64_t floats_per_entry, const std::function<ggml_tensor * (int64_t first, int64_t m)> & f) {
+    const int64_t step = std::clamp<int64_t>(scratch_bytes/(floats_per_entry*(int64_t) sizeof(float)), 1, n);
+    ggml_tensor * result = nullptr;
+    for (int64_t first = 0; first < n; first += step) {
+        ggml_tensor * part = f(first, std::min(step, n - first));
+        result = result ? ggml_concat(ctx(), result, part, 0) : part;
+    }
+    return result;
+}
+
+ggml_tensor * head_graph::value_norms() {
+    const int64_t d = layer.d_v;
+    const float * mine = output_grams(bench, layer.il).data() + head*n_gqa*d*d;
+    std::vector<float> grams(mine, mine + n_gqa*d*d);
+    if (kv.rotated_v) { // turning d x d once is cheaper than turning every value back
+        for (int64_t i = 0; i < n_gqa; i++) {
+            const auto one = rotated_gram(mine + i*d*d, d);
+            std::copy(one.begin(), one.end(), grams.begin() + i*d*d);
+        }
+    }
+    ggml_tensor * gram = constant(d, d*n_gqa, std::move(grams));
+    return in_runs(d*n_gqa, [&](int64_t first, int64_t m) {
+        ggml_tensor * part = as_f32(ctx(), ggml_view_2d(ctx(), v, d, m, v->nb[1], first*v->nb[1]));
+        ggml_tensor * gv   = ggml_mul_mat(ctx(), gram, part);
+        ggml_prec_set_acc(gv, GGML_PREC_F32);
+        gv = ggml_mul(ctx(), ggml_reshape_3d(ctx(), gv, d, n_gqa, m), ggml_view_3d(ctx(), part, d, 1, m, part->nb[1], part->nb[1], 0));
+        ggml_tensor * squares = ggml_clamp(ctx(), ggml_sum_rows(ctx(), gv), 0.0f, INFINITY); // rounding can make them negative
+        return ggml_cont(ctx(), ggml_transpose(ctx(), ggml_reshape_2d(ctx(), ggml_sqrt(ctx(), squares), n_gqa, m)));
+    });
+}
+
+ggml_tensor * head_graph::projected_l1() {
+    const int64_t d      = layer.d_v;
+    const auto  & rows   = output_rows(bench, layer.il); // an L1 norm has no short cut: project
+    const int64_t n_embd = (int64_t) rows.size()/(d*layer.n_head);
+    const auto    begin  = rows.begin() + head*n_gqa*d*n_embd;
+    ggml_tensor * w = constant(n_embd, d*n_gqa, { begin, begin + n_gqa*d*n_embd });
+    w = ggml_cont(ctx(), ggml_transpose(ctx(), w)); // [d*n_gqa, n_embd]
+    return in_runs(n_embd, [&](int64_t first, int64_t m) {
+        ggml_tensor * part  = values(first, m);
+        ggml_tensor * total = nullptr;
+        for (int64_t h = 0; h < n_gqa; h++) {
+            ggml_tensor * mine = ggml_view_2d(ctx(), w, d, n_embd, w->nb[1], h*d*w->nb[0]);
+            ggml_tensor * out  = ggml_mul_mat(ctx(), mine, part); // [n_embd, m]
+            ggml_prec_set_acc(out, GGML_PREC_F32);
+            ggml_tensor * l1 = ggml_sum_rows(ctx(), ggml_abs(ctx(), out));
+            total = total ? ggml_add(ctx(), total, l1) : l1;
+        }
+        return ggml_reshape_1d(ctx(), ggml_scale(ctx(), total, 1.0f/(float) n_gqa), m);
+    });
+}
+
+}

@@ -1,0 +1,84 @@
+// Building blocks of score graphs, for the entries of one KV head.
+
+#pragma once
+
+#include "engine/cache.h"
+#include "engine/graph.h"
+
+#include "ggml.h"
+
+#include <deque>
+#include <functional>
+#include <vector>
+
+namespace laprox {
+
+class head_graph {
+public:
+    // The entries of a KV head in ascending position, and the observed queries.
+    head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head);
+
+    ggml_context * ctx() const { return runner.ctx; }
+
+    // [n, n_numbers] on the host
+    std::vector<std::vector<float>> run(ggml_tensor * numbers);
+
+    int64_t n;        // entries
+    int64_t n_before; // of them before the recent tokens
+    int64_t n_window; // queries
+    int64_t n_gqa;
+
+    // Attention of the observed queries, a few query heads of the group at a time to bound the scratch memory:
+    // weights [n, n_queries, m] of query heads [first, first + m).
+    using part = std::function<void(ggml_tensor * weights, int64_t first, int64_t m)>;
+    void attention(const part & use) { attention(0, n_window, use); }
+    void last_attention(const part & use) { attention(n_window - 1, 1, use); }
+
+    // The same before the softmax: scaled and capped products.
+    void logits(const part & use);
+
+    // Float32 rows [d, m] of entries [first, first + m), free of llama.cpp's rotation where it matters (values).
+    ggml_tensor * keys  (int64_t first, int64_t m);
+    ggml_tensor * values(int64_t first, int64_t m);
+
+    // Run f over all entries in runs short enough that `floats` per entry stay within the scratch limit; joins its results along dim 0.
+    ggml_tensor * in_runs(int64_t floats, const std::function<ggml_tensor * (int64_t first, int64_t m)> & f);
+
+    ggml_tensor * value_norms(); // ||v W_h||_2: [n, n_gqa]
+    ggml_tensor * projected_l1(); // mean over the group of ||v W_h||_1: [n]
+
+    ggml_tensor * constant(int64_t ne0, int64_t ne1, std::vector<float> data);
+
+private:
+    void attention(int64_t first_query, int64_t n_queries, const part & use);
+    ggml_tensor * products(int64_t first_query, int64_t n_queries, int64_t first_head, int64_t m, float * scale);
+    int64_t heads_at_once(int64_t n_queries) const;
+
+    workbench   & bench;
+    const cache & kv;
+    const layer_info & layer;
+    const size_t   ikv;
+    const uint32_t head;
+
+    graph_runner runner;
+    ggml_tensor * k;    // [d_k, n] of the cache's type, or float32
+    ggml_tensor * v;    // [d_v, n]
+    ggml_tensor * q = nullptr; // [d_k*n_gqa, n_window]
+    ggml_tensor * mask = nullptr; // F16 [n, n_window]
+
+    std::deque<std::vector<float>>       floats; // data of inputs, until the graph has run
+    std::deque<std::vector<int32_t>>     ints;
+    std::deque<std::vector<ggml_fp16_t>> halves;
+};
+
+// [n, m, r] -> [n, 1, r], by halves: coalesced on a GPU, and deterministic.
+ggml_tensor * sum_dim1(ggml_context * ctx, ggml_tensor * t);
+ggml_tensor * max_dim1(ggml_context * ctx, ggml_tensor * t);
+
+// Elementwise.
+ggml_tensor * max_of(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b);
+
+// Rows of length 1.
+ggml_tensor * unit_rows(ggml_context * ctx, ggml_tensor * rows);
+
+}

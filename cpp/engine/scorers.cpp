@@ -1,0 +1,365 @@
+// Every scorer: its graph, what the host makes of it, and its row in the table at the end.
+
+#include "engine/scorer.h"
+#include "engine/score_graph.h"
+#include "core/scores.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <map>
+#include <numeric>
+#include <stdexcept>
+
+namespace laprox {
+
+static ggml_tensor * plus(ggml_context * ctx, ggml_tensor * total, ggml_tensor * t) {
+    return total ? ggml_add(ctx, total, t) : t;
+}
+
+// [n, 1, m] -> [n]: the sum over query heads
+static ggml_tensor * sum_heads(ggml_context * ctx, ggml_tensor * t) {
+    return ggml_reshape_1d(ctx, sum_dim1(ctx, ggml_reshape_3d(ctx, t, t->ne[0], t->ne[2], 1)), t->ne[0]);
+}
+
+static ggml_tensor * max_heads(ggml_context * ctx, ggml_tensor * t) {
+    return ggml_reshape_1d(ctx, max_dim1(ctx, ggml_reshape_3d(ctx, t, t->ne[0], t->ne[2], 1)), t->ne[0]);
+}
+
+// Columns of `norms` [n, n_gqa] as [n, 1, m]
+static ggml_tensor * of_heads(ggml_context * ctx, ggml_tensor * norms, int64_t first, int64_t m) {
+    return ggml_view_3d(ctx, norms, norms->ne[0], 1, m, norms->nb[1], norms->nb[1], first*norms->nb[1]);
+}
+
+// ||v_i||_p before the projection: [n]
+static ggml_tensor * raw_value_norms(head_graph & g, int p) {
+    ggml_context * ctx = g.ctx();
+    return g.in_runs(64, [&](int64_t first, int64_t m) {
+        ggml_tensor * v    = g.values(first, m);
+        ggml_tensor * norm = p == 1 ? ggml_sum_rows(ctx, ggml_abs(ctx, v)) : ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, v)));
+        return ggml_reshape_1d(ctx, norm, m);
+    });
+}
+
+static std::vector<float> pooled(const layer_scores::head & h, const std::vector<float> & number, pooling pool, int kernel) {
+    const float * begin = number.data() + h.first;
+    const size_t  n     = h.last - h.first;
+    return pool == pooling::max     ? max_pool(begin, n, kernel)
+         : pool == pooling::average ? average_pool(begin, n, kernel)
+         :                            std::vector<float>(begin, begin + n);
+}
+
+//
+// LaProx
+//
+
+// Attention weights are scaled by this before they are squared; the sum of up to 1024 such squares is still finite.
+static const float weight_scale = 1e16f;
+
+// Algorithm 1: mean over the group of ||A[:,i]||_2 * ||v_i W_h||_2. The mean is of products, per query head; pooling is
+// of the product, as in the paper's experiments.
+static ggml_tensor * laprox_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    ggml_tensor * norms = g.value_norms();
+    ggml_tensor * total = nullptr;
+    g.attention([&](ggml_tensor * a, int64_t first, int64_t m) {
+        // squares of small weights would underflow, and entries that differ would tie at 0
+        ggml_tensor * energy = ggml_sqrt(ctx, sum_dim1(ctx, ggml_sqr(ctx, ggml_scale(ctx, a, weight_scale)))); // [n, 1, m]
+        total = plus(ctx, total, sum_heads(ctx, ggml_mul(ctx, energy, of_heads(ctx, norms, first, m))));
+    });
+    return ggml_scale(ctx, total, 1.0f/(weight_scale*(float) g.n_gqa));
+}
+
+// LU-KV's oracle: max over the observed queries and the group of A[t,i] * ||v_i W_h||_2. With the queries of decode steps
+// in the window, it is what the entries were worth to them.
+static ggml_tensor * oracle_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    ggml_tensor * norms = g.value_norms();
+    ggml_tensor * best  = nullptr;
+    g.attention([&](ggml_tensor * a, int64_t first, int64_t m) {
+        ggml_tensor * worth = max_heads(ctx, ggml_mul(ctx, max_dim1(ctx, a), of_heads(ctx, norms, first, m)));
+        best = best ? max_of(ctx, best, worth) : worth;
+    });
+    return best;
+}
+
+// Mean over the group of ||v_i W_h||_2.
+static ggml_tensor * vnorm_graph(head_graph & g) {
+    ggml_tensor * norms = g.value_norms();
+    return ggml_scale(g.ctx(), sum_heads(g.ctx(), ggml_view_3d(g.ctx(), norms, g.n, 1, g.n_gqa, norms->nb[1], norms->nb[1], 0)), 1.0f/(float) g.n_gqa);
+}
+
+//
+// attention of the window: SnapKV and its descendants
+//
+
+// Mean over the window and the group of the attention weights: [n]. Official SnapKV pools with a maximum over 7 in its
+// LongBench settings and with a mean over 5 by default; we take the former, as Ada-KV, PyramidKV and LU-KV do.
+static ggml_tensor * mean_attention(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    ggml_tensor * total = nullptr;
+    g.attention([&](ggml_tensor * a, int64_t, int64_t) {
+        total = plus(ctx, total, sum_heads(ctx, sum_dim1(ctx, a)));
+    });
+    return ggml_scale(ctx, total, 1.0f/(float) (g.n_window*g.n_gqa));
+}
+
+// The last query's attention, mean over the group; the layer's heads share one score.
+static ggml_tensor * tova_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    ggml_tensor * total = nullptr;
+    g.last_attention([&](ggml_tensor * a, int64_t, int64_t) {
+        total = plus(ctx, total, sum_heads(ctx, a));
+    });
+    return ggml_scale(ctx, total, 1.0f/(float) g.n_gqa);
+}
+
+// Mean over the heads that still hold the token.
+static void tova_finish(layer_scores & layer) {
+    std::map<llama_pos, std::pair<double, int>> of_token;
+    for (const auto & h : layer.heads) {
+        for (size_t i = h.first; i < h.last; i++) {
+            auto & [sum, n] = of_token[h.pos[i]];
+            sum += h.numbers[0][i];
+            n++;
+        }
+    }
+    for (auto & h : layer.heads) {
+        for (size_t i = h.first; i < h.last; i++) {
+            const auto & [sum, n] = of_token[h.pos[i]];
+            h.score.push_back((float) (sum/n));
+        }
+    }
+}
+
+// SnapKV's attention, and the mean over the group of ||v_i W_h||_1.
+static ggml_tensor * criticalkv_graph(head_graph & g) {
+    return ggml_concat(g.ctx(), mean_attention(g), g.projected_l1(), 1);
+}
+
+// Half of a head's budget goes to the highest SnapKV scores, the rest to the highest (score + 1e-4) * L1 norm.
+static void criticalkv_finish(layer_scores & layer) {
+    for (auto & h : layer.heads) {
+        h.score = pooled(h, h.numbers[0], pooling::max, 7);
+        for (size_t i = 0; i < h.score.size(); i++) {
+            h.second.push_back((h.score[i] + 1e-4f)*h.numbers[1][h.first + i]);
+        }
+    }
+}
+
+// Mean and (unbiased) variance over the window, both means over the group; and -sum A log A over both.
+static ggml_tensor * cake_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    ggml_tensor * mean = nullptr, * variance = nullptr, * entropy = nullptr;
+    const float n_free = (float) std::max<int64_t>(g.n_window - 1, 1);
+    g.attention([&](ggml_tensor * a, int64_t, int64_t) {
+        ggml_tensor * mu = ggml_scale(ctx, sum_dim1(ctx, a), 1.0f/(float) g.n_window);
+        mean     = plus(ctx, mean,     sum_heads(ctx, mu));
+        variance = plus(ctx, variance, sum_heads(ctx, ggml_scale(ctx, sum_dim1(ctx, ggml_sqr(ctx, ggml_sub(ctx, a, mu))), 1.0f/n_free)));
+        entropy  = plus(ctx, entropy,  sum_heads(ctx, sum_dim1(ctx, ggml_mul(ctx, a, ggml_log(ctx, ggml_scale_bias(ctx, a, 1.0f, 1e-10f))))));
+    });
+    const float share = 1.0f/(float) g.n_gqa;
+    return ggml_concat(ctx, ggml_concat(ctx, ggml_scale(ctx, mean, share), ggml_scale(ctx, variance, share), 1), ggml_scale(ctx, entropy, -1.0f), 1);
+}
+
+// Score: mean + 200 variance, averaged over 5 tokens. A layer's preference: its entropy times its variance, over all keys
+// before the recent ones; the paper's exponents 1/tau were tuned per model, the authors' fallback is 1.
+static void cake_finish(layer_scores & layer) {
+    double entropy = 0.0, variance = 0.0;
+    for (auto & h : layer.heads) {
+        std::vector<float> score(h.pos.size());
+        for (size_t i = 0; i < score.size(); i++) {
+            score[i] = h.numbers[0][i] + 200.0f*h.numbers[1][i];
+        }
+        for (size_t i = 0; i < h.last; i++) {
+            entropy  += h.numbers[2][i];
+            variance += (double) h.numbers[1][i]*layer.n_gqa;
+        }
+        h.score = pooled(h, score, pooling::average, 5);
+    }
+    layer.preference = std::max(entropy, 0.0)*variance;
+}
+
+// Mean attention of the group's query head that looks most, and ||v_i||_1.
+static ggml_tensor * lava_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    ggml_tensor * best = nullptr;
+    g.attention([&](ggml_tensor * a, int64_t, int64_t) {
+        ggml_tensor * mean = max_heads(ctx, ggml_scale(ctx, sum_dim1(ctx, a), 1.0f/(float) g.n_window));
+        best = best ? max_of(ctx, best, mean) : mean;
+    });
+    return ggml_concat(ctx, best, raw_value_norms(g, 1), 1);
+}
+
+// Times the head's largest value: how much the output could move.
+static void lava_finish(layer_scores & layer) {
+    for (auto & h : layer.heads) {
+        const float largest = *std::max_element(h.numbers[1].begin(), h.numbers[1].end());
+        h.score = pooled(h, h.numbers[0], pooling::max, 7);
+        for (float & score : h.score) {
+            score *= largest;
+        }
+    }
+}
+
+// Each query's weights before the recent tokens, averaged over 5 tokens and rescaled to the mass they had: their maximum and
+// their mean over window and group; and the mean over the group of ||v_i W_h||_1.
+static ggml_tensor * defensivekv_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    ggml_tensor * best = nullptr, * mean = nullptr;
+    const int64_t n = g.n_before;
+    if (n == 0) {
+        return ggml_concat(ctx, ggml_concat(ctx, mean_attention(g), mean_attention(g), 1), g.projected_l1(), 1);
+    }
+    g.attention([&](ggml_tensor * a, int64_t, int64_t) {
+        a = ggml_cont(ctx, ggml_view_3d(ctx, a, n, a->ne[1], a->ne[2], a->nb[1], a->nb[2], 0));
+        ggml_tensor * padded = ggml_pad_ext(ctx, a, 2, 2, 0, 0, 0, 0, 0, 0);
+        ggml_tensor * pool   = nullptr;
+        for (int64_t shift = 0; shift < 5; shift++) {
+            pool = plus(ctx, pool, ggml_cont(ctx, ggml_view_3d(ctx, padded, n, a->ne[1], a->ne[2], padded->nb[1], padded->nb[2], shift*padded->nb[0])));
+        }
+        // an observed query may see none of these
+        ggml_tensor * mass = ggml_div(ctx, ggml_sum_rows(ctx, a), ggml_scale_bias(ctx, ggml_sum_rows(ctx, pool), 1.0f, 1e-30f));
+        pool = ggml_mul(ctx, pool, mass);
+        ggml_tensor * most = max_heads(ctx, max_dim1(ctx, pool));
+        best = best ? max_of(ctx, best, most) : most;
+        mean = plus(ctx, mean, sum_heads(ctx, sum_dim1(ctx, pool)));
+    });
+    mean = ggml_scale(ctx, mean, 1.0f/(float) (g.n_window*g.n_gqa));
+    const auto padded = [&](ggml_tensor * t) { return ggml_pad_ext(ctx, t, 0, (int) (g.n - n), 0, 0, 0, 0, 0, 0); };
+    return ggml_concat(ctx, ggml_concat(ctx, padded(best), padded(mean), 1), g.projected_l1(), 1);
+}
+
+// The worst case over queries, no less than the head's mean, times the value's share among the layer's heads. The tokens that
+// make up the first 90% of a head's mean attention come before all others, heaviest first.
+static void defensivekv_finish(layer_scores & layer) {
+    const float forced = 1e30f;
+    std::map<llama_pos, double> value_of_token;
+    for (const auto & h : layer.heads) {
+        for (size_t i = 0; i < h.pos.size(); i++) {
+            value_of_token[h.pos[i]] += h.numbers[2][i];
+        }
+    }
+    for (auto & h : layer.heads) {
+        const auto & worst = h.numbers[0];
+        const auto & mean  = h.numbers[1];
+        const float  floor = h.last > 0 ? (float) (std::accumulate(worst.begin(), worst.begin() + h.last, 0.0)/h.last) : 0.0f;
+        for (size_t i = h.first; i < h.last; i++) {
+            h.score.push_back(std::max(worst[i], floor)*(float) (h.numbers[2][i]/std::max(value_of_token[h.pos[i]], 1e-30)));
+        }
+
+        std::vector<size_t> order(h.last);
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return mean[a] > mean[b]; });
+        const double all = std::accumulate(mean.begin(), mean.begin() + h.last, 0.0);
+        double mass = 0.0;
+        for (size_t rank = 0; rank < order.size() && mass < 0.9*all; rank++) {
+            mass += mean[order[rank]];
+            if (order[rank] >= h.first) {
+                h.score[order[rank] - h.first] = forced*(1.0f - (float) std::min<size_t>(rank, 1 << 20)/(float) (1 << 21));
+            }
+        }
+    }
+}
+
+//
+// keys alone
+//
+
+// A small key attracts attention.
+static ggml_tensor * knorm_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    return g.in_runs(64, [&](int64_t first, int64_t m) {
+        ggml_tensor * squares = ggml_sum_rows(ctx, ggml_sqr(ctx, g.keys(first, m)));
+        return ggml_reshape_1d(ctx, ggml_scale(ctx, ggml_sqrt(ctx, squares), -1.0f), m);
+    });
+}
+
+// -cos(k_i, mean of k/||k||): a key unlike the others carries what they don't.
+static ggml_tensor * keydiff_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    ggml_tensor * anchor = nullptr;
+    const auto unit = [&](int64_t first, int64_t m) { return unit_rows(ctx, g.keys(first, m)); };
+    g.in_runs(256, [&](int64_t first, int64_t m) {
+        ggml_tensor * sum = ggml_sum_rows(ctx, ggml_cont(ctx, ggml_transpose(ctx, unit(first, m)))); // [1, d]
+        anchor = plus(ctx, anchor, sum);
+        return sum;
+    });
+    anchor = unit_rows(ctx, ggml_reshape_2d(ctx, anchor, anchor->ne[1], 1));
+    return g.in_runs(256, [&](int64_t first, int64_t m) {
+        ggml_tensor * cosine = ggml_sum_rows(ctx, ggml_mul(ctx, unit(first, m), anchor));
+        return ggml_reshape_1d(ctx, ggml_scale(ctx, cosine, -1.0f), m);
+    });
+}
+
+//
+// places alone
+//
+
+// Later is better: attention sinks plus recent tokens. Original positions are kept.
+static float streaming_place(int32_t, int32_t, llama_pos pos) {
+    return (float) pos;
+}
+
+// A fixed draw per entry (SplitMix64), so that a run can be repeated.
+static float random_place(int32_t layer, int32_t head, llama_pos pos) {
+    uint64_t x = ((uint64_t) layer << 48) ^ ((uint64_t) head << 32) ^ (uint64_t) (uint32_t) pos;
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30))*0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27))*0x94d049bb133111ebull;
+    x ^= x >> 31;
+    return (float) (x >> 40)/(float) (1 << 24);
+}
+
+//
+// the table
+//
+
+// name, numbers: count, from a graph, from the place; pooling; what the host does; needs queries, has layer preferences
+static const scorer scorers[] = {
+    { "laprox",      1, laprox_graph,      nullptr,         pooling::average, 7, nullptr,            true,  false },
+    { "snapkv",      1, mean_attention,    nullptr,         pooling::max,     7, nullptr,            true,  false },
+    { "criticalkv",  2, criticalkv_graph,  nullptr,         pooling::none,    1, criticalkv_finish,  true,  false },
+    { "defensivekv", 3, defensivekv_graph, nullptr,         pooling::none,    1, defensivekv_finish, true,  false },
+    { "cake",        3, cake_graph,        nullptr,         pooling::none,    1, cake_finish,        true,  true  },
+    { "lava",        2, lava_graph,        nullptr,         pooling::none,    1, lava_finish,        true,  false },
+    { "tova",        1, tova_graph,        nullptr,         pooling::none,    1, tova_finish,        true,  false },
+    { "keydiff",     1, keydiff_graph,     nullptr,         pooling::none,    1, nullptr,            false, false },
+    { "knorm",       1, knorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false },
+    { "streaming",   1, nullptr,           streaming_place, pooling::none,    1, nullptr,            false, false },
+    { "random",      1, nullptr,           random_place,    pooling::none,    1, nullptr,            false, false },
+    { "custom",      1, nullptr,           nullptr,         pooling::none,    1, nullptr,            false, false }, // laprox_set_scorer()
+    { "oracle",      1, oracle_graph,      nullptr,         pooling::none,    1, nullptr,            true,  false }, // `laprox profile`
+    { "vnorm",       1, vnorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false },
+};
+
+void finish(const scorer & how, layer_scores & layer) {
+    if (how.finish) {
+        how.finish(layer);
+        return;
+    }
+    for (auto & h : layer.heads) {
+        h.score = pooled(h, h.numbers[0], how.pool, how.kernel);
+    }
+}
+
+int32_t n_scorers() {
+    return (int32_t) std::size(scorers);
+}
+
+const scorer & scorer_at(int32_t i) {
+    return scorers[i];
+}
+
+const scorer & find_scorer(const std::string & name) {
+    std::string names;
+    for (const scorer & s : scorers) {
+        if (name == s.name) {
+            return s;
+        }
+        names += (names.empty() ? "" : ", ") + std::string(s.name);
+    }
+    throw std::invalid_argument("scorer \"" + name + "\" is unknown; accepted: " + names);
+}
+
+}
