@@ -20,15 +20,19 @@ def test_average_pool():
     assert _core.average_pool(score[::2].astype(np.float64), 1).tolist() == [0, 7, 0]  # any layout, any number
 
 
-@pytest.mark.parametrize("kernel", [0, -1, 2])
-def test_average_pool_refuses_even_kernels(kernel):
-    with pytest.raises(ValueError, match="odd"):
-        _core.average_pool([1.0], kernel)
+def test_max_pool():
+    score = np.array([-3, 0, 7, -1, -2], dtype=np.float32)
+    assert _core.max_pool(score, 3).tolist() == [0, 7, 7, 7, -1]
+    assert _core.max_pool([], 7).shape == (0,)
 
 
-def test_average_pool_refuses_matrices():
+@pytest.mark.parametrize("pool", [_core.average_pool, _core.max_pool])
+def test_pools_refuse_even_kernels_and_matrices(pool):
+    for kernel in (0, -1, 2):
+        with pytest.raises(ValueError, match="odd"):
+            pool([1.0], kernel)
     with pytest.raises(ValueError, match="1-d"):
-        _core.average_pool(np.ones((2, 2)), 3)
+        pool(np.ones((2, 2)), 3)
 
 
 def test_normalise_layer():
@@ -37,16 +41,27 @@ def test_normalise_layer():
     assert _core.normalise_layer([[0.0, 0.0]])[0].tolist() == [0, 0]
 
 
-def test_allocate_global():
-    chosen = _core.allocate_global([0, 1], [0, 0], [[0, 1, 2], [5, 6]], [[0.1, 0.9, 0.2], [0.8, 0.2]], 3)
+def test_allocate():
+    heads = [0, 1], [0, 0], [[0, 1, 2], [5, 6]], [[0.1, 0.9, 0.2], [0.8, 0.2]]
+    chosen = _core.allocate("global-raw", *heads, 3)
     assert [c.tolist() for c in chosen] == [[1], [0, 1]]  # equal scores: the later position first
+    chosen = _core.allocate("uniform", *heads, 4, second=[[9, 8, 7], [0, 0]])
+    assert [c.tolist() for c in chosen] == [[0, 1], [0, 1]]  # one by score, then one by what comes second
 
 
-def test_allocate_global_refuses_what_does_not_fit_together():
+def test_allocate_refuses_what_does_not_fit_together():
     with pytest.raises(ValueError, match="one element per"):
-        _core.allocate_global([0], [0, 1], [[0]], [[1.0]], 1)
+        _core.allocate("global", [0], [0, 1], [[0]], [[1.0]], 1)
+    with pytest.raises(ValueError, match="one element per"):
+        _core.allocate("global", [0], [0], [[0]], [[1.0]], 1, n_protected=[1, 2])
     with pytest.raises(ValueError, match="same length"):
-        _core.allocate_global([0], [0], [[0, 1]], [[1.0]], 1)
+        _core.allocate("global", [0], [0], [[0, 1]], [[1.0]], 1)
+    with pytest.raises(ValueError, match="same length"):
+        _core.allocate("global", [0], [0], [[0]], [[1.0]], 1, second=[[]])
+    with pytest.raises(ValueError, match="those of layer 0 are not"):
+        _core.allocate("global", [0, 1, 0], [0, 0, 1], [[0]] * 3, [[1.0]] * 3, 1)
+    with pytest.raises(ValueError, match=r"\(99, layers, KV heads\)"):
+        _core.allocate("profile", [0], [0], [[0]], [[1.0]], 1, profile=np.zeros((98, 1, 1)))
 
 
 def test_plan_classes():

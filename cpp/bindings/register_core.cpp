@@ -3,9 +3,17 @@
 #include "core/allocate.h"
 #include "core/budget.h"
 #include "core/classes.h"
+#include "core/profile.h"
 #include "core/scores.h"
 
+#include <pybind11/stl/filesystem.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace laprox_python {
@@ -38,21 +46,102 @@ std::vector<array<T>> to_arrays(const std::vector<std::vector<T>> & vectors) {
     return arrays;
 }
 
+void check_kernel(int kernel) {
+    if (kernel < 1 || kernel % 2 == 0) {
+        throw py::value_error("kernel is " + std::to_string(kernel) + "; it must be odd and at least 1");
+    }
+}
+
 std::vector<laprox::head_candidates> candidates(const array<int32_t> & layer, const array<int32_t> & head,
                                                 const std::vector<array<int32_t>> & pos,
-                                                const std::vector<array<float>> & score) {
+                                                const std::vector<array<float>> & score,
+                                                const std::optional<std::vector<array<float>>> & second,
+                                                const std::optional<array<int64_t>> & n_protected) {
     const size_t n = pos.size();
-    if (size_t(layer.size()) != n || size_t(head.size()) != n || score.size() != n) {
-        throw py::value_error("layer, head, pos and score must have one element per (layer, KV head)");
+    if (size_t(layer.size()) != n || size_t(head.size()) != n || score.size() != n ||
+            (second && second->size() != n) || (n_protected && size_t(n_protected->size()) != n)) {
+        throw py::value_error("layer, head, pos, score, second and n_protected must have one element per (layer, KV head)");
     }
     std::vector<laprox::head_candidates> heads;
     for (size_t i = 0; i < n; i++) {
-        if (pos[i].size() != score[i].size()) {
-            throw py::value_error("pos and score of a head must have the same length");
+        laprox::head_candidates h { layer.data()[i], head.data()[i], to_vector(pos[i]), to_vector(score[i]), {} };
+        if (second) {
+            h.second = to_vector((*second)[i]);
         }
-        heads.push_back({ layer.data()[i], head.data()[i], to_vector(pos[i]), to_vector(score[i]) });
+        if (n_protected) {
+            h.n_protected = n_protected->data()[i];
+        }
+        if (h.pos.size() != h.score.size() || (second && h.second.size() != h.score.size())) {
+            throw py::value_error("pos, score and second of a head must have the same length");
+        }
+        const auto of_this_layer = [&](const laprox::head_candidates & other) { return other.layer == h.layer; };
+        if (!heads.empty() && !of_this_layer(heads.back()) && std::any_of(heads.begin(), heads.end(), of_this_layer)) {
+            throw py::value_error("heads of a layer must be neighbours; those of layer " + std::to_string(h.layer) + " are not");
+        }
+        heads.push_back(std::move(h));
     }
     return heads;
+}
+
+laprox::budget_profile to_profile(const array<double> & a) {
+    if (a.ndim() != 3 || a.shape(0) != laprox::profile_rows) {
+        throw py::value_error("expected a profile of shape (" + std::to_string(laprox::profile_rows) + ", layers, KV heads)");
+    }
+    return { int32_t(a.shape(1)), int32_t(a.shape(2)), { a.data(), a.data() + a.size() } };
+}
+
+array<double> to_matrix(const std::vector<double> & values, size_t n_rows) {
+    const size_t n_columns = values.size()/n_rows;
+    return array<double>({ n_rows, n_columns }, values.data());
+}
+
+std::vector<array<uint32_t>> allocate(const std::string & allocator, const array<int32_t> & layer,
+                                      const array<int32_t> & head, const std::vector<array<int32_t>> & pos,
+                                      const std::vector<array<float>> & score, int64_t n_keep,
+                                      const std::optional<std::vector<array<float>>> & second,
+                                      const std::optional<array<int64_t>> & n_protected,
+                                      const std::optional<array<double>> & layer_preference,
+                                      const std::optional<array<double>> & profile, int64_t n_seen) {
+    laprox::allocation a;
+    a.heads  = candidates(layer, head, pos, score, second, n_protected);
+    a.n_seen = n_seen;
+    if (layer_preference) {
+        a.layer_preference = to_vector(*layer_preference);
+    }
+    laprox::budget_profile table;
+    if (profile) {
+        table = to_profile(*profile);
+        a.profile = &table;
+    }
+    return to_arrays(laprox::select(a.heads, laprox::find_allocator(allocator).count(a, n_keep)));
+}
+
+array<double> solve_profile(const std::vector<array<float>> & scores, const std::vector<array<float>> & utility,
+                            int64_t n_tokens, int64_t min_keep) {
+    if (scores.size() != utility.size()) {
+        throw py::value_error("scores and utility must have one element per (layer, KV head)");
+    }
+    std::vector<laprox::head_utility> heads;
+    for (size_t i = 0; i < scores.size(); i++) {
+        heads.push_back({ to_vector(scores[i]), to_vector(utility[i]) });
+    }
+    std::vector<double> evicted;
+    {
+        py::gil_scoped_release release; // seconds for a long document
+        evicted = laprox::solve_profile(heads, n_tokens, min_keep);
+    }
+    return to_matrix(evicted, laprox::profile_rows);
+}
+
+std::pair<array<double>, std::map<std::string, std::string>> read_profile(const std::filesystem::path & path) {
+    laprox::profile_file file;
+    try {
+        file = laprox::read_profile(path.string());
+    } catch (const std::runtime_error & e) {
+        throw refusal(e.what());
+    }
+    const std::vector<py::ssize_t> shape = { laprox::profile_rows, file.table.n_layer, file.table.n_head_kv };
+    return { array<double>(shape, file.table.evicted.data()), file.notes };
 }
 
 }
@@ -63,11 +152,15 @@ void register_core(py::module_ & m) {
     }, py::arg("budget"), py::arg("n_seen"), py::arg("n_pairs"));
 
     m.def("average_pool", [](const array<float> & score, int kernel) {
-        if (kernel < 1 || kernel % 2 == 0) {
-            throw py::value_error("kernel is " + std::to_string(kernel) + "; it must be odd and at least 1");
-        }
+        check_kernel(kernel);
         const std::vector<float> in = to_vector(score);
         return to_array(laprox::average_pool(in.data(), in.size(), kernel));
+    }, py::arg("score"), py::arg("kernel"));
+
+    m.def("max_pool", [](const array<float> & score, int kernel) {
+        check_kernel(kernel);
+        const std::vector<float> in = to_vector(score);
+        return to_array(laprox::max_pool(in.data(), in.size(), kernel));
     }, py::arg("score"), py::arg("kernel"));
 
     m.def("normalise_layer", [](const std::vector<array<float>> & heads) {
@@ -79,11 +172,27 @@ void register_core(py::module_ & m) {
         return to_arrays(scores);
     }, py::arg("heads"));
 
-    m.def("allocate_global", [](const array<int32_t> & layer, const array<int32_t> & head,
-                                const std::vector<array<int32_t>> & pos, const std::vector<array<float>> & score,
-                                int64_t n_keep) {
-        return to_arrays(laprox::allocate_global(candidates(layer, head, pos, score), n_keep));
-    }, py::arg("layer"), py::arg("head"), py::arg("pos"), py::arg("score"), py::arg("n_keep"));
+    m.def("allocators", [] {
+        std::vector<std::string> names;
+        for (int32_t i = 0; i < laprox::n_allocators(); i++) {
+            names.push_back(laprox::allocator_at(i).name);
+        }
+        return names;
+    });
+
+    m.def("allocate", &allocate, py::arg("allocator"), py::arg("layer"), py::arg("head"), py::arg("pos"),
+          py::arg("score"), py::arg("n_keep"), py::kw_only(), py::arg("second") = py::none(),
+          py::arg("n_protected") = py::none(), py::arg("layer_preference") = py::none(),
+          py::arg("profile") = py::none(), py::arg("n_seen") = 0);
+
+    m.def("isotonic_increasing", [](const array<double> & y) {
+        return to_array(laprox::isotonic_increasing(to_vector(y)));
+    }, py::arg("y"));
+
+    m.def("solve_profile", &solve_profile, py::arg("scores"), py::arg("utility"), py::arg("n_tokens"),
+          py::arg("min_keep"));
+
+    m.def("read_profile", &read_profile, py::arg("path"));
 
     m.def("plan_classes", [](const array<uint32_t> & n_kept, uint32_t max_classes, uint32_t block, double slack) {
         if (max_classes < 1 || block < 1) {

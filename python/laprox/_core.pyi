@@ -4,6 +4,7 @@ Models and contexts are passed as the integers of their addresses, as llama_cpp 
 raises LaproxError with its reason.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,14 +107,32 @@ def queries(ctx: int, layer: int, seq_id: int = 0) -> tuple[Floats, Positions]:
 def budget_entries(budget: str, n_seen: int, n_pairs: int) -> int: ...
 def average_pool(score: npt.ArrayLike, kernel: int) -> Floats: ...
 def normalise_layer(heads: Sequence[npt.ArrayLike]) -> list[Floats]: ...
-def allocate_global(
+def max_pool(score: npt.ArrayLike, kernel: int) -> Floats: ...
+def allocators() -> list[str]: ...
+def allocate(
+    allocator: str,
     layer: npt.ArrayLike,
     head: npt.ArrayLike,
     pos: Sequence[npt.ArrayLike],
     score: Sequence[npt.ArrayLike],
     n_keep: int,
+    *,
+    second: Sequence[npt.ArrayLike] | None = None,
+    n_protected: npt.ArrayLike | None = None,
+    layer_preference: npt.ArrayLike | None = None,
+    profile: npt.ArrayLike | None = None,
+    n_seen: int = 0,
 ) -> list[npt.NDArray[np.uint32]]:
-    """Indices of the surviving candidates of each head, ascending."""
+    """Indices of the surviving candidates of each head, ascending. Heads of a layer are neighbours."""
+
+def isotonic_increasing(y: npt.ArrayLike) -> npt.NDArray[np.float64]: ...
+def solve_profile(
+    scores: Sequence[npt.ArrayLike], utility: Sequence[npt.ArrayLike], n_tokens: int, min_keep: int
+) -> npt.NDArray[np.float64]:
+    """[99, heads]: the share of each head's entries to evict, of n_tokens (protected ones are in no list)"""
+
+def read_profile(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float64], dict[str, str]]:
+    """[99, layers, KV heads] and the notes behind the array"""
 
 def plan_classes(
     n_kept: npt.ArrayLike, max_classes: int, block: int, slack: float = 0.05
