@@ -7,7 +7,7 @@ import sys
 import typer
 
 from laprox import LaproxError
-from laprox.cli import chat, demo, info
+from laprox.cli import chat, demo, info, profile
 
 app = typer.Typer(
     name="laprox",
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("chat")(chat.chat)
 app.command("info")(info.info)
 app.command("demo")(demo.demo)
+app.command("profile")(profile.profile)
 
 
 def main() -> None:
