@@ -4,6 +4,7 @@
     .venv/bin/python scripts/bench_engine.py                       # Llama-3.2-1B's shape, Q4_0, 8,192 tokens: about half an hour
     .venv/bin/python scripts/bench_engine.py --quick               # 2,048 tokens: minutes
     .venv/bin/python scripts/bench_engine.py --shape 8b --tokens 32768 --gpu-layers 99 --cache f16 --cache q8_0
+    .venv/bin/python scripts/bench_engine.py --policy laprox snapkv cake      # also what the others cost to score
 
 Four configurations, each in a process of its own:
 
@@ -81,10 +82,12 @@ def serve(job: dict) -> None:
     import engine
     import numpy as np
 
+    def settings(policy):
+        return engine.params(policy=policy, budget=job["budget"], prefill=engine.CHUNKED if job["chunked"] else engine.DENSE)
+
     kv = None
     if job["config"] in ("full", "kept"):
-        policy = "full" if job["config"] == "full" else job["policy"]
-        kv = engine.params(policy=policy, budget=job["budget"], prefill=engine.CHUNKED if job["chunked"] else engine.DENSE)
+        kv = settings("full" if job["config"] == "full" else job["policy"])
     model = engine.Model(job["model"], kv, n_gpu_layers=job["gpu_layers"])
     n = job["tokens"]
     ctx = engine.Context(model, n_ctx=n + job["step"] + 256, n_batch=2048, n_ubatch=512, type_k=job["cache"], n_threads=job["threads"])
@@ -104,8 +107,15 @@ def serve(job: dict) -> None:
     def prefill():
         out = timed(ctx.decode, tokens[:n]) | {"before": stats(), "memory_before": memory()}
         if job["config"] == "kept":
+            out["score"] = {policy: score(policy) for policy in job["also"]}
+            ctx.set_params(kv)
             out["compress"] = timed(ctx.compress)
         return out | {"after": stats(), "memory": memory()}
+
+    def score(policy):
+        """What scoring everything costs, the second time: what is made once per model is there then."""
+        ctx.set_params(settings(policy))
+        return [timed(ctx.score) for _ in range(2)][1]
 
     def decode():
         out = timed(lambda: [ctx.decode([token]) for token in tokens[n:]])
@@ -140,7 +150,8 @@ class Worker:
 
 def measure(args, model: Path, cache: str) -> dict:
     """One cache type: prefill every configuration, then decode in turns."""
-    job = {name: getattr(args, name) for name in ("budget", "policy", "chunked", "gpu_layers", "threads", "step")}
+    job = {name: getattr(args, name) for name in ("budget", "chunked", "gpu_layers", "threads", "step")}
+    job |= {"policy": args.policy[0], "also": args.policy if len(args.policy) > 1 else []}
     workers, results = {}, {}
     held = args.tokens
     for config in CONFIGS:
@@ -184,6 +195,7 @@ def measure(args, model: Path, cache: str) -> dict:
             "kv_bytes_after_over_budget": spent["kv_bytes"] / (spent["kv_bytes_full"] * spent["entries_held"] / spent["entries_full"]),
         },
         "compression_seconds": {k: spent[k + "_seconds"] for k in ("score", "select", "compact")},
+        "score_share_of_prefill": {policy: t["seconds"] / kept["seconds"] for policy, t in kept["score"].items()},
     }
 
 
@@ -203,7 +215,7 @@ def show(args, run: dict) -> None:
     def mib(n):
         return f"{n / 2**20:.1f}" if n < 100 * 2**20 else f"{n / 2**20:.0f}"
 
-    table = Table(title=f"{args.shape} {args.weights}, {args.tokens} tokens, {run['cache']} cache, {args.policy} {args.budget}, {args.threads} threads")
+    table = Table(title=f"{args.shape} {args.weights}, {args.tokens} tokens, {run['cache']} cache, {args.policy[0]} {args.budget}, {args.threads} threads")
     for name in ("", "tokens", "prefill tok/s", "decode tok/s", "KV MiB before", "after", "peak RSS MiB", "final RSS", "of it anonymous"):
         table.add_column(name, justify="left" if not name else "right")
     for config in CONFIGS:
@@ -225,6 +237,8 @@ def show(args, run: dict) -> None:
         f"compression            {100 * q['compression_share_of_prefill']:.2f} % of prefill,"
         f" {100 * q['compression_share_of_prefill_cpu']:.2f} % of its processor time (scoring {s['score']:.2f} s, selection {s['select']:.2f} s, compaction {s['compact']:.2f} s)"
     )
+    for policy, share in run["score_share_of_prefill"].items():
+        console.print(f"scoring, {policy:<14}{100 * share:.2f} % of prefill")
     console.print(f"bytes after : entries kept, exactly stored  {q['kv_bytes_after_over_budget']:.2f}")
 
 
@@ -234,7 +248,7 @@ def parse(argv=None):
     p.add_argument("--weights", choices=("Q4_0", "Q8_0", "Q4_K", "Q6_K"), default="Q4_0")
     p.add_argument("--tokens", type=int, default=8192, help="length of the prompt")
     p.add_argument("--cache", action="append", choices=("f16", "bf16", "f32", "q8_0", "q4_0"), help="repeatable; default f16")
-    p.add_argument("--policy", default="laprox")
+    p.add_argument("--policy", nargs="+", default=["laprox"], help="the first compresses; of several, all are timed at scoring")
     p.add_argument("--budget", default="5%")
     p.add_argument("--chunked", action="store_true", help="prefill through a small physical cache")
     p.add_argument("--threads", type=int, default=os.cpu_count())
