@@ -129,6 +129,9 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
             ggml_tensor * slots = ggml_view_1d(ctx, win.slots, win.n_observed, s*win.slots->nb[1]);
             ggml_tensor * last  = tokens_of(ctx, q, n_tokens - win.n_observed, win.n_observed);
             ggml_build_forward_expand(g.gf, ggml_set_rows(ctx, slice, flatten(ctx, last, ring->ne[0]), slots));
+            if (queries_seen) {
+                queries_seen->observe(g, win, *this, ikv, s, q);
+            }
         }
 
         // the part of the host's mask that has storage behind it

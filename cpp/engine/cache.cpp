@@ -76,6 +76,9 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
     }
 
     try {
+        if (config.evicts() && std::string(config.policy.score->name) == "expected") {
+            queries_seen = std::make_unique<query_stats>(model, layers, n_stream);
+        }
         for (uint32_t strm = 0; strm < n_stream; strm++) {
             reset_stream(strm);
         }
@@ -119,7 +122,12 @@ void cache::forget(uint32_t strm) {
     st.tail_begin = 0;
     st.n_absorbed = 0;
     st.n_observed = 0;
+    st.n_summed   = 0;
     st.n_wanted   = 0;
+    st.n_generated = 0;
+    if (queries_seen) {
+        queries_seen->clear(strm);
+    }
     st.window_pos.assign(n_slots, -1);
     st.scores.clear();
     if (!compressed) {
@@ -195,6 +203,9 @@ bool cache::copy_stream(uint32_t src, uint32_t dst, bool whole) {
             ggml_backend_tensor_get(windows[ikv], ring.data(), src*ring.size(), ring.size());
             ggml_backend_tensor_set(windows[ikv], ring.data(), dst*ring.size(), ring.size());
         }
+        if (queries_seen) {
+            queries_seen->copy(src, dst);
+        }
         to.layers = std::move(copies);
     } catch (const std::exception & e) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
@@ -206,6 +217,7 @@ bool cache::copy_stream(uint32_t src, uint32_t dst, bool whole) {
     to.n_absorbed = from.n_absorbed;
     to.window_pos = from.window_pos;
     to.n_observed = from.n_observed;
+    to.n_summed   = from.n_summed;
     to.scores     = from.scores;
     to.n_compressions = from.n_compressions;
     to.generation++;
@@ -285,6 +297,9 @@ void cache::run(llama_context & ctx, std::function<void(llama_context &)> what) 
 
 bool cache::fits(const llama_kv_cache::slot_info & sinfo) const {
     for (size_t s = 0; s < sinfo.n_stream(); s++) {
+        if (overgrown(sinfo.strm[s])) {
+            return false;
+        }
         for (uint32_t cell : sinfo.idxs[s]) {
             if (cell >= streams[sinfo.strm[s]].layers.front()->n_tail) {
                 return false;

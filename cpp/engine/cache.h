@@ -7,6 +7,7 @@
 #pragma once
 
 #include "core/allocate.h"
+#include "engine/query_stats.h"
 #include "engine/scorer.h"
 #include "engine/settings.h"
 #include "engine/store.h"
@@ -43,11 +44,13 @@ struct stream {
     // The observation window: a ring of queries per layer; slot i holds the query of position window_pos[i], -1: none.
     std::vector<llama_pos> window_pos;
     int64_t n_observed = 0;
+    int64_t n_summed   = 0; // queries in the sums of query_stats
 
     // Scores of what is held, if laprox_score() was called since it last changed: [layer][head][entry by position]
     std::vector<std::vector<std::vector<float>>> scores;
 
     uint64_t generation = 0; // changes with the storage; graphs built for another one can't be reused
+    int64_t  n_generated = 0; // tokens that came one by one since the last compression
     uint32_t n_wanted   = 0; // tail cells that the last batch found no room for
 
     int64_t n_compressions = 0;
@@ -89,7 +92,7 @@ public:
     // placing a batch
     //
 
-    // Whether the cells found for a ubatch have storage behind them.
+    // Whether the cells found for a ubatch have storage behind them, and no compression is due before it.
     bool fits(const llama_kv_cache::slot_info & sinfo) const;
     // A batch found no room: how much the next update has to make.
     void note_pressure(const std::vector<llama_ubatch> & ubatches);
@@ -138,6 +141,10 @@ public:
     uint32_t stream_index(llama_seq_id seq_id) const { return seq_to_stream.at(seq_id); }
 
     int64_t n_seen(uint32_t strm) const;
+    llama_pos next_position(uint32_t strm) const { return last_position(strm) + 1; }
+
+    // Where the policy the context was made with needs them; else null.
+    const query_stats * get_query_stats() const { return queries_seen.get(); }
     laprox_stats stats(uint32_t strm) const;
 
     // Slots of the observed queries, oldest first; at most settings::window.
@@ -175,6 +182,7 @@ private:
     uint32_t used_tail(uint32_t strm) const { return cells[strm].used_max_p1(); }
     uint32_t tail_limit(uint32_t strm) const;
     uint32_t tail_limit_in_bytes(uint32_t strm) const;
+    bool overgrown(uint32_t strm) const;
     void make_room(llama_context & lctx, uint32_t strm);
     std::vector<uint32_t> cells_by_position(uint32_t strm) const;
     size_t stream_bytes(uint32_t strm) const;
@@ -186,7 +194,7 @@ private:
     void resize_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail);
     // Replace the storage of a stream; everything is allocated and filled before anything is dropped.
     void relayout(llama_context & lctx, uint32_t strm, const selection & keep, uint32_t n_tail);
-    void compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen);
+    void compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen, int64_t n_least);
     candidates find_candidates(uint32_t strm, score_table scores) const;
     selection  choose(const candidates & from, int64_t n_entries) const;
     selection  choose_bytes(const candidates & from, uint32_t n_tail, size_t limit) const;
@@ -228,6 +236,8 @@ private:
     uint32_t n_slots;
     std::vector<ggml_tensor *> windows;
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> window_buffers;
+
+    std::unique_ptr<query_stats> queries_seen;
 };
 
 }

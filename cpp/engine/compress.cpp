@@ -46,18 +46,20 @@ void cache::call_scorer(llama_context & ctx, uint32_t strm, int32_t il, int32_t 
 
 void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
     const uint32_t strm = seq_to_stream.at(seq_id);
-    compress_stream(lctx, strm, n_seen(strm));
+    compress_stream(lctx, strm, n_seen(strm), 0);
 }
 
 // n_budget_seen: what a percentage refers to; more than was seen while a prompt is still coming in.
-void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen) {
+// n_least: tokens per KV head that stay in any case.
+void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen, int64_t n_least) {
     stream & st = streams[strm];
+    st.n_generated = 0;
     if (!config.evicts() || n_seen(strm) <= config.min_tokens) {
         return;
     }
     const bool    by_bytes  = config.budget.unit == budget_unit::bytes;
     const size_t  limit     = by_bytes ? (size_t) config.budget.value/streams.size() : 0;
-    const int64_t n_entries = by_bytes ? 0 : budget_entries(config.budget, n_budget_seen, n_pairs);
+    const int64_t n_entries = by_bytes ? 0 : std::max(budget_entries(config.budget, n_budget_seen, n_pairs), n_least*n_pairs);
     // under pressure a byte budget has to make room for a longer tail even where it holds now
     const bool within = by_bytes ? st.n_wanted == 0 && stream_bytes(strm) <= limit : stats(strm).entries_held <= n_entries;
     if (within) {
@@ -344,6 +346,12 @@ uint32_t cache::tail_limit_in_bytes(uint32_t strm) const {
     return limit;
 }
 
+// Whether text has been generated long enough since the last compression to be compressed itself, so that a generation
+// of any length stays within its budget and a tail.
+bool cache::overgrown(uint32_t strm) const {
+    return config.evicts() && streams[strm].n_generated > std::max<int64_t>(config.min_tokens, tail_block);
+}
+
 // Room for the batch that found none: a longer tail, or a compression. While a prompt is coming in, a dense cache
 // may exceed its byte budget, as it does for the first one; the compression at the prompt's end restores it.
 void cache::make_room(llama_context & lctx, uint32_t strm) {
@@ -360,19 +368,28 @@ void cache::make_room(llama_context & lctx, uint32_t strm) {
         resize_tail(lctx, strm, std::min(wish, limit));
     };
 
+    std::string reason;
+    const auto shrink = [&](int64_t n_budget_seen, int64_t n_least) {
+        try {
+            compress_stream(lctx, strm, n_budget_seen, n_least);
+        } catch (const std::exception & e) {
+            reason = std::string("; ") + e.what();
+        }
+    };
+
+    // The latest queries decide about what was generated. A share of a short text is little, so min_tokens stay.
+    if (overgrown(strm)) {
+        shrink(n_seen(strm), config.budget.unit == budget_unit::fraction ? config.min_tokens : 0);
+        st.n_generated = 0; // also where nothing could be evicted: not again at the next token
+    }
     grow(tail_limit_in_bytes(strm));
 
     const bool prompt = !config.chunked && st.n_wanted >= tail_block;
     if (prompt) {
         grow(tail_limit(strm));
     }
-    std::string reason;
     if (missing()) {
-        try {
-            compress_stream(lctx, strm, config.chunked ? std::max<int64_t>(kv_size, n_seen(strm)) : n_seen(strm));
-        } catch (const std::exception & e) {
-            reason = std::string("; ") + e.what();
-        }
+        shrink(config.chunked ? std::max<int64_t>(kv_size, n_seen(strm)) : n_seen(strm), 0);
         grow(tail_limit_in_bytes(strm));
     }
     if (!config.chunked) {

@@ -17,7 +17,9 @@ static const preset presets[] = {
     { "defensivekv", "defensivekv", "ada"     }, // defensivekv:global-raw is its Layer-DefensiveKV
     { "cake",        "cake",        "cake"    }, // 2503.12491
     { "lava",        "lava",        "lava"    },
+    { "rkv",         "rkv",         "uniform" }, // 2505.24133
     { "tova",        "tova",        "uniform" }, // 2401.06104
+    { "expected",    "expected",    "uniform" }, // 2510.00636
     { "keydiff",     "keydiff",     "uniform" }, // 2504.15364
     { "knorm",       "knorm",       "uniform" }, // 2406.11430
     { "streaming",   "streaming",   "uniform" }, // 2309.17453

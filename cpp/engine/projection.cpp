@@ -145,6 +145,15 @@ void hadamard_rotate(float * row, int64_t n, int64_t block) {
     }
 }
 
+std::vector<float> hadamard_matrix(int64_t block) {
+    std::vector<float> matrix(block*block, 0.0f);
+    for (int64_t i = 0; i < block; i++) {
+        matrix[i*block + i] = 1.0f;
+        hadamard_rotate(matrix.data() + i*block, block, block);
+    }
+    return matrix;
+}
+
 int64_t rotation_block_v(int64_t) {
     return 64;
 }

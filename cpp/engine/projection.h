@@ -22,6 +22,9 @@ std::vector<float> rotated_gram(const float * gram, int64_t d_v);
 // Multiply a row by R in place (R is its own inverse). `block`: the size of its blocks.
 void hadamard_rotate(float * row, int64_t n, int64_t block);
 
+// R itself, one block: [block, block].
+std::vector<float> hadamard_matrix(int64_t block);
+
 // llama.cpp rotates values in blocks of 64, and keys in the largest power of two that divides the head size.
 int64_t rotation_block_v(int64_t d_v);
 int64_t rotation_block_k(int64_t d_k);

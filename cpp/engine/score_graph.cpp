@@ -47,12 +47,13 @@ static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
 }
 
 head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head) :
-        bench(bench), kv(kv), layer(kv.layers[ikv]), ikv(ikv), head(head), runner(bench) {
+        bench(bench), kv(kv), layer(kv.layers[ikv]), strm(strm), ikv(ikv), head(head), runner(bench) {
     const stream      & st    = kv.streams[strm];
     const layer_store & store = *st.layers[ikv];
     const auto          have  = kv.held_by(strm, ikv, head);
 
-    n        = (int64_t) have.pos.size();
+    pos      = have.pos;
+    n        = (int64_t) pos.size();
     n_gqa    = layer.n_gqa();
     n_before = std::max<int64_t>(0, n - std::min<int64_t>(kv.config.recent, kv.cells[strm].get_used()));
 
@@ -75,7 +76,7 @@ head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_
 
     std::vector<uint32_t> slots = kv.window_slots(strm);
     // a query older than all that is held sees nothing here
-    slots.erase(std::remove_if(slots.begin(), slots.end(), [&](uint32_t slot) { return st.window_pos[slot] < have.pos.front(); }), slots.end());
+    slots.erase(std::remove_if(slots.begin(), slots.end(), [&](uint32_t slot) { return st.window_pos[slot] < pos.front(); }), slots.end());
     n_window = (int64_t) slots.size();
     if (n_window == 0) {
         return;
@@ -91,8 +92,8 @@ head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_
     halves.emplace_back();
     halves.back().reserve(n*n_window);
     for (uint32_t slot : slots) {
-        for (llama_pos pos : have.pos) {
-            halves.back().push_back(pos <= st.window_pos[slot] ? seen : unseen);
+        for (llama_pos key : pos) {
+            halves.back().push_back(key <= st.window_pos[slot] ? seen : unseen);
         }
     }
     mask = runner.input(GGML_TYPE_F16, n, n_window, halves.back().data());
@@ -158,26 +159,25 @@ void head_graph::logits(const part & use) {
     }
 }
 
+// Rows of a pool as float32, llama.cpp's rotation in blocks undone.
+ggml_tensor * head_graph::plain_rows(ggml_tensor * pool, int64_t first, int64_t m, int64_t block) {
+    const int64_t d = pool->ne[0];
+    ggml_tensor * rows = as_f32(ctx(), ggml_view_2d(ctx(), pool, d, m, pool->nb[1], first*pool->nb[1]));
+    if (!block) {
+        return rows;
+    }
+    ggml_tensor * blocks = ggml_reshape_2d(ctx(), ggml_cont(ctx(), rows), block, d*m/block);
+    blocks = ggml_mul_mat(ctx(), constant(block, block, hadamard_matrix(block)), blocks);
+    ggml_prec_set_acc(blocks, GGML_PREC_F32);
+    return ggml_reshape_2d(ctx(), blocks, d, m);
+}
+
 ggml_tensor * head_graph::keys(int64_t first, int64_t m) {
-    return as_f32(ctx(), ggml_view_2d(ctx(), k, k->ne[0], m, k->nb[1], first*k->nb[1]));
+    return plain_rows(k, first, m, kv.rotated_k ? rotation_block_k(layer.d_k) : 0);
 }
 
 ggml_tensor * head_graph::values(int64_t first, int64_t m) {
-    ggml_tensor * rows = as_f32(ctx(), ggml_view_2d(ctx(), v, v->ne[0], m, v->nb[1], first*v->nb[1]));
-    if (!kv.rotated_v) {
-        return rows;
-    }
-    const int64_t d     = rows->ne[0];
-    const int64_t block = rotation_block_v(d);
-    std::vector<float> eye(block*block, 0.0f);
-    for (int64_t i = 0; i < block; i++) {
-        eye[i*block + i] = 1.0f;
-        hadamard_rotate(eye.data() + i*block, block, block);
-    }
-    ggml_tensor * rotation = constant(block, block, std::move(eye));
-    ggml_tensor * blocks   = ggml_mul_mat(ctx(), rotation, ggml_reshape_2d(ctx(), ggml_cont(ctx(), rows), block, d*m/block));
-    ggml_prec_set_acc(blocks, GGML_PREC_F32);
-    return ggml_reshape_2d(ctx(), blocks, d, m);
+    return plain_rows(v, first, m, kv.rotated_v ? rotation_block_v(layer.d_v) : 0);
 }
 
 ggml_tensor * head_graph::in_runs(int64_t floats_per_entry, const std::function<ggml_tensor * (int64_t first, int64_t m)> & f) {
@@ -209,6 +209,34 @@ ggml_tensor * head_graph::value_norms() {
         ggml_tensor * squares = ggml_clamp(ctx(), ggml_sum_rows(ctx(), gv), 0.0f, INFINITY); // rounding can make them negative
         return ggml_cont(ctx(), ggml_transpose(ctx(), ggml_reshape_2d(ctx(), ggml_sqrt(ctx(), squares), n_gqa, m)));
     });
+}
+
+ggml_tensor * head_graph::expected_logits(int32_t n_future) {
+    const int64_t d = layer.d_k;
+    const float   s = kv.kq_scales[ikv];
+    future_queries future = expect_queries(bench, kv, strm, ikv, head, n_future);
+    ggml_tensor * mean = constant(d, n_gqa, std::move(future.mean));
+    ggml_tensor * cov  = constant(d, d*n_gqa, std::move(future.covariance));
+    return in_runs(d*n_gqa, [&](int64_t first, int64_t m) {
+        ggml_tensor * part   = keys(first, m);
+        ggml_tensor * linear = ggml_mul_mat(ctx(), part, mean); // [m, n_gqa]
+        ggml_prec_set_acc(linear, GGML_PREC_F32);
+        ggml_tensor * spread = ggml_mul_mat(ctx(), cov, part);
+        ggml_prec_set_acc(spread, GGML_PREC_F32);
+        spread = ggml_mul(ctx(), ggml_reshape_3d(ctx(), spread, d, n_gqa, m), ggml_view_3d(ctx(), part, d, 1, m, part->nb[1], part->nb[1], 0));
+        spread = ggml_cont(ctx(), ggml_transpose(ctx(), ggml_reshape_2d(ctx(), ggml_sum_rows(ctx(), spread), n_gqa, m)));
+        return ggml_add(ctx(), ggml_scale(ctx(), linear, s), ggml_scale(ctx(), spread, 0.5f*s*s));
+    });
+}
+
+ggml_tensor * head_graph::after_sinks() {
+    std::vector<float> seen(n*n_gqa);
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t h = 0; h < n_gqa; h++) {
+            seen[h*n + i] = pos[i] < kv.config.sink ? -INFINITY : 0.0f;
+        }
+    }
+    return constant(n, n_gqa, std::move(seen));
 }
 
 ggml_tensor * head_graph::projected_l1() {

@@ -4,6 +4,7 @@
 
 #include "engine/cache.h"
 #include "engine/graph.h"
+#include "engine/query_stats.h"
 
 #include "ggml.h"
 
@@ -37,7 +38,7 @@ public:
     // The same before the softmax: scaled and capped products.
     void logits(const part & use);
 
-    // Float32 rows [d, m] of entries [first, first + m), free of llama.cpp's rotation where it matters (values).
+    // Float32 rows [d, m] of entries [first, first + m), free of the rotation that llama.cpp gives quantised caches.
     ggml_tensor * keys  (int64_t first, int64_t m);
     ggml_tensor * values(int64_t first, int64_t m);
 
@@ -45,6 +46,11 @@ public:
     ggml_tensor * in_runs(int64_t floats, const std::function<ggml_tensor * (int64_t first, int64_t m)> & f);
 
     ggml_tensor * value_norms(); // ||v W_h||_2: [n, n_gqa]
+    // Expected Attention: the log of E[exp(q k)] for queries of the next n_future positions: [n, n_gqa]
+    ggml_tensor * expected_logits(int32_t n_future);
+    // -inf for attention sinks, else 0: [n, n_gqa]
+    ggml_tensor * after_sinks();
+
     ggml_tensor * projected_l1(); // mean over the group of ||v W_h||_1: [n]
 
     ggml_tensor * constant(int64_t ne0, int64_t ne1, std::vector<float> data);
@@ -53,12 +59,15 @@ private:
     void attention(int64_t first_query, int64_t n_queries, const part & use);
     ggml_tensor * products(int64_t first_query, int64_t n_queries, int64_t first_head, int64_t m, float * scale);
     int64_t heads_at_once(int64_t n_queries) const;
+    ggml_tensor * plain_rows(ggml_tensor * pool, int64_t first, int64_t m, int64_t block);
 
     workbench   & bench;
     const cache & kv;
     const layer_info & layer;
+    const uint32_t strm;
     const size_t   ikv;
     const uint32_t head;
+    std::vector<llama_pos> pos;
 
     graph_runner runner;
     ggml_tensor * k;    // [d_k, n] of the cache's type, or float32

@@ -262,6 +262,80 @@ static void defensivekv_finish(layer_scores & layer) {
     }
 }
 
+// Importance: softmax over the keys before the recent ones of the group's largest product, mean over the window. And the
+// ingredients of redundancy among all keys: the sum of a key's cosines, and of each key the last other one that is alike
+// (cosine > 0.5), which one and how much. All cosines pass through, a block of rows at a time.
+static ggml_tensor * rkv_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    const int64_t n = g.n, n_window = g.n_window;
+
+    ggml_tensor * largest = nullptr;
+    g.logits([&](ggml_tensor * a, int64_t, int64_t m) {
+        ggml_tensor * most = ggml_reshape_2d(ctx, max_dim1(ctx, ggml_reshape_3d(ctx, a, n*n_window, m, 1)), n, n_window);
+        largest = largest ? max_of(ctx, largest, most) : most;
+    });
+    std::vector<float> history(n*n_window);
+    for (int64_t i = 0; i < n*n_window; i++) {
+        history[i] = i % n < g.n_before || g.n_before == 0 ? 0.0f : -INFINITY;
+    }
+    ggml_tensor * weights    = ggml_soft_max_ext(ctx, largest, g.constant(n, n_window, std::move(history)), 1.0f, 0.0f);
+    ggml_tensor * importance = ggml_scale(ctx, sum_dim1(ctx, ggml_reshape_3d(ctx, weights, n, n_window, 1)), 1.0f/(float) n_window);
+
+    ggml_tensor * units = unit_rows(ctx, g.keys(0, n)); // [d, n]
+    ggml_tensor * total = ggml_sum_rows(ctx, ggml_cont(ctx, ggml_transpose(ctx, units)));
+    ggml_tensor * sums  = ggml_sum_rows(ctx, ggml_mul(ctx, units, ggml_reshape_2d(ctx, total, units->ne[0], 1))); // [1, n]
+
+    std::vector<float> numbers(n);
+    std::iota(numbers.begin(), numbers.end(), 0.0f);
+    ggml_tensor * index = g.constant(n, 1, std::move(numbers));
+    const int64_t step  = std::clamp<int64_t>((4 << 20)/n, std::max<int64_t>(n/200, 1), n);
+    std::vector<float> identity(step*step, 0.0f);
+    for (int64_t i = 0; i < step; i++) {
+        identity[i*step + i] = 2.0f; // more than any cosine
+    }
+    ggml_tensor * eye = g.constant(step, step, std::move(identity));
+
+    ggml_tensor * twins = nullptr, * cosines = nullptr;
+    for (int64_t first = 0; first < n; first += step) {
+        const int64_t m = std::min(step, n - first);
+        ggml_tensor * mine = ggml_view_2d(ctx, units, units->ne[0], m, units->nb[1], first*units->nb[1]);
+        ggml_tensor * cosine = ggml_mul_mat(ctx, units, mine); // [n, m]
+        ggml_prec_set_acc(cosine, GGML_PREC_F32);
+        ggml_tensor * self  = ggml_cont(ctx, ggml_view_2d(ctx, eye, m, m, eye->nb[1], 0));
+        ggml_tensor * other = ggml_sub(ctx, cosine, ggml_pad_ext(ctx, self, (int) first, (int) (n - first - m), 0, 0, 0, 0, 0, 0));
+        ggml_tensor * alike = ggml_step(ctx, ggml_scale_bias(ctx, other, 1.0f, -0.5f));
+        ggml_tensor * last  = ggml_argmax(ctx, ggml_mul(ctx, alike, ggml_scale_bias(ctx, index, 1.0f, 1.0f)));
+        ggml_tensor * twin  = ggml_get_rows(ctx, ggml_reshape_2d(ctx, index, 1, n), last);      // [1, m]
+        ggml_tensor * dot   = ggml_sum_rows(ctx, ggml_mul(ctx, ggml_get_rows(ctx, units, last), mine));
+        dot     = ggml_mul(ctx, dot, ggml_clamp(ctx, ggml_sum_rows(ctx, alike), 0.0f, 1.0f)); // 0 where none is alike
+        twins   = twins   ? ggml_concat(ctx, twins, twin, 1)  : twin;
+        cosines = cosines ? ggml_concat(ctx, cosines, dot, 1) : dot;
+    }
+    const auto column = [&](ggml_tensor * t) { return ggml_reshape_2d(ctx, t, n, 1); };
+    return ggml_concat(ctx, ggml_concat(ctx, column(importance), column(sums), 1), ggml_concat(ctx, column(twins), column(cosines), 1), 1);
+}
+
+// 0.1 importance - 0.9 redundancy, each a softmax over tokens. Of a pair of twins the newer one isn't counted as redundant.
+static void rkv_finish(layer_scores & layer) {
+    for (auto & h : layer.heads) {
+        const size_t n = h.pos.size();
+        std::vector<double> redundancy(n);
+        for (size_t i = 0; i < n; i++) {
+            redundancy[i] += h.numbers[1][i] - 1.0;
+            redundancy[(size_t) h.numbers[2][i]] -= h.numbers[3][i];
+        }
+        double sum = 0.0;
+        for (double & r : redundancy) {
+            r = std::exp(r/(double) n); // a mean of cosines: no overflow
+            sum += r;
+        }
+        h.score = pooled(h, h.numbers[0], pooling::max, 7);
+        for (size_t i = h.first; i < h.last; i++) {
+            h.score[i - h.first] = (float) (0.1*h.score[i - h.first] - 0.9*redundancy[i]/sum);
+        }
+    }
+}
+
 //
 // keys alone
 //
@@ -290,6 +364,16 @@ static ggml_tensor * keydiff_graph(head_graph & g) {
         ggml_tensor * cosine = ggml_sum_rows(ctx, ggml_mul(ctx, unit(first, m), anchor));
         return ggml_reshape_1d(ctx, ggml_scale(ctx, cosine, -1.0f), m);
     });
+}
+
+// Softmax over the keys behind the attention sinks of the log of E[exp(q k)], where q is Gaussian with the mean and covariance
+// that the sequence's queries had, turned by the mean rotation of the next 512 positions; mean over the group, + 0.02, times
+// ||v_i||_2. The authors' default of that epsilon is 0; 0.02 is what LU-KV profiles were published for.
+static ggml_tensor * expected_graph(head_graph & g) {
+    ggml_context * ctx = g.ctx();
+    ggml_tensor * a = ggml_soft_max_ext(ctx, g.expected_logits(512), g.after_sinks(), 1.0f, 0.0f); // [n, n_gqa]
+    a = sum_heads(ctx, ggml_reshape_3d(ctx, a, g.n, 1, g.n_gqa));
+    return ggml_mul(ctx, ggml_scale_bias(ctx, a, 1.0f/(float) g.n_gqa, 0.02f), raw_value_norms(g, 2));
 }
 
 //
@@ -323,9 +407,11 @@ static const scorer scorers[] = {
     { "defensivekv", 3, defensivekv_graph, nullptr,         pooling::none,    1, defensivekv_finish, true,  false },
     { "cake",        3, cake_graph,        nullptr,         pooling::none,    1, cake_finish,        true,  true  },
     { "lava",        2, lava_graph,        nullptr,         pooling::none,    1, lava_finish,        true,  false },
+    { "rkv",         4, rkv_graph,         nullptr,         pooling::none,    1, rkv_finish,         true,  false },
     { "tova",        1, tova_graph,        nullptr,         pooling::none,    1, tova_finish,        true,  false },
     { "keydiff",     1, keydiff_graph,     nullptr,         pooling::none,    1, nullptr,            false, false },
     { "knorm",       1, knorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false },
+    { "expected",    1, expected_graph,    nullptr,         pooling::none,    1, nullptr,            false, false },
     { "streaming",   1, nullptr,           streaming_place, pooling::none,    1, nullptr,            false, false },
     { "random",      1, nullptr,           random_place,    pooling::none,    1, nullptr,            false, false },
     { "custom",      1, nullptr,           nullptr,         pooling::none,    1, nullptr,            false, false }, // laprox_set_scorer()

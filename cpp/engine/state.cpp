@@ -12,7 +12,7 @@
 namespace laprox {
 
 static const uint32_t state_magic   = 0x5358504c; // "LPXS"
-static const uint32_t state_version = 1;
+static const uint32_t state_version = 2;
 
 // Everything goes through the host and a checksum: a bit flipped in a file must not become a changed memory.
 class checksum {
@@ -168,6 +168,13 @@ void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
                 out.rows(ring, (size_t) strm*n_slots + slot, 1);
             }
         }
+        out.put(st.n_summed);
+        if (st.n_summed > 0) {
+            for (const ggml_tensor * sums : queries_seen->sums) {
+                const size_t n = sums->ne[1]*sums->ne[2];
+                out.rows(sums, strm*n, n);
+            }
+        }
         for (size_t ikv = 0; ikv < layers.size(); ikv++) {
             const layer_store & store = *st.layers[ikv];
             for (const ggml_tensor * pool : { store.k, store.v }) {
@@ -275,6 +282,17 @@ void cache::read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id) {
             in.rows(ring, (size_t) strm*n_slots + slot, 1);
         }
     }
+    const auto n_summed = in.get<int64_t>();
+    for (size_t ikv = 0; n_summed > 0 && ikv < layers.size(); ikv++) {
+        const size_t n = (size_t) (layers[ikv].d_k + 1)*layers[ikv].n_head;
+        if (queries_seen) {
+            in.rows(queries_seen->sums[ikv], strm*n, n);
+        } else { // another policy has no use for them
+            std::vector<float> unused(n*layers[ikv].d_k);
+            in.read(unused.data(), unused.size()*sizeof(float));
+        }
+    }
+    st.n_summed = queries_seen ? n_summed : 0;
 
     std::vector<std::unique_ptr<layer_store>> fresh;
     const uint32_t n_tail = std::min<uint32_t>(kv_size, GGML_PAD(n_cells + 1, 256));

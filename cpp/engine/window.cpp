@@ -1,4 +1,5 @@
 #include "engine/window.h"
+#include "engine/projection.h"
 
 #include <algorithm>
 
@@ -12,7 +13,25 @@ window_input::window_input(cache & kv, const llm_graph_context & g) :
     slots = ggml_new_tensor_2d(g.ctx0, GGML_TYPE_I64, n_observed, streams.size());
     ggml_set_input(slots);
     ggml_set_name(slots, "laprox_window_slots");
+    if (kv.get_query_stats()) {
+        back   = ggml_new_tensor_1d(g.ctx0, GGML_TYPE_I32, g.n_tokens);
+        weight = ggml_new_tensor_1d(g.ctx0, GGML_TYPE_F32, g.n_tokens);
+        ggml_set_input(back);
+        ggml_set_input(weight);
+    }
     built_for = generations();
+}
+
+ggml_tensor * window_input::key_rotation(ggml_context * ctx, const cache & owner, int64_t d_k) {
+    if (!owner.rotated_k) {
+        return nullptr;
+    }
+    ggml_tensor *& rotation = rotations[rotation_block_k(d_k)];
+    if (!rotation) {
+        rotation = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rotation_block_k(d_k), rotation_block_k(d_k));
+        ggml_set_input(rotation);
+    }
+    return rotation;
 }
 
 window_input & window_input::of(const llm_graph_context & g, cache & kv) {
@@ -41,6 +60,8 @@ void window_input::set_input(const llama_ubatch * ubatch) {
     for (size_t s = 0; s < streams.size(); s++) {
         stream & st = kv.streams[streams[s]];
         st.scores.clear();
+        // a batch of a few tokens is generated text, or drafts of it
+        st.n_generated = n_tokens <= 16 ? st.n_generated + n_tokens : 0;
         for (int64_t i = n_tokens - n_observed; i < n_tokens; i++) {
             const int64_t slot = st.n_observed++ % kv.n_slots;
             st.window_pos[slot] = ubatch->pos[s*n_tokens + i];
@@ -48,6 +69,25 @@ void window_input::set_input(const llama_ubatch * ubatch) {
         }
     }
     ggml_backend_tensor_set(slots, data.data(), 0, ggml_nbytes(slots));
+    if (!back || !back->buffer) {
+        return;
+    }
+    std::vector<int32_t> positions;
+    std::vector<float>   weights;
+    for (size_t s = 0; s < streams.size(); s++) {
+        for (int64_t i = 0; i < n_tokens; i++) {
+            const llama_pos pos = ubatch->pos[s*n_tokens + i];
+            positions.push_back(-pos);
+            weights.push_back(pos < kv.config.sink ? 0.0f : 1.0f);
+            kv.streams[streams[s]].n_summed += pos >= kv.config.sink;
+        }
+    }
+    ggml_backend_tensor_set(back,   positions.data(), 0, ggml_nbytes(back));
+    ggml_backend_tensor_set(weight, weights.data(),   0, ggml_nbytes(weight));
+    for (auto & [block, rotation] : rotations) {
+        const std::vector<float> matrix = hadamard_matrix(block);
+        ggml_backend_tensor_set(rotation, matrix.data(), 0, ggml_nbytes(rotation));
+    }
 }
 
 bool window_input::can_reuse(const llm_graph_params & params) {

@@ -26,6 +26,13 @@ public:
 
     ggml_tensor * slots = nullptr; // I64 [n_observed, n_streams]
 
+    // where all queries are summed up
+    ggml_tensor * back   = nullptr; // I32 [n_tokens*n_streams]: minus their positions
+    ggml_tensor * weight = nullptr; // F32, alike: 0 for attention sinks, else 1
+
+    // What undoes llama.cpp's rotation of keys and queries [block, block]; null where it doesn't rotate.
+    ggml_tensor * key_rotation(ggml_context * ctx, const cache & kv, int64_t d_k);
+
     // tail mask repeated for a number of heads: (index in `streams`, heads) -> F16 [n_tail, n_tokens, 1, heads]
     std::map<std::pair<size_t, int64_t>, ggml_tensor *> tail_masks;
 
@@ -36,6 +43,7 @@ private:
 
     cache & kv;
     std::vector<uint64_t> built_for;
+    std::map<int64_t, ggml_tensor *> rotations; // by block
 };
 
 }
