@@ -30,14 +30,14 @@ def model(toy):
 
 @pytest.fixture
 def words(rng):
-    """words(n): so many tokens of text."""
+    """words(n): a text of so many words, of about four tokens each."""
     return lambda n: " ".join(f"w{i}" for i in rng.integers(0, 150, n))
 
 
 @pytest.fixture
 def data(tmp_path, words):
     path = tmp_path / "data.jsonl"
-    lines = [{"context": words(n), "questions": [words(5) for _ in range(2)]} for n in (300, 240)]
+    lines = [{"context": words(n), "questions": [words(5) for _ in range(2)]} for n in (100, 80)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -177,7 +177,7 @@ def test_lukv_keeps_the_budget(model, curve, rng, budget):
 
 def test_an_interrupted_run_goes_on(model, data, curve, tmp_path, monkeypatch, capsys):
     again = tmp_path / "again.npy"
-    ask, left = Profiler.ask, [1, 3, 99]  # questions until ctrl-C
+    ask, left = Profiler.ask, [1, 2, 99]  # questions until ctrl-C
 
     def interrupted(self, question, seed):
         if left[0] == 0:
@@ -258,7 +258,7 @@ def test_other_models_and_scorers_refuse_the_curve(toy, curve):
 
 def test_layers_that_are_not_compressed_get_the_uniform_share(toy, words, tmp_path):
     data = tmp_path / "data.jsonl"
-    data.write_text(json.dumps({"context": words(200), "questions": ["why?"]}))
+    data.write_text(json.dumps({"context": words(60), "questions": ["why?"]}))
     command.profile(toy("gemma2", chat_template=CHATML), [data], tmp_path / "curve.npy", **SETTINGS)
     table = np.load(tmp_path / "curve.npy")
     uniform = np.arange(1, 100)[:, None] / 100
@@ -267,7 +267,7 @@ def test_layers_that_are_not_compressed_get_the_uniform_share(toy, words, tmp_pa
 
 
 def test_from_the_shell(model, words, tmp_path):
-    (tmp_path / "notes.txt").write_text(words(300))
+    (tmp_path / "notes.txt").write_text(words(60))
     args = ["-m", "laprox", "profile", model, "-d", tmp_path / "notes.txt", "-o", tmp_path / "c.npy", "--max-samples", "2", "--tokens", "4", "-t", "1"]
     done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -283,11 +283,12 @@ def test_from_the_shell(model, words, tmp_path):
 
 def test_documents_are_read_in_pieces(model, words, tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text(words(1000))
+    path.write_text(words(300))
     vocabulary = load_vocabulary(model)
     count = lambda text: len(vocabulary.tokenize(text.encode(), add_bos=False, special=False))  # noqa: E731
     contexts = read_contexts([path], count, 0, 300)
-    assert len(contexts) == 4 and contexts[0].source.endswith("a.txt part 1 of 4")
+    assert len(contexts) >= count(path.read_text()) / 300
+    assert contexts[0].source.endswith(f"a.txt part 1 of {len(contexts)}")
     assert " ".join(c.text for c in contexts) == path.read_text()
     assert all(count(c.text) <= 300 and c.questions == QUESTIONS for c in contexts)
     (whole,) = read_contexts([path], count, 0, 5000)
