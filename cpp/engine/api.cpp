@@ -179,6 +179,22 @@ bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
     });
 }
 
+bool laprox_seq_set_params(llama_context * ctx, llama_seq_id seq_id, const laprox_params * params) {
+    return guarded(false, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        kv.set_settings(seq_id, params ? std::make_shared<settings>(make_settings(ctx->get_model(), *params)) : nullptr);
+        return true;
+    });
+}
+
+bool laprox_seq_get_params(llama_context * ctx, llama_seq_id seq_id, laprox_params * out) {
+    return guarded(false, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        *out = to_params(kv.config_of(kv.stream_index(seq_id)));
+        return true;
+    });
+}
+
 bool laprox_get_params(const llama_context * ctx, laprox_params * out) {
     return guarded(false, [&] {
         *out = to_params(cache_of(ctx).get_settings());

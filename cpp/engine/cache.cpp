@@ -76,7 +76,7 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
     }
 
     try {
-        if (config.evicts() && std::string(config.policy.score->name) == "expected") {
+        if (config.evicts() && config.policy.score->needs_all_queries) {
             queries_seen = std::make_unique<query_stats>(model, layers, n_stream);
         }
         for (uint32_t strm = 0; strm < n_stream; strm++) {
@@ -321,7 +321,7 @@ void cache::note_pressure(const std::vector<llama_ubatch> & ubatches) {
     }
 }
 
-void cache::set_settings(const settings & s) {
+void cache::check_settings(const settings & s) const {
     if (s.window > (int32_t) n_slots) {
         throw std::invalid_argument("window = " + std::to_string(s.window) + " is more than the context observes; accepted: at most " +
                 std::to_string(n_slots) + ", set when the context is made");
@@ -333,7 +333,26 @@ void cache::set_settings(const settings & s) {
         throw std::invalid_argument("budget of " + std::to_string((int64_t) s.budget.value) +
                 " tokens is larger than the context; accepted: at most " + std::to_string(kv_size));
     }
+    if (s.evicts() && s.policy.score->needs_all_queries && !queries_seen) {
+        throw std::invalid_argument("policy " + s.policy.name + " sums up queries from the first token on; accepted: a context made with it");
+    }
+}
+
+void cache::set_settings(const settings & s) {
+    check_settings(s);
     config = s;
+}
+
+void cache::set_settings(llama_seq_id seq_id, std::shared_ptr<const settings> s) {
+    if (s) {
+        check_settings(*s);
+    }
+    streams[seq_to_stream.at(seq_id)].own = std::move(s);
+}
+
+// A byte budget of the context is shared by its sequences.
+size_t cache::byte_limit(uint32_t strm) const {
+    return (size_t) config_of(strm).budget.value/(streams[strm].own ? 1 : streams.size());
 }
 
 std::vector<uint32_t> cache::cells_by_position(uint32_t strm) const {
@@ -464,8 +483,9 @@ std::vector<uint32_t> cache::window_slots(uint32_t strm) const {
         }
     }
     std::sort(slots.begin(), slots.end(), [&](uint32_t a, uint32_t b) { return pos[a] < pos[b]; });
-    if (slots.size() > (size_t) config.window) {
-        slots.erase(slots.begin(), slots.end() - config.window);
+    const size_t window = config_of(strm).window;
+    if (slots.size() > window) {
+        slots.erase(slots.begin(), slots.end() - window);
     }
     return slots;
 }

@@ -34,6 +34,8 @@ class window_input;
 
 // What one sequence holds.
 struct stream {
+    std::shared_ptr<const settings> own; // its own settings; null: the cache's
+
     std::vector<std::unique_ptr<layer_store>> layers;
 
     // [layer][head]: ascending positions of the kept rows. All of them are below `tail_begin`.
@@ -135,6 +137,10 @@ public:
     const settings & get_settings() const { return config; }
     void set_settings(const settings & s);
 
+    // Of one sequence, instead of the context's; null: the context's again.
+    const settings & config_of(uint32_t strm) const { return streams[strm].own ? *streams[strm].own : config; }
+    void set_settings(llama_seq_id seq_id, std::shared_ptr<const settings> s);
+
     const std::vector<layer_info> & get_layers() const { return layers; }
     uint32_t n_streams() const { return streams.size(); }
     const stream & get_stream(uint32_t strm) const { return streams[strm]; }
@@ -172,6 +178,7 @@ private:
 
     // What may be evicted, scored; and what may not.
     struct candidates {
+        const allocator * share;
         allocation request;
         std::vector<std::vector<uint32_t>> rows; // beside request.heads
         selection kept;                          // attention sinks, and the tail
@@ -186,6 +193,8 @@ private:
     void make_room(llama_context & lctx, uint32_t strm);
     std::vector<uint32_t> cells_by_position(uint32_t strm) const;
     size_t stream_bytes(uint32_t strm) const;
+    size_t byte_limit(uint32_t strm) const;
+    void check_settings(const settings & s) const;
 
     void reset_stream(uint32_t strm);
     void forget(uint32_t strm);

@@ -20,7 +20,8 @@ namespace laprox {
 static const uint32_t tail_block = 256; // llama.cpp pads the number of cells it attends to this
 
 void cache::score(llama_context & lctx, llama_seq_id seq_id) {
-    const uint32_t strm = seq_to_stream.at(seq_id);
+    const uint32_t   strm   = seq_to_stream.at(seq_id);
+    const settings & config = config_of(strm);
     if (!config.evicts()) {
         throw std::runtime_error("policy " + config.policy.name + " scores nothing");
     }
@@ -36,11 +37,11 @@ void cache::score(llama_context & lctx, llama_seq_id seq_id) {
 
 void cache::call_scorer(llama_context & ctx, uint32_t strm, int32_t il, int32_t head, const std::vector<llama_pos> & pos, float * score) const {
     if (!custom) {
-        throw std::runtime_error("policy " + config.policy.name + " needs a scorer of yours: laprox_set_scorer()");
+        throw std::runtime_error("policy " + config_of(strm).policy.name + " needs a scorer of yours: laprox_set_scorer()");
     }
     const auto seq_id = std::find(seq_to_stream.begin(), seq_to_stream.end(), strm) - seq_to_stream.begin();
     if (!custom(&ctx, (llama_seq_id) seq_id, il, head, pos.data(), (int64_t) pos.size(), score, custom_data)) {
-        throw std::runtime_error("the scorer of policy " + config.policy.name + " refused");
+        throw std::runtime_error("the scorer of policy " + config_of(strm).policy.name + " refused");
     }
 }
 
@@ -52,13 +53,14 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
 // n_budget_seen: what a percentage refers to; more than was seen while a prompt is still coming in.
 // n_least: tokens per KV head that stay in any case.
 void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen, int64_t n_least) {
+    const settings & config = config_of(strm);
     stream & st = streams[strm];
     st.n_generated = 0;
     if (!config.evicts() || n_seen(strm) <= config.min_tokens) {
         return;
     }
     const bool    by_bytes  = config.budget.unit == budget_unit::bytes;
-    const size_t  limit     = by_bytes ? (size_t) config.budget.value/streams.size() : 0;
+    const size_t  limit     = by_bytes ? byte_limit(strm) : 0;
     const int64_t n_entries = by_bytes ? 0 : std::max(budget_entries(config.budget, n_budget_seen, n_pairs), n_least*n_pairs);
     // under pressure a byte budget has to make room for a longer tail even where it holds now
     const bool within = by_bytes ? st.n_wanted == 0 && stream_bytes(strm) <= limit : stats(strm).entries_held <= n_entries;
@@ -89,7 +91,9 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
 }
 
 cache::candidates cache::find_candidates(uint32_t strm, score_table scores) const {
+    const settings & config = config_of(strm);
     candidates result;
+    result.share = config.policy.share;
     result.kept.cells = cells_by_position(strm);
     const uint32_t n_recent = std::min<uint32_t>(config.recent, result.kept.cells.size());
     result.kept.cells.erase(result.kept.cells.begin(), result.kept.cells.end() - n_recent);
@@ -142,7 +146,7 @@ cache::candidates cache::find_candidates(uint32_t strm, score_table scores) cons
 
 // Protected entries are never ranked, but count against the budget.
 cache::selection cache::choose(const candidates & from, int64_t n_entries) const {
-    const head_counts counts = config.policy.share->count(from.request, n_entries - from.n_kept);
+    const head_counts counts = from.share->count(from.request, n_entries - from.n_kept);
     const choice      chosen = laprox::select(from.request.heads, counts);
 
     selection keep = from.kept;
@@ -169,8 +173,8 @@ cache::selection cache::choose_bytes(const candidates & from, uint32_t n_tail, s
     }
     selection best = choose(from, low);
     if (cost(best) > limit) {
-        throw std::runtime_error("budget of " + std::to_string(limit) + " bytes can't hold the tokens that are never evicted (sink " +
-                std::to_string(config.sink) + ", recent " + std::to_string(config.recent) + ") and the tail; accepted: at least " +
+        throw std::runtime_error("budget of " + std::to_string(limit) + " bytes can't hold the tokens that are never evicted, " +
+                std::to_string(from.n_kept) + " entries of sink and recent, and the tail; accepted: at least " +
                 std::to_string(cost(best)) + " bytes per sequence");
     }
     while (high - low > 1) {
@@ -310,7 +314,8 @@ void cache::resize_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail) {
 // How many tail cells a stream may have: no more rows than llama.cpp would have allocated, and less where the prompt
 // is compressed while it comes in.
 uint32_t cache::tail_limit(uint32_t strm) const {
-    const stream & st = streams[strm];
+    const settings & config = config_of(strm);
+    const stream   & st     = streams[strm];
 
     int64_t n_kept = 0;
     for (const auto & layer_kept : st.kept) {
@@ -333,13 +338,14 @@ uint32_t cache::tail_limit(uint32_t strm) const {
 
 // The same within a byte budget.
 uint32_t cache::tail_limit_in_bytes(uint32_t strm) const {
+    const settings & config = config_of(strm);
     uint32_t limit = tail_limit(strm);
     if (config.budget.unit == budget_unit::bytes && (config.chunked || streams[strm].n_compressions > 0)) {
         std::vector<std::vector<uint32_t>> lengths;
         for (const auto & store : streams[strm].layers) {
             lengths.push_back(store->n_kept);
         }
-        while (limit > 0 && bytes_for(lengths, limit) > config.budget.value/streams.size()) {
+        while (limit > 0 && bytes_for(lengths, limit) > byte_limit(strm)) {
             limit -= tail_block;
         }
     }
@@ -349,12 +355,14 @@ uint32_t cache::tail_limit_in_bytes(uint32_t strm) const {
 // Whether text has been generated long enough since the last compression to be compressed itself, so that a generation
 // of any length stays within its budget and a tail.
 bool cache::overgrown(uint32_t strm) const {
+    const settings & config = config_of(strm);
     return config.evicts() && streams[strm].n_generated > std::max<int64_t>(config.min_tokens, tail_block);
 }
 
 // Room for the batch that found none: a longer tail, or a compression. While a prompt is coming in, a dense cache
 // may exceed its byte budget, as it does for the first one; the compression at the prompt's end restores it.
 void cache::make_room(llama_context & lctx, uint32_t strm) {
+    const settings & config = config_of(strm);
     stream & st = streams[strm];
     const auto missing = [&] { return cells[strm].get_used() + st.n_wanted > st.layers.front()->n_tail; };
     const auto grow    = [&](uint32_t limit) {

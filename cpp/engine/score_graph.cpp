@@ -55,7 +55,7 @@ head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_
     pos      = have.pos;
     n        = (int64_t) pos.size();
     n_gqa    = layer.n_gqa();
-    n_before = std::max<int64_t>(0, n - std::min<int64_t>(kv.config.recent, kv.cells[strm].get_used()));
+    n_before = std::max<int64_t>(0, n - std::min<int64_t>(kv.config_of(strm).recent, kv.cells[strm].get_used()));
 
     const bool in_place = std::equal(have.row.begin(), have.row.end(), std::vector<uint32_t>(have.row.size()).begin(),
             [i = 0u](uint32_t row, uint32_t) mutable { return row == i++; });
@@ -233,7 +233,7 @@ ggml_tensor * head_graph::after_sinks() {
     std::vector<float> seen(n*n_gqa);
     for (int64_t i = 0; i < n; i++) {
         for (int64_t h = 0; h < n_gqa; h++) {
-            seen[h*n + i] = pos[i] < kv.config.sink ? -INFINITY : 0.0f;
+            seen[h*n + i] = pos[i] < kv.config_of(strm).sink ? -INFINITY : 0.0f;
         }
     }
     return constant(n, n_gqa, std::move(seen));

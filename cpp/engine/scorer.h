@@ -51,7 +51,8 @@ struct scorer {
     int32_t kernel;
     void (*finish)(layer_scores & layer);
 
-    bool needs_queries;  // of the observation window
+    bool needs_queries;     // of the observation window
+    bool needs_all_queries; // summed up from the first token on
     bool has_preference; // of layers
 };
 

@@ -230,8 +230,8 @@ static ggml_tensor * defensivekv_graph(head_graph & g) {
     return ggml_concat(ctx, ggml_concat(ctx, padded(best), padded(mean), 1), g.projected_l1(), 1);
 }
 
-// The worst case over queries, no less than the head's mean, times the value's share among the layer's heads. The tokens that
-// make up the first 90% of a head's mean attention come before all others, heaviest first.
+// The worst case over queries, no less than the head's mean, times the value's share among the layer's heads. The heaviest tokens
+// with which 90% of a head's mean attention is secured, the recent tokens' share included, come before all others.
 static void defensivekv_finish(layer_scores & layer) {
     const float forced = 1e30f;
     std::map<llama_pos, double> value_of_token;
@@ -253,7 +253,7 @@ static void defensivekv_finish(layer_scores & layer) {
         std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return mean[a] > mean[b]; });
         const double all = std::accumulate(mean.begin(), mean.begin() + h.last, 0.0);
         double mass = 0.0;
-        for (size_t rank = 0; rank < order.size() && mass < 0.9*all; rank++) {
+        for (size_t rank = 0; rank < order.size() && mass < all - 0.1; rank++) {
             mass += mean[order[rank]];
             if (order[rank] >= h.first) {
                 h.score[order[rank] - h.first] = forced*(1.0f - (float) std::min<size_t>(rank, 1 << 20)/(float) (1 << 21));
@@ -399,24 +399,24 @@ static float random_place(int32_t layer, int32_t head, llama_pos pos) {
 // the table
 //
 
-// name, numbers: count, from a graph, from the place; pooling; what the host does; needs queries, has layer preferences
+// name, numbers: count, from a graph, from the place; pooling; what the host does; needs queries, all of them, has layer preferences
 static const scorer scorers[] = {
-    { "laprox",      1, laprox_graph,      nullptr,         pooling::average, 7, nullptr,            true,  false },
-    { "snapkv",      1, mean_attention,    nullptr,         pooling::max,     7, nullptr,            true,  false },
-    { "criticalkv",  2, criticalkv_graph,  nullptr,         pooling::none,    1, criticalkv_finish,  true,  false },
-    { "defensivekv", 3, defensivekv_graph, nullptr,         pooling::none,    1, defensivekv_finish, true,  false },
-    { "cake",        3, cake_graph,        nullptr,         pooling::none,    1, cake_finish,        true,  true  },
-    { "lava",        2, lava_graph,        nullptr,         pooling::none,    1, lava_finish,        true,  false },
-    { "rkv",         4, rkv_graph,         nullptr,         pooling::none,    1, rkv_finish,         true,  false },
-    { "tova",        1, tova_graph,        nullptr,         pooling::none,    1, tova_finish,        true,  false },
-    { "keydiff",     1, keydiff_graph,     nullptr,         pooling::none,    1, nullptr,            false, false },
-    { "knorm",       1, knorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false },
-    { "expected",    1, expected_graph,    nullptr,         pooling::none,    1, nullptr,            false, false },
-    { "streaming",   1, nullptr,           streaming_place, pooling::none,    1, nullptr,            false, false },
-    { "random",      1, nullptr,           random_place,    pooling::none,    1, nullptr,            false, false },
-    { "custom",      1, nullptr,           nullptr,         pooling::none,    1, nullptr,            false, false }, // laprox_set_scorer()
-    { "oracle",      1, oracle_graph,      nullptr,         pooling::none,    1, nullptr,            true,  false }, // `laprox profile`
-    { "vnorm",       1, vnorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false },
+    { "laprox",      1, laprox_graph,      nullptr,         pooling::average, 7, nullptr,            true,  false, false },
+    { "snapkv",      1, mean_attention,    nullptr,         pooling::max,     7, nullptr,            true,  false, false },
+    { "criticalkv",  2, criticalkv_graph,  nullptr,         pooling::none,    1, criticalkv_finish,  true,  false, false },
+    { "defensivekv", 3, defensivekv_graph, nullptr,         pooling::none,    1, defensivekv_finish, true,  false, false },
+    { "cake",        3, cake_graph,        nullptr,         pooling::none,    1, cake_finish,        true,  false, true  },
+    { "lava",        2, lava_graph,        nullptr,         pooling::none,    1, lava_finish,        true,  false, false },
+    { "rkv",         4, rkv_graph,         nullptr,         pooling::none,    1, rkv_finish,         true,  false, false },
+    { "tova",        1, tova_graph,        nullptr,         pooling::none,    1, tova_finish,        true,  false, false },
+    { "keydiff",     1, keydiff_graph,     nullptr,         pooling::none,    1, nullptr,            false, false, false },
+    { "knorm",       1, knorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false, false },
+    { "expected",    1, expected_graph,    nullptr,         pooling::none,    1, nullptr,            false, true,  false },
+    { "streaming",   1, nullptr,           streaming_place, pooling::none,    1, nullptr,            false, false, false },
+    { "random",      1, nullptr,           random_place,    pooling::none,    1, nullptr,            false, false, false },
+    { "custom",      1, nullptr,           nullptr,         pooling::none,    1, nullptr,            false, false, false }, // laprox_set_scorer()
+    { "oracle",      1, oracle_graph,      nullptr,         pooling::none,    1, nullptr,            true,  false, false }, // `laprox profile`
+    { "vnorm",       1, vnorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false, false },
 };
 
 void finish(const scorer & how, layer_scores & layer) {

@@ -78,8 +78,9 @@ void window_input::set_input(const llama_ubatch * ubatch) {
         for (int64_t i = 0; i < n_tokens; i++) {
             const llama_pos pos = ubatch->pos[s*n_tokens + i];
             positions.push_back(-pos);
-            weights.push_back(pos < kv.config.sink ? 0.0f : 1.0f);
-            kv.streams[streams[s]].n_summed += pos >= kv.config.sink;
+            const bool sink = pos < kv.config_of(streams[s]).sink;
+            weights.push_back(sink ? 0.0f : 1.0f);
+            kv.streams[streams[s]].n_summed += !sink;
         }
     }
     ggml_backend_tensor_set(back,   positions.data(), 0, ggml_nbytes(back));

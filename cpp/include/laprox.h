@@ -95,6 +95,11 @@ LLAMA_API bool laprox_set_params(struct llama_context * ctx, const struct laprox
 // The context's settings; false when it was made without the compressing cache.
 LLAMA_API bool laprox_get_params(const struct llama_context * ctx, struct laprox_params * out);
 
+// The same for one sequence, instead of the context's settings; NULL: the context's again. It stays when the sequence is
+// removed. A byte budget is then this sequence's alone.
+LLAMA_API bool laprox_seq_set_params(struct llama_context * ctx, llama_seq_id seq_id, const struct laprox_params * params);
+LLAMA_API bool laprox_seq_get_params(struct llama_context * ctx, llama_seq_id seq_id, struct laprox_params * out);
+
 //
 // compression
 //
