@@ -59,6 +59,7 @@ class LaproxParams(c.Structure):
         ("recent", c.c_int32),
         ("min_tokens", c.c_int32),
         ("prefill", c.c_int),
+        ("profile", c.c_char_p),
     ]
 
 
@@ -67,6 +68,10 @@ class LaproxStats(c.Structure):
     _fields_ += [("window_bytes", c.c_int64), ("compressions", c.c_int64)]
     _fields_ += [(n, c.c_double) for n in ("score_seconds", "select_seconds", "compact_seconds")]
 
+
+ScorerCallback = c.CFUNCTYPE(
+    c.c_bool, c.c_void_p, c.c_int32, c.c_int32, c.c_int32, c.POINTER(c.c_int32), c.c_int64, c.POINTER(c.c_float), c.c_void_p
+)
 
 FRACTION, TOKENS, BYTES = 0, 1, 2
 DENSE, CHUNKED = 0, 1
@@ -79,6 +84,11 @@ if hasattr(L._lib, "laprox_api_version"):
         ("default_params", LaproxParams, []),
         ("policy_count", c.c_int32, []),
         ("policy_name", c.c_char_p, [c.c_int32]),
+        ("policy_meaning", c.c_char_p, [c.c_int32]),
+        ("scorer_count", c.c_int32, []),
+        ("scorer_name", c.c_char_p, [c.c_int32]),
+        ("allocator_count", c.c_int32, []),
+        ("allocator_name", c.c_char_p, [c.c_int32]),
         ("parse_budget", c.c_bool, [c.c_char_p, c.POINTER(LaproxBudget)]),
         ("model_set_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
         ("model_check", c.c_bool, [c.c_void_p]),
@@ -86,6 +96,9 @@ if hasattr(L._lib, "laprox_api_version"):
         ("get_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
         ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
         ("get_stats", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxStats)]),
+        ("set_scorer", c.c_bool, [c.c_void_p, c.c_void_p, c.c_void_p]),
+        ("model_fingerprint", c.c_bool, [c.c_void_p, c.c_char_p]),
+        ("head_shape", c.c_bool, [c.c_void_p, c.c_int32, _i32p, _i32p, _i32p]),
         ("layers", c.c_int32, [c.c_void_p, _i32p, _i32p, c.c_int32]),
         ("positions", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _i32p, c.c_int64]),
         ("score", c.c_bool, [c.c_void_p, c.c_int32]),
@@ -118,13 +131,31 @@ def parse_budget(text: str | float) -> LaproxBudget:
     return out
 
 
-def params(policy="laprox", budget="10%", window=32, sink=4, recent=32, min_tokens=0, prefill=DENSE) -> LaproxParams:
+def params(policy="laprox", budget="10%", window=32, sink=4, recent=32, min_tokens=0, prefill=DENSE, profile=None) -> LaproxParams:
     """Settings of a test: nothing is too short to be compressed."""
-    return LaproxParams(policy.encode(), parse_budget(budget), window, sink, recent, min_tokens, prefill)
+    profile = None if profile is None else str(profile).encode()
+    return LaproxParams(policy.encode(), parse_budget(budget), window, sink, recent, min_tokens, prefill, profile)
+
+
+def _listed(what: str) -> list[str]:
+    return [laprox(f"{what}_name", i).decode() for i in range(laprox(f"{what}_count"))]
 
 
 def policies() -> list[str]:
-    return [laprox("policy_name", i).decode() for i in range(laprox("policy_count"))]
+    return _listed("policy")
+
+
+def meanings() -> dict[str, str]:
+    """What the named policies are made of: {"pyramidkv": "snapkv:pyramid", ...}."""
+    return {name: laprox("policy_meaning", i).decode() for i, name in enumerate(policies())}
+
+
+def scorers() -> list[str]:
+    return _listed("scorer")
+
+
+def allocators() -> list[str]:
+    return _listed("allocator")
 
 
 class Model:
@@ -149,6 +180,11 @@ class Model:
         buf = c.create_string_buffer(256)
         assert L.llama_model_meta_val_str(self.handle, key.encode(), buf, len(buf)) >= 0, key
         return buf.value.decode()
+
+    def fingerprint(self) -> str:
+        text = c.create_string_buffer(17)
+        _granted(laprox("model_fingerprint", self.handle, text))
+        return text.value.decode()
 
     def check(self) -> None:
         _granted(laprox("model_check", self.handle))
@@ -204,6 +240,7 @@ class Context:
         self.mem = L.llama_get_memory(self.handle)
         self._batch = L.llama_batch_init(n_batch, 0, n_seq_max)
         self._layers: list[tuple[int, int]] | None = None
+        self._scorer = None
 
     def close(self) -> None:
         if self.handle:
@@ -307,6 +344,19 @@ class Context:
 
     def compress(self, seq: int = 0) -> None:
         _granted(laprox("compress", self.handle, seq))
+
+    def set_scorer(self, score) -> None:
+        """score(seq, layer, head, positions) -> scores, or None to refuse; None takes it away."""
+
+        def call(_ctx, seq, il, head, pos, n, out, _user):
+            scores = score(seq, il, head, np.ctypeslib.as_array(pos, (n,)).copy())
+            if scores is not None:
+                np.ctypeslib.as_array(out, (n,))[:] = scores
+            return scores is not None
+
+        callback = score and ScorerCallback(call)
+        _granted(laprox("set_scorer", self.handle, c.cast(callback, c.c_void_p) if callback else None, None))
+        self._scorer = callback  # not before the engine has let go of the other one
 
     def stats(self, seq: int = 0) -> LaproxStats:
         out = LaproxStats()

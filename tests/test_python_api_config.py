@@ -47,7 +47,7 @@ def test_numbers_out_of_range(name, least, value):
 
 
 def test_unknown_policy_names_the_known():
-    with pytest.raises(ValueError, match="^kv policy is 'snap'; accepted: .*laprox.*, off$"):
+    with pytest.raises(ValueError, match="^kv policy is 'snap'; accepted: .*laprox.*, off; <scorer> or <scorer>:<allocator>"):
         KVConfig(policy="snap")
 
 

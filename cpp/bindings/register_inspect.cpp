@@ -25,6 +25,17 @@ head_shape shape_of(llama_context * ctx, int32_t il) {
     return shape;
 }
 
+// K rows or V rows alone: those of a long document are large.
+py::array_t<float> rows_of(uintptr_t address, int32_t layer, int32_t head, llama_seq_id seq_id, bool keys) {
+    llama_context * ctx = context_at(address);
+    const head_shape  shape = shape_of(ctx, layer);
+    const py::ssize_t n = counted(laprox_entries(ctx, seq_id, layer, head, nullptr, nullptr, 0));
+    py::array_t<float> rows({ n, py::ssize_t(keys ? shape.d_k : shape.d_v) });
+    float * out = rows.mutable_data();
+    counted(laprox_entries(ctx, seq_id, layer, head, keys ? out : nullptr, keys ? nullptr : out, n));
+    return rows;
+}
+
 }
 
 void register_inspect(py::module_ & m) {
@@ -74,6 +85,14 @@ void register_inspect(py::module_ & m) {
         py::array_t<float> v({ n, py::ssize_t(shape.d_v) });
         counted(laprox_entries(ctx, seq_id, layer, head, k.mutable_data(), v.mutable_data(), n));
         return py::make_tuple(k, v);
+    }, py::arg("ctx"), py::arg("layer"), py::arg("head"), py::arg("seq_id") = 0);
+
+    m.def("keys", [](uintptr_t ctx, int32_t layer, int32_t head, llama_seq_id seq_id) {
+        return rows_of(ctx, layer, head, seq_id, true);
+    }, py::arg("ctx"), py::arg("layer"), py::arg("head"), py::arg("seq_id") = 0);
+
+    m.def("values", [](uintptr_t ctx, int32_t layer, int32_t head, llama_seq_id seq_id) {
+        return rows_of(ctx, layer, head, seq_id, false);
     }, py::arg("ctx"), py::arg("layer"), py::arg("head"), py::arg("seq_id") = 0);
 
     m.def("queries", [](uintptr_t address, int32_t layer, llama_seq_id seq_id) {

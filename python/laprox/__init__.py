@@ -12,11 +12,25 @@ from laprox import _libraries
 _libraries.load()
 
 from laprox._core import LaproxError  # noqa: E402
-from laprox.config import KVConfig  # noqa: E402
+from laprox.config import KVConfig, allocators, policies, scorers  # noqa: E402
 from laprox.kv import KV, KVStats  # noqa: E402
 from laprox.llama import Llama  # noqa: E402
 from laprox.models import demo_model  # noqa: E402
+from laprox.policy import Head, Policy  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["KV", "KVConfig", "KVStats", "LaproxError", "Llama", "__version__", "demo_model"]
+__all__ = [
+    "Head",
+    "KV",
+    "KVConfig",
+    "KVStats",
+    "LaproxError",
+    "Llama",
+    "Policy",
+    "__version__",
+    "allocators",
+    "demo_model",
+    "policies",
+    "scorers",
+]

@@ -99,6 +99,8 @@ def scores(ctx: int, layer: int, head: int, seq_id: int = 0) -> Floats:
 def entries(ctx: int, layer: int, head: int, seq_id: int = 0) -> tuple[Floats, Floats]:
     """K [n, d_k] and V [n, d_v], aligned with positions()"""
 
+def keys(ctx: int, layer: int, head: int, seq_id: int = 0) -> Floats: ...
+def values(ctx: int, layer: int, head: int, seq_id: int = 0) -> Floats: ...
 def queries(ctx: int, layer: int, seq_id: int = 0) -> tuple[Floats, Positions]:
     """[n, query heads, d_k], oldest first, and their positions [n]"""
 

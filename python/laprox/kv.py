@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,8 @@ class KV:
         Raw scores as the policy defines them (LaProx, eq. of Algorithm 1), before pooling and layer normalisation,
         float32 [n], aligned with `positions(layer, head)`.
 
+        What a `laprox.Policy` raises is raised here.
+
         Returns:
             The array of one KV head; or, without `head`, a list of them; or, without `layer`, a dict of such lists
             by layer. Everything is scored at each call, so ask for all layers at once.
@@ -82,7 +84,7 @@ class KV:
         if layer is None and head is not None:
             raise ValueError(f"scores(head={head}) needs a layer")
         layers = self.layers
-        _core.score(self._ctx)
+        self._scored(_core.score)
         if layer is None:
             return {il: self._scores_of(il, n) for il, n in layers.items()}
         if head is None:
@@ -92,9 +94,10 @@ class KV:
     def compress(self) -> None:
         """Evict down to the budget now and give the memory back; does nothing within budget or min_tokens.
 
-        `Llama.generate` calls this when a prompt is in; after a bare `Llama.eval` it is yours to call.
+        `Llama.generate` calls this when a prompt is in; after a bare `Llama.eval` it is yours to call. What a
+        `laprox.Policy` raises is raised here, and nothing is evicted.
         """
-        _core.compress(self._ctx)
+        self._scored(_core.compress)
         self._llm._exact_from = self._llm.n_tokens
 
     def set(self, **changes: Any) -> None:
@@ -109,14 +112,25 @@ class KV:
             raise ValueError("the policy of a live cache can't become off: make a Llama with kv=None")
         if config.prefill != self.config.prefill:
             raise ValueError(f"prefill is {self.config.prefill!r} for the life of this Llama")
-        _core.set_params(self._ctx, config.params())
+        self._llm._use_scorer_of(config.policy, lambda: _core.set_params(self._ctx, config.params()))
         self._llm.kv_config = config
+
+    def _scored(self, function: Callable[[int], None]) -> None:
+        ctx, scorer = self._ctx, self._llm._scorer
+        try:
+            function(ctx)
+        except _core.LaproxError as refusal:
+            error = scorer.take_error() if scorer else None
+            if error is None:
+                raise
+            raise error from error.__cause__ or error.__context__ or refusal
 
     def _scores_of(self, layer: int, n_head_kv: int) -> list[npt.NDArray[np.float32]]:
         return [_core.scores(self._ctx, layer, head) for head in range(n_head_kv)]
 
     @property
     def _ctx(self) -> int:
+        self._llm._check_not_scoring()
         address = self._llm._ctx.ctx
         if address is None:
             raise _core.LaproxError("this Llama is closed")

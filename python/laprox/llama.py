@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from llama_cpp.llama import LlamaState
 from laprox import _core
 from laprox.config import KVConfig
 from laprox.kv import KV
+from laprox.policy import Policy, Scorer
 
 _DEFAULT = KVConfig()
 
@@ -29,6 +31,7 @@ class Llama(llama_cpp.Llama):
 
     # Until the parent has made its own, so that close() works on an instance whose settings were refused.
     _stack = contextlib.ExitStack()
+    _scorer: Scorer | None = None  # of the laprox.Policy in force; the engine borrows it
 
     def __init__(
         self,
@@ -59,6 +62,8 @@ class Llama(llama_cpp.Llama):
         self._params_set = False
         try:
             super().__init__(model_path, flash_attn=kv is not None if flash_attn is None else flash_attn, **kwargs)
+            if kv is not None:
+                self._use_scorer_of(kv.policy)
         except BaseException as error:
             self.close()
             if self._params_set and isinstance(error, ValueError) and (reason := _core.last_error()):
@@ -87,8 +92,36 @@ class Llama(llama_cpp.Llama):
                 raise ValueError(f"{self.model_path}: {error} (kv=None loads it uncompressed)") from None
             self._params_set = True
 
+    def _use_scorer_of(self, policy: object, then: Callable[[], None] = lambda: None) -> None:
+        """Have the engine ask this policy, if it is one of Python, and then do something; if that fails, the one before."""
+        before = self._scorer
+        scorer = Scorer(policy) if isinstance(policy, Policy) else None
+        if scorer is not None:
+            _core.set_scorer(self._ctx.ctx, scorer)
+        try:
+            then()
+        except BaseException:
+            _core.set_scorer(self._ctx.ctx, before)
+            raise
+        if scorer is None and before is not None:
+            _core.set_scorer(self._ctx.ctx, None)
+        self._scorer = scorer
+
+    def _check_not_scoring(self) -> None:
+        if self._scorer is not None and self._scorer.running:
+            raise _core.LaproxError("a Llama can't be used inside score() of its policy: read `head` instead")
+
+    def close(self) -> None:
+        """Free the model and the cache."""
+        self._check_not_scoring()
+        if self._scorer is not None and self._ctx.ctx is not None:
+            _core.set_scorer(self._ctx.ctx, None)
+        self._scorer = None
+        super().close()
+
     def reset(self) -> None:
         """Forget everything evaluated."""
+        self._check_not_scoring()
         super().reset()
         if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
@@ -98,9 +131,11 @@ class Llama(llama_cpp.Llama):
 
         Raises:
             ValueError: They do not fit into the context.
+            RuntimeError: They found no room in the cache; caused by what a `laprox.Policy` raised, if it did.
         """
         if self.kv_config is None:
             return super().eval(tokens)
+        self._check_not_scoring()
         completes_prompt, self._in_prompt = self._in_prompt, False
 
         if self.n_tokens + len(tokens) > self._n_ctx:
@@ -113,9 +148,30 @@ class Llama(llama_cpp.Llama):
             self.reset()
         self._exact_from = min(self._exact_from, self.n_tokens)
 
-        super().eval(tokens)
+        self._eval_scored(tokens)
         if completes_prompt and self.n_tokens - self._exact_from > self.kv_config.min_tokens:
             self.kv.compress()
+
+    def _eval_scored(self, tokens: Sequence[int]) -> None:
+        """The parent's eval(). A batch that finds no room is compressed by a policy, which can't raise through llama.cpp."""
+        try:
+            super().eval(tokens)
+        except RuntimeError as refusal:
+            error = self._scorer.take_error() if self._scorer else None
+            if error is None:
+                raise
+            if not isinstance(error, Exception):  # KeyboardInterrupt
+                raise error
+            raise RuntimeError(f"{refusal}: {_core.last_error()}") from error
+        error = self._scorer.take_error() if self._scorer else None
+        if error is None:
+            return
+        if not isinstance(error, Exception):
+            raise error
+        if self._scorer.first_warning():
+            warnings.warn(
+                f"{self._scorer.name}.score() failed and the cache was not compressed: {error!r}", RuntimeWarning, stacklevel=3
+            )
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """`llama_cpp.Llama.generate`, which compresses the cache when the prompt is in."""
@@ -130,6 +186,7 @@ class Llama(llama_cpp.Llama):
         """
         if self.kv_config is None:
             return super().load_state(state)
+        self._check_not_scoring()
         try:
             super().load_state(state)
         except RuntimeError as error:
