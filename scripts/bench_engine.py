@@ -87,7 +87,9 @@ def serve(job: dict) -> None:
 
     kv = None
     if job["config"] in ("full", "kept"):
-        kv = settings("full" if job["config"] == "full" else job["policy"])
+        # Expected Attention sums up queries only where a context is made with it
+        summed = [policy for policy in job["also"] if policy.startswith("expected")]
+        kv = settings("full" if job["config"] == "full" else [*summed, job["policy"]][0])
     model = engine.Model(job["model"], kv, n_gpu_layers=job["gpu_layers"])
     n = job["tokens"]
     ctx = engine.Context(model, n_ctx=n + job["step"] + 256, n_batch=2048, n_ubatch=512, type_k=job["cache"], n_threads=job["threads"])
@@ -108,7 +110,7 @@ def serve(job: dict) -> None:
         out = timed(ctx.decode, tokens[:n]) | {"before": stats(), "memory_before": memory()}
         if job["config"] == "kept":
             out["score"] = {policy: score(policy) for policy in job["also"]}
-            ctx.set_params(kv)
+            ctx.set_params(settings(job["policy"]))
             out["compress"] = timed(ctx.compress)
         return out | {"after": stats(), "memory": memory()}
 
