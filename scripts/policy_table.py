@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from laprox import KVConfig, Llama, _core, models
+from laprox import KVConfig, LaproxError, Llama, _core, models
 from laprox.cli import log
 from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load_vocabulary
@@ -80,6 +80,17 @@ class Reader:
             self.llm.eval(asked)
             first = log_softmax(last_logits(self.llm))
             self.full.append((self.llm.save_state(), first, np.array([first, *self.force(answer)])))
+
+    def able(self, policies: list[str]) -> list[str]:
+        """Those that run on this model; others may need a file that it doesn't have."""
+        found = []
+        for policy in policies:
+            try:
+                self.llm.kv.set(policy=policy)
+                found.append(policy)
+            except LaproxError as error:
+                print(f"without {policy}: {error}", file=sys.stderr)
+        return found
 
     def tokens(self, text: str) -> list[int]:
         return self.vocabulary.tokenize(text.encode(), add_bos=False, special=False)
@@ -164,7 +175,8 @@ def measure(args: argparse.Namespace) -> None:
         args.results.write_text(json.dumps(settings) + "\n")
         results = []
     have = {(r["document"], r["regime"], r["policy"], r["budget"]) for r in results}
-    cells = [(regime, policy, budget) for regime in REGIMES for policy in args.policies for budget in args.budgets]
+    able = reader.able(args.policies)
+    cells = [(regime, policy, budget) for regime in REGIMES for policy in able for budget in args.budgets]
 
     def keep(line: dict) -> None:
         with open(args.results, "a") as file:
