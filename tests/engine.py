@@ -60,6 +60,8 @@ class LaproxParams(c.Structure):
         ("min_tokens", c.c_int32),
         ("prefill", c.c_int),
         ("profile", c.c_char_p),
+        ("gates", c.c_char_p),
+        ("floor", c.c_float),
     ]
 
 
@@ -131,10 +133,10 @@ def parse_budget(text: str | float) -> LaproxBudget:
     return out
 
 
-def params(policy="laprox", budget="10%", window=32, sink=4, recent=32, min_tokens=0, prefill=DENSE, profile=None) -> LaproxParams:
+def params(policy="laprox", budget="10%", window=32, sink=4, recent=32, min_tokens=0, prefill=DENSE, profile=None, gates=None, floor=0.0):
     """Settings of a test: nothing is too short to be compressed."""
-    profile = None if profile is None else str(profile).encode()
-    return LaproxParams(policy.encode(), parse_budget(budget), window, sink, recent, min_tokens, prefill, profile)
+    profile, gates = (None if path is None else str(path).encode() for path in (profile, gates))
+    return LaproxParams(policy.encode(), parse_budget(budget), window, sink, recent, min_tokens, prefill, profile, gates, floor)
 
 
 def _listed(what: str) -> list[str]:

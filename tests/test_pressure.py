@@ -111,3 +111,53 @@ def test_pressure_of_one_sequence_leaves_the_others_alone(toy, rng):
             ctx.decode(rng.integers(3, 512, 700), seq=0)
             assert ctx.stats(0).compressions >= 1 and ctx.stats(1).compressions == 0
             assert all(np.array_equal(other[p], pos) for p, pos in ctx.held(1).items())
+
+
+@pytest.mark.parametrize("policy", ["laprox", "keydiff", "streaming"])
+def test_long_generations_are_compacted(toy, rng, policy):
+    """With room for all of it: what was generated is compressed by the latest queries, and each step stays exact."""
+    path = toy()
+    net = reference.Network(path)
+    with engine.Model(path, engine.params(policy=policy, budget="100")) as model, engine.Context(model, n_ctx=4096) as ctx:
+        ctx.decode(prompt := rng.integers(3, 512, 300))
+        net.decode(prompt)
+        ctx.compress()
+        compressions = 0
+        for seen, token in enumerate(rng.integers(3, 512, 900), 300):
+            got = ctx.decode([token])
+            if ctx.stats().compressions > compressions:
+                compressions = ctx.stats().compressions
+                for pair, pos in ctx.held().items():
+                    net.keep(*pair, pos[pos < seen])
+            assert np.abs(got - net.decode([token])[0]).max() < TOLERANCE
+            assert ctx.stats().entries_held <= (100 + 256 + 1) * 6
+        assert compressions >= 3 and ctx.stats().tokens_seen == 1200
+
+
+@pytest.mark.parametrize("budget, least", [("5%", 600), ("100%", 2001), ("full", 2001)])
+def test_generations_within_min_tokens_or_budget_stay_whole(toy, rng, budget, least):
+    """A percentage of a short text is little: at least min_tokens stay while it is generated."""
+    params = dict(policy="full") if budget == "full" else dict(budget=budget)
+    with engine.Model(toy(n_layer=1), engine.params(min_tokens=600, **params)) as model, engine.Context(model, n_ctx=4096) as ctx:
+        held = []
+        for token in rng.integers(3, 512, 2001):
+            ctx.decode([token])
+            held.append(ctx.stats().entries_held // 2)
+        assert held[600] == 601 and held[-1] >= least
+        assert held[-1] < 1300 if budget == "5%" else held[-1] == 2001
+
+
+def test_prompts_in_small_batches_are_not_taken_for_generations(toy, rng):
+    """Read 32 tokens at a time, a document is left whole until it is said to be in."""
+    with engine.Model(toy(n_layer=1), engine.params(budget="100")) as model:
+        with engine.Context(model, n_ctx=2048, n_batch=32) as ctx:
+            ctx.decode(rng.integers(3, 512, 1000))
+            assert ctx.stats().compressions == 0 and ctx.stats().entries_held == 1000 * 2
+
+
+def test_a_generation_that_cannot_be_compacted_goes_on(toy, rng):
+    """A scorer that refuses costs memory, not the conversation."""
+    with engine.Model(toy(n_layer=1), engine.params(policy="custom", budget="100")) as model, engine.Context(model, n_ctx=1024) as ctx:
+        for token in rng.integers(3, 512, 700):
+            ctx.decode([token])
+        assert ctx.stats().compressions == 0 and ctx.stats().entries_held == 700 * 2

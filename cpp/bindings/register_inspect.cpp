@@ -63,6 +63,12 @@ void register_inspect(py::module_ & m) {
         return py::make_tuple(shape.n_head, shape.d_k, shape.d_v);
     }, py::arg("ctx"), py::arg("layer"));
 
+    m.def("kq_scale", [](uintptr_t ctx, int32_t layer) {
+        const float scale = laprox_kq_scale(context_at(ctx), layer);
+        require(scale != 0.0f);
+        return scale;
+    }, py::arg("ctx"), py::arg("layer"));
+
     m.def("positions", [](uintptr_t address, int32_t layer, int32_t head, llama_seq_id seq_id) {
         llama_context * ctx = context_at(address);
         py::array_t<llama_pos> pos(counted(laprox_positions(ctx, seq_id, layer, head, nullptr, 0)));

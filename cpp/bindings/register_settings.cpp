@@ -53,18 +53,21 @@ E value_of(const std::array<std::pair<E, const char *>, N> & names, const std::s
 struct params {
     std::string policy;
     std::optional<std::string> profile;
+    std::optional<std::string> gates;
     laprox_params values;
 
     laprox_params c() const {
         laprox_params result = values;
         result.policy  = policy.c_str();
         result.profile = profile ? profile->c_str() : nullptr;
+        result.gates   = gates   ? gates->c_str()   : nullptr;
         return result;
     }
 };
 
 params params_from_c(const laprox_params & c) {
-    return { c.policy, c.profile ? std::optional<std::string>(c.profile) : std::nullopt, c };
+    const auto optional = [](const char * text) { return text ? std::optional<std::string>(text) : std::nullopt; };
+    return { c.policy, optional(c.profile), optional(c.gates), c };
 }
 
 // The C API's lists: a count, and a name for each index.
@@ -117,13 +120,15 @@ void register_settings(py::module_ & m) {
 
     py::class_<params>(m, "Params")
         .def(py::init([](std::string policy, const std::string & budget, int32_t window, int32_t sink, int32_t recent,
-                         int32_t min_tokens, const std::string & prefill, std::optional<std::string> profile) {
-                 return params{ std::move(policy), std::move(profile),
+                         int32_t min_tokens, const std::string & prefill, std::optional<std::string> profile,
+                         std::optional<std::string> gates, float floor) {
+                 return params{ std::move(policy), std::move(profile), std::move(gates),
                                 { nullptr, parse_budget(budget), window, sink, recent, min_tokens,
-                                  value_of(prefill_names, prefill, "prefill"), nullptr } };
+                                  value_of(prefill_names, prefill, "prefill"), nullptr, nullptr, floor } };
              }),
              py::kw_only(), py::arg("policy"), py::arg("budget"), py::arg("window"), py::arg("sink"), py::arg("recent"),
-             py::arg("min_tokens"), py::arg("prefill"), py::arg("profile") = py::none())
+             py::arg("min_tokens"), py::arg("prefill"), py::arg("profile") = py::none(),
+             py::arg("gates") = py::none(), py::arg("floor") = 0.0f)
         .def_readonly("policy", &params::policy)
         .def_property_readonly("budget", [](const params & p) { return as_tuple(p.values.budget); })
         .def_property_readonly("window", [](const params & p) { return p.values.window; })
@@ -131,7 +136,9 @@ void register_settings(py::module_ & m) {
         .def_property_readonly("recent", [](const params & p) { return p.values.recent; })
         .def_property_readonly("min_tokens", [](const params & p) { return p.values.min_tokens; })
         .def_property_readonly("prefill", [](const params & p) { return name_of(prefill_names, p.values.prefill); })
-        .def_readonly("profile", &params::profile);
+        .def_readonly("profile", &params::profile)
+        .def_readonly("gates", &params::gates)
+        .def_property_readonly("floor", [](const params & p) { return p.values.floor; });
 
     m.def("default_params", [] { return params_from_c(laprox_default_params()); });
 

@@ -158,6 +158,36 @@ static head_counts count_best(const std::vector<contender> & contenders, int64_t
     return counts;
 }
 
+// The same after every contender has taken its best `floor` times the average first.
+static head_counts count_best(const std::vector<contender> & contenders, int64_t n_keep, double floor) {
+    const int64_t least = contenders.empty() ? 0 : (int64_t) (floor*(double) n_keep/(double) contenders.size());
+    if (least <= 0) {
+        return count_best(contenders, n_keep);
+    }
+    head_counts counts;
+    std::vector<head_candidates> rest;
+    for (const auto & c : contenders) {
+        const head_candidates & h = *c.head;
+        std::vector<size_t> order(h.score.size());
+        std::iota(order.begin(), order.end(), size_t(0));
+        const size_t taken = std::min<size_t>(least, order.size());
+        std::nth_element(order.begin(), order.begin() + taken, order.end(), [&](size_t i, size_t j) {
+            return std::make_tuple(rank_of(c.score[i]), h.pos[i]) > std::make_tuple(rank_of(c.score[j]), h.pos[j]);
+        });
+        counts.push_back((int64_t) taken);
+        rest.push_back({ h.layer, h.head, {}, {}, {}, 0 });
+        for (size_t i = taken; i < order.size(); i++) {
+            rest.back().pos.push_back(h.pos[order[i]]);
+            rest.back().score.push_back(c.score[order[i]]);
+        }
+    }
+    const head_counts more = count_best(with_own_scores({ rest.data(), rest.data() + rest.size() }), n_keep - sum(counts));
+    for (size_t i = 0; i < counts.size(); i++) {
+        counts[i] += more[i];
+    }
+    return counts;
+}
+
 // LaProx, Algorithm 2 (arXiv 2605.07234): one ranking over the whole model of what an entry weighs in its layer.
 static head_counts count_global(const allocation & a, int64_t n_keep) {
     std::vector<std::vector<std::vector<float>>> normalised;
@@ -173,12 +203,12 @@ static head_counts count_global(const allocation & a, int64_t n_keep) {
         }
         normalised.push_back(std::move(scores)); // moves the vectors, not what they hold
     }
-    return count_best(contenders, n_keep);
+    return count_best(contenders, n_keep, a.floor);
 }
 
-// The same by raw scores: the ablation.
+// The same by raw scores: for scores that can be compared over the model as they are, as those of retention gates.
 static head_counts count_global_raw(const allocation & a, int64_t n_keep) {
-    return count_best(with_own_scores({ a.heads.data(), a.heads.data() + a.heads.size() }), n_keep);
+    return count_best(with_own_scores({ a.heads.data(), a.heads.data() + a.heads.size() }), n_keep, a.floor);
 }
 
 static head_counts equally(const layer_heads & heads, int64_t n_keep) {

@@ -33,6 +33,7 @@ struct allocation {
     std::vector<double> layer_preference; // CAKE: one per layer in the order of `heads`; empty where the scorer has none
     const budget_profile * profile = nullptr;
     int64_t n_seen = 0;                   // tokens seen
+    double  floor  = 0.0;                 // global allocators: share of the average that every head keeps (0 to 1)
 };
 
 // Entries per head, in the order of allocation::heads: none more than the head has candidates, and together exactly

@@ -99,6 +99,8 @@ laprox_params laprox_default_params(void) {
         /*.min_tokens =*/ 512,
         /*.prefill    =*/ LAPROX_PREFILL_DENSE,
         /*.profile    =*/ nullptr,
+        /*.gates      =*/ nullptr,
+        /*.floor      =*/ 0.0f,
     };
 }
 
@@ -225,6 +227,14 @@ bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
     });
 }
 
+llama_pos laprox_tail_begin(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded<llama_pos>(-1, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        const stream & st = kv.get_stream(kv.stream_index(seq_id));
+        return st.n_absorbed > 0 ? st.tail_begin : 0;
+    });
+}
+
 bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
     return guarded(false, [&] {
         cache & kv = cache_of(ctx, seq_id);
@@ -283,6 +293,17 @@ bool laprox_head_shape(llama_context * ctx, int32_t il, int32_t * n_head, int32_
         set(n_embd_head_k, layer.d_k);
         set(n_embd_head_v, layer.d_v);
         return true;
+    });
+}
+
+float laprox_kq_scale(llama_context * ctx, int32_t il) {
+    return guarded(0.0f, [&] {
+        const cache & kv = cache_of(ctx);
+        const float scale = kv.kq_scale(find_layer(kv, il, 0));
+        if (scale == 0.0f) {
+            throw std::runtime_error("layer " + std::to_string(il) + " hasn't attended yet");
+        }
+        return scale;
     });
 }
 

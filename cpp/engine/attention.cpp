@@ -1,6 +1,7 @@
 // Attention over a compressed cache, from stock ggml operations.
 
 #include "engine/cache.h"
+#include "engine/gates.h"
 #include "engine/window.h"
 
 #include "llama-graph.h"
@@ -104,6 +105,12 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
         kq_scales[ikv] = kq_scale;
     }
 
+    ggml_tensor * marks = nullptr; // of the gates: [1, n_head_kv, n_tokens]
+    if (gates && k_cur) {
+        ggml_build_forward_expand(g.gf, k_cur);
+        marks = gates->build(ctx, g.gf, layer.il);
+    }
+
     ggml_tensor * result = nullptr;
     for (size_t s = 0; s < win.streams.size(); s++) {
         const uint32_t      strm  = win.streams[s];
@@ -120,6 +127,9 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
         };
         write(store.k, k_cur, k_rows);
         write(store.v, v_cur, v_rows);
+        if (store.z && k_cur) {
+            write(store.z, marks, k_rows);
+        }
 
         ggml_tensor * q = tokens_of(ctx, q_cur, s*n_tokens, n_tokens);
 

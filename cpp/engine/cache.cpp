@@ -36,7 +36,7 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
         ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
         uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads,
         const std::vector<uint32_t> & seq_to_stream) :
-        model(model), hparams(hparams), config(model.laprox->config), rotated_k(rotated_k), rotated_v(rotated_v),
+        model(model), hparams(hparams), config(model.laprox->config), gates(config.gate), rotated_k(rotated_k), rotated_v(rotated_v),
         kv_size(kv_size), cells(cells), cell_heads(cell_heads), seq_to_stream(seq_to_stream), streams(n_stream),
         n_slots(config.window) {
     const auto refuse = [](const std::string & reason) {
@@ -46,7 +46,7 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
 
     for (uint32_t il : layer_ids) {
         layer_info layer {
-            il, hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), type_k, type_v,
+            il, hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), type_k, type_v, config.gate != nullptr,
             offload ? ggml_backend_dev_buffer_type(model.dev_layer(il)) : ggml_backend_cpu_buffer_type(),
         };
         const auto check = [&](const char * which, ggml_type type, uint32_t d) {
@@ -62,6 +62,11 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
         n_pairs += layer.n_head_kv;
     }
     kq_scales.resize(layers.size());
+    try {
+        fingerprint(model).copy(print.data(), print.size() - 1);
+    } catch (const std::exception &) {
+        // a model without attention norms; its states are told by their layout alone
+    }
 
     for (const layer_info & layer : layers) {
         ggml_context_ptr ctx { ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }) };
@@ -196,8 +201,9 @@ bool cache::copy_stream(uint32_t src, uint32_t dst, bool whole) {
         for (size_t ikv = 0; ikv < layers.size(); ikv++) {
             const layer_store & store = *from.layers[ikv];
             copies.push_back(std::make_unique<layer_store>(layers[ikv], store.n_kept, store.n_tail));
-            ggml_backend_tensor_copy(store.k, copies.back()->k);
-            ggml_backend_tensor_copy(store.v, copies.back()->v);
+            for (size_t i = 0; i < store.pools.size(); i++) {
+                ggml_backend_tensor_copy(store.pools[i], copies.back()->pools[i]);
+            }
 
             std::vector<uint8_t> ring(windows[ikv]->nb[2]);
             ggml_backend_tensor_get(windows[ikv], ring.data(), src*ring.size(), ring.size());
@@ -335,6 +341,10 @@ void cache::check_settings(const settings & s) const {
     }
     if (s.evicts() && s.policy.score->needs_all_queries && !queries_seen) {
         throw std::invalid_argument("policy " + s.policy.name + " sums up queries from the first token on; accepted: a context made with it");
+    }
+    if (s.gate && s.gate != gates) {
+        throw std::invalid_argument(gates ? "gates can't change after the context was made"
+                                          : "gates mark entries from the first token on; accepted: a context made with them");
     }
 }
 

@@ -15,6 +15,7 @@
 #include "llama-kv-cache.h"
 #include "llama-memory.h"
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -161,6 +162,7 @@ public:
     held held_by(uint32_t strm, size_t ikv, uint32_t head) const;
 
     void entries(llama_seq_id seq_id, size_t ikv, uint32_t head, float * k, float * v) const;
+    float kq_scale(size_t ikv) const { return kq_scales[ikv]; }
     std::vector<llama_pos> queries(llama_seq_id seq_id, size_t ikv, float * q) const;
 
     // Throws std::out_of_range if the layer isn't compressed.
@@ -214,6 +216,8 @@ private:
     const llama_hparams & hparams;
 
     settings config;
+    const std::shared_ptr<const gate_set> gates; // null: none
+    std::array<char, 17> print {}; // the model's fingerprint
 
     std::vector<layer_info> layers;
     std::vector<float>      kq_scales; // [layer], as the graph used them

@@ -56,7 +56,8 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
     const settings & config = config_of(strm);
     stream & st = streams[strm];
     st.n_generated = 0;
-    if (!config.evicts() || n_seen(strm) <= config.min_tokens) {
+    // nothing may be evicted, or there is nothing to evict
+    if (!config.evicts() || n_seen(strm) <= std::max(config.min_tokens, config.sink + config.recent)) {
         return;
     }
     const bool    by_bytes  = config.budget.unit == budget_unit::bytes;
@@ -102,6 +103,7 @@ cache::candidates cache::find_candidates(uint32_t strm, score_table scores) cons
     allocation & request = result.request;
     request.profile = config.table.get();
     request.n_seen  = n_seen(strm);
+    request.floor   = config.floor;
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         layer_scores layer;
         layer.n_gqa = layers[ikv].n_gqa();
@@ -258,8 +260,9 @@ void cache::relayout(llama_context & lctx, uint32_t strm, const selection & keep
                 ggml_tensor * runs = ggml_view_3d(graph.ctx, d, d->ne[0], n, cls.plan.heads.size(), d->nb[1], cls.stride*d->nb[1], cls.row0*d->nb[1]);
                 ggml_build_forward_expand(graph.gf, ggml_cpy(graph.ctx, ggml_reshape_3d(graph.ctx, rows, d->ne[0], n, cls.plan.heads.size()), runs));
             };
-            move(from.k, to.k);
-            move(from.v, to.v);
+            for (size_t i = 0; i < to.pools.size(); i++) {
+                move(from.pools[i], to.pools[i]);
+            }
         }
         if (ggml_graph_n_nodes(graph.gf) > 0) {
             graph.run();

@@ -22,6 +22,7 @@ static const preset presets[] = {
     { "expected",    "expected",    "uniform" }, // 2510.00636
     { "keydiff",     "keydiff",     "uniform" }, // 2504.15364
     { "knorm",       "knorm",       "uniform" }, // 2406.11430
+    { "retention",   "retention",   "global-raw" }, // 2605.09649; retention:uniform is TRIM-KV's form (2512.03324)
     { "streaming",   "streaming",   "uniform" }, // 2309.17453
     { "random",      "random",      "uniform" },
     { "custom",      "custom",      "global"  }, // laprox_set_scorer()

@@ -73,6 +73,7 @@ head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_
     };
     k = rows(store.k);
     v = rows(store.v);
+    z = store.z ? rows(store.z) : nullptr;
 
     std::vector<uint32_t> slots = kv.window_slots(strm);
     // a query older than all that is held sees nothing here
@@ -92,8 +93,9 @@ head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_
     halves.emplace_back();
     halves.back().reserve(n*n_window);
     for (uint32_t slot : slots) {
+        query_pos.push_back(st.window_pos[slot]);
         for (llama_pos key : pos) {
-            halves.back().push_back(key <= st.window_pos[slot] ? seen : unseen);
+            halves.back().push_back(key <= query_pos.back() ? seen : unseen);
         }
     }
     mask = runner.input(GGML_TYPE_F16, n, n_window, halves.back().data());
@@ -107,6 +109,10 @@ std::vector<std::vector<float>> head_graph::run(ggml_tensor * numbers) {
         ggml_backend_tensor_get(numbers, result[i].data(), i*n*sizeof(float), n*sizeof(float));
     }
     return result;
+}
+
+int64_t head_graph::n_visible(int64_t query) const {
+    return std::upper_bound(pos.begin(), pos.end(), query_pos[query]) - pos.begin();
 }
 
 ggml_tensor * head_graph::constant(int64_t ne0, int64_t ne1, std::vector<float> data) {
@@ -188,6 +194,10 @@ ggml_tensor * head_graph::in_runs(int64_t floats_per_entry, const std::function<
         result = result ? ggml_concat(ctx(), result, part, 0) : part;
     }
     return result;
+}
+
+ggml_tensor * head_graph::gate_logits() {
+    return ggml_cont_2d(ctx(), z, n, 1);
 }
 
 ggml_tensor * head_graph::value_norms() {

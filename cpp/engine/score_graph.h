@@ -29,6 +29,9 @@ public:
     int64_t n_window; // queries
     int64_t n_gqa;
 
+    // Entries that an observed query sees: the first so many.
+    int64_t n_visible(int64_t query) const;
+
     // Attention of the observed queries, a few query heads of the group at a time to bound the scratch memory:
     // weights [n, n_queries, m] of query heads [first, first + m).
     using part = std::function<void(ggml_tensor * weights, int64_t first, int64_t m)>;
@@ -45,6 +48,7 @@ public:
     // Run f over all entries in runs short enough that `floats` per entry stay within the scratch limit; joins its results along dim 0.
     ggml_tensor * in_runs(int64_t floats, const std::function<ggml_tensor * (int64_t first, int64_t m)> & f);
 
+    ggml_tensor * gate_logits(); // [n]
     ggml_tensor * value_norms(); // ||v W_h||_2: [n, n_gqa]
     // Expected Attention: the log of E[exp(q k)] for queries of the next n_future positions: [n, n_gqa]
     ggml_tensor * expected_logits(int32_t n_future);
@@ -67,11 +71,13 @@ private:
     const uint32_t strm;
     const size_t   ikv;
     const uint32_t head;
-    std::vector<llama_pos> pos;
+    std::vector<llama_pos> pos;       // of the entries
+    std::vector<llama_pos> query_pos; // of the observed queries
 
     graph_runner runner;
     ggml_tensor * k;    // [d_k, n] of the cache's type, or float32
     ggml_tensor * v;    // [d_v, n]
+    ggml_tensor * z = nullptr; // [1, n]
     ggml_tensor * q = nullptr; // [d_k*n_gqa, n_window]
     ggml_tensor * mask = nullptr; // F16 [n, n_window]
 

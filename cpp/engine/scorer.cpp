@@ -24,6 +24,9 @@ score_table score_stream(llama_context & lctx, const cache & kv, uint32_t strm, 
                 if (graph.n_window > 0 || !how.needs_queries) {
                     numbers = graph.run(how.graph(graph));
                 }
+                for (size_t i = 0; how.at_age && i < pos.size(); i++) {
+                    numbers[0][i] = how.at_age(numbers[0][i], kv.next_position(strm) + 1 - pos[i]);
+                }
             } else if (how.of_place) {
                 for (size_t i = 0; i < pos.size(); i++) {
                     numbers[0][i] = how.of_place((int32_t) layer.il, (int32_t) head, pos[i]);

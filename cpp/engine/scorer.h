@@ -53,7 +53,12 @@ struct scorer {
 
     bool needs_queries;     // of the observation window
     bool needs_all_queries; // summed up from the first token on
-    bool has_preference; // of layers
+    bool has_preference;    // of layers
+
+    // gates: what the number of an entry is worth at an age of so many tokens
+    float (*at_age)(float number, int64_t age);
+
+    bool needs_gates() const { return at_age != nullptr; }
 };
 
 int32_t n_scorers();

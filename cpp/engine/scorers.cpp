@@ -274,11 +274,17 @@ static ggml_tensor * rkv_graph(head_graph & g) {
         ggml_tensor * most = ggml_reshape_2d(ctx, max_dim1(ctx, ggml_reshape_3d(ctx, a, n*n_window, m, 1)), n, n_window);
         largest = largest ? max_of(ctx, largest, most) : most;
     });
-    std::vector<float> history(n*n_window);
-    for (int64_t i = 0; i < n*n_window; i++) {
-        history[i] = i % n < g.n_before || g.n_before == 0 ? 0.0f : -INFINITY;
+    // A query that sees nothing of the history counts 0.
+    std::vector<float> history, sees;
+    for (int64_t t = 0; t < n_window; t++) {
+        const int64_t n_seen = std::min(g.n_before, g.n_visible(t));
+        sees.push_back(n_seen > 0 ? 1.0f : 0.0f);
+        for (int64_t i = 0; i < n; i++) {
+            history.push_back(i < n_seen || n_seen == 0 ? 0.0f : -INFINITY);
+        }
     }
-    ggml_tensor * weights    = ggml_soft_max_ext(ctx, largest, g.constant(n, n_window, std::move(history)), 1.0f, 0.0f);
+    ggml_tensor * weights = ggml_soft_max_ext(ctx, largest, g.constant(n, n_window, std::move(history)), 1.0f, 0.0f);
+    weights = ggml_mul(ctx, weights, g.constant(1, n_window, std::move(sees)));
     ggml_tensor * importance = ggml_scale(ctx, sum_dim1(ctx, ggml_reshape_3d(ctx, weights, n, n_window, 1)), 1.0f/(float) n_window);
 
     ggml_tensor * units = unit_rows(ctx, g.keys(0, n)); // [d, n]
@@ -377,6 +383,20 @@ static ggml_tensor * expected_graph(head_graph & g) {
 }
 
 //
+// retention gates (gates.h)
+//
+
+static ggml_tensor * retention_graph(head_graph & g) {
+    return g.gate_logits();
+}
+
+// log(beta^age) with beta = sigmoid(z). An age is at least 1. 1 - beta may be as small as 1e-8: no sigmoid in float32 here.
+static float retention_at_age(float z, int64_t age) {
+    const double log_beta = z > 0 ? -std::log1p(std::exp(-(double) z)) : (double) z - std::log1p(std::exp((double) z));
+    return (float) ((double) age*log_beta);
+}
+
+//
 // places alone
 //
 
@@ -399,24 +419,25 @@ static float random_place(int32_t layer, int32_t head, llama_pos pos) {
 // the table
 //
 
-// name, numbers: count, from a graph, from the place; pooling; what the host does; needs queries, all of them, has layer preferences
+// name, numbers: count, from a graph, from the place; pooling; what the host does; needs queries, all of them, has layer preferences; gates
 static const scorer scorers[] = {
-    { "laprox",      1, laprox_graph,      nullptr,         pooling::average, 7, nullptr,            true,  false, false },
-    { "snapkv",      1, mean_attention,    nullptr,         pooling::max,     7, nullptr,            true,  false, false },
-    { "criticalkv",  2, criticalkv_graph,  nullptr,         pooling::none,    1, criticalkv_finish,  true,  false, false },
-    { "defensivekv", 3, defensivekv_graph, nullptr,         pooling::none,    1, defensivekv_finish, true,  false, false },
-    { "cake",        3, cake_graph,        nullptr,         pooling::none,    1, cake_finish,        true,  false, true  },
-    { "lava",        2, lava_graph,        nullptr,         pooling::none,    1, lava_finish,        true,  false, false },
-    { "rkv",         4, rkv_graph,         nullptr,         pooling::none,    1, rkv_finish,         true,  false, false },
-    { "tova",        1, tova_graph,        nullptr,         pooling::none,    1, tova_finish,        true,  false, false },
-    { "keydiff",     1, keydiff_graph,     nullptr,         pooling::none,    1, nullptr,            false, false, false },
-    { "knorm",       1, knorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false, false },
-    { "expected",    1, expected_graph,    nullptr,         pooling::none,    1, nullptr,            false, true,  false },
-    { "streaming",   1, nullptr,           streaming_place, pooling::none,    1, nullptr,            false, false, false },
-    { "random",      1, nullptr,           random_place,    pooling::none,    1, nullptr,            false, false, false },
-    { "custom",      1, nullptr,           nullptr,         pooling::none,    1, nullptr,            false, false, false }, // laprox_set_scorer()
-    { "oracle",      1, oracle_graph,      nullptr,         pooling::none,    1, nullptr,            true,  false, false }, // `laprox profile`
-    { "vnorm",       1, vnorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false, false },
+    { "laprox",      1, laprox_graph,      nullptr,         pooling::average, 7, nullptr,            true,  false, false, nullptr },
+    { "snapkv",      1, mean_attention,    nullptr,         pooling::max,     7, nullptr,            true,  false, false, nullptr },
+    { "criticalkv",  2, criticalkv_graph,  nullptr,         pooling::none,    1, criticalkv_finish,  true,  false, false, nullptr },
+    { "defensivekv", 3, defensivekv_graph, nullptr,         pooling::none,    1, defensivekv_finish, true,  false, false, nullptr },
+    { "cake",        3, cake_graph,        nullptr,         pooling::none,    1, cake_finish,        true,  false, true,  nullptr },
+    { "lava",        2, lava_graph,        nullptr,         pooling::none,    1, lava_finish,        true,  false, false, nullptr },
+    { "rkv",         4, rkv_graph,         nullptr,         pooling::none,    1, rkv_finish,         true,  false, false, nullptr },
+    { "tova",        1, tova_graph,        nullptr,         pooling::none,    1, tova_finish,        true,  false, false, nullptr },
+    { "keydiff",     1, keydiff_graph,     nullptr,         pooling::none,    1, nullptr,            false, false, false, nullptr },
+    { "knorm",       1, knorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false, false, nullptr },
+    { "expected",    1, expected_graph,    nullptr,         pooling::none,    1, nullptr,            false, true,  false, nullptr },
+    { "retention",   1, retention_graph,   nullptr,         pooling::none,    1, nullptr,            false, false, false, retention_at_age },
+    { "streaming",   1, nullptr,           streaming_place, pooling::none,    1, nullptr,            false, false, false, nullptr },
+    { "random",      1, nullptr,           random_place,    pooling::none,    1, nullptr,            false, false, false, nullptr },
+    { "custom",      1, nullptr,           nullptr,         pooling::none,    1, nullptr,            false, false, false, nullptr }, // laprox_set_scorer()
+    { "oracle",      1, oracle_graph,      nullptr,         pooling::none,    1, nullptr,            true,  false, false, nullptr }, // `laprox profile`
+    { "vnorm",       1, vnorm_graph,       nullptr,         pooling::none,    1, nullptr,            false, false, false, nullptr },
 };
 
 void finish(const scorer & how, layer_scores & layer) {

@@ -1,4 +1,5 @@
 #include "engine/settings.h"
+#include "engine/gates.h"
 
 #include "llama-cparams.h"
 #include "llama-model.h"
@@ -48,16 +49,35 @@ std::string fingerprint(const llama_model & model) {
     return text;
 }
 
+// The named file, or the one beside the model.
+static std::string find_companion(const llama_model & model, const settings & s, const std::string & named, const char * extension,
+        const char * what, const char * advice) {
+    if (!named.empty()) {
+        return named;
+    }
+    const std::string path = std::filesystem::u8path(model.laprox->path).replace_extension(extension).u8string();
+    if (!std::filesystem::exists(std::filesystem::u8path(path))) {
+        throw std::invalid_argument("policy \"" + s.policy.name + "\" needs " + what + " of this model: none is named, and there is no " + path +
+                "; " + advice);
+    }
+    return path;
+}
+
+static std::shared_ptr<const gate_set> load_gates(const llama_model & model, const settings & s) {
+    const std::string path = find_companion(model, s, s.gates, ".kv-gates.gguf", "retention gates",
+            "`laprox train-gates` and `laprox convert-gates` make them");
+    model_state & state = *model.laprox;
+    std::lock_guard<std::mutex> lock(state.mutex);
+    if (!state.gates || state.gates_path != path) {
+        state.gates      = std::make_shared<gate_set>(model, path);
+        state.gates_path = path;
+    }
+    return state.gates;
+}
+
 // LU-KV's table for this model, checked against it.
 static std::shared_ptr<const budget_profile> load_profile(const llama_model & model, const settings & s) {
-    std::string path = s.profile;
-    if (path.empty()) {
-        path = std::filesystem::u8path(model.laprox->path).replace_extension(".kv-profile.npy").u8string();
-        if (!std::filesystem::exists(std::filesystem::u8path(path))) {
-            throw std::invalid_argument("policy \"" + s.policy.name + "\" needs a profile of this model: none is named, and there is no " + path +
-                    "; `laprox profile` makes one");
-        }
-    }
+    const std::string path = find_companion(model, s, s.profile, ".kv-profile.npy", "a profile", "`laprox profile` makes one");
     profile_file file = read_profile(path);
 
     const auto shape = [](int32_t n_layer, int32_t n_head_kv) {
@@ -120,6 +140,14 @@ settings make_settings(const llama_model & model, const laprox_params & params) 
     if (s.policy.share && s.policy.share->needs && std::string(s.policy.share->needs) == "profile") {
         s.table = load_profile(model, s);
     }
+    s.gates = params.gates ? params.gates : "";
+    if (!s.gates.empty() || (s.evicts() && s.policy.score->needs_gates())) {
+        s.gate = load_gates(model, s);
+    }
+    if (!(params.floor >= 0.0f && params.floor <= 1.0f)) {
+        throw std::invalid_argument("floor = " + std::to_string(params.floor) + " is out of range; accepted: 0 to 1");
+    }
+    s.floor = params.floor;
     return s;
 }
 
@@ -133,6 +161,8 @@ laprox_params to_params(const settings & s) {
         /*.min_tokens =*/ s.min_tokens,
         /*.prefill    =*/ s.chunked ? LAPROX_PREFILL_CHUNKED : LAPROX_PREFILL_DENSE,
         /*.profile    =*/ s.profile.empty() ? nullptr : s.profile.c_str(),
+        /*.gates      =*/ s.gates.empty() ? nullptr : s.gates.c_str(),
+        /*.floor      =*/ s.floor,
     };
 }
 

@@ -14,11 +14,14 @@
 #include <string>
 #include <vector>
 
+struct ggml_tensor;
 struct llama_cparams;
 struct llama_hparams;
 struct llama_model;
 
 namespace laprox {
+
+class gate_set;
 
 struct settings {
     laprox::policy policy;
@@ -28,8 +31,13 @@ struct settings {
     int32_t recent;
     int32_t min_tokens;
     bool    chunked;
-    std::string profile; // a path; empty: MODEL.kv-profile.npy beside the model
-    std::shared_ptr<const budget_profile> table; // of that file, where the allocator needs one
+    float   floor;
+
+    // paths; empty: MODEL.kv-profile.npy and MODEL.kv-gates.gguf beside the model
+    std::string profile;
+    std::string gates;
+    std::shared_ptr<const budget_profile> table;   // of those files, where they are needed
+    std::shared_ptr<const gate_set>       gate;
 
     bool evicts() const { return policy.score != nullptr; }
 };
@@ -56,6 +64,10 @@ struct model_state {
     std::mutex mutex;
     std::map<uint32_t, std::vector<float>> grams;
     weight_reader weights;
+
+    // as last loaded: settings of sequences change often, gates hardly ever
+    std::string gates_path;
+    std::shared_ptr<const gate_set> gates;
 };
 
 // The state of a model just loaded, off. `splits`: its files where there are several.

@@ -6,6 +6,7 @@
 #include "llama-io.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <stdexcept>
 
@@ -113,6 +114,7 @@ template <typename F> static void visit_layout(const std::vector<layer_info> & l
         field("the number of heads",    layer.n_head);
         field("the number of KV heads", layer.n_head_kv);
         field("the key head size",      layer.d_k);
+        field("a mark by gates",        layer.gated);
         field("the value head size",    layer.d_v);
         field("the K cache type",       layer.type_k);
         field("the V cache type",       layer.type_v);
@@ -136,6 +138,7 @@ void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
     state_writer out(io);
     out.put(state_magic);
     out.put(state_version);
+    out.put(print);
     visit_layout(layers, [&](const char *, int64_t value) { out.put(value); });
     out.put((uint32_t) (seq_id < 0 ? streams.size() : 1));
 
@@ -177,7 +180,7 @@ void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
         }
         for (size_t ikv = 0; ikv < layers.size(); ikv++) {
             const layer_store & store = *st.layers[ikv];
-            for (const ggml_tensor * pool : { store.k, store.v }) {
+            for (const ggml_tensor * pool : store.pools) {
                 for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
                     out.rows(pool, store.held_row(head), store.n_kept[head]);
                     for (const auto & [first, n] : runs_of(tail)) {
@@ -211,6 +214,11 @@ void cache::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
             throw std::runtime_error("the saved state is not one of a compressing cache (it may be one of stock llama.cpp)");
         }
         expect("the format version", in.get<uint32_t>(), state_version);
+        const auto saved_print = in.get<std::array<char, 17>>();
+        if (saved_print != print) {
+            throw std::runtime_error("the saved state is of another model (" + std::string(saved_print.begin(), saved_print.end() - 1) +
+                    " there, " + print.data() + " here)");
+        }
         visit_layout(layers, [&](const char * what, int64_t here) { expect(what, in.get<int64_t>(), here); });
         expect("the number of sequences", in.get<uint32_t>(), targets.size());
         for (uint32_t strm : targets) {
@@ -299,7 +307,7 @@ void cache::read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id) {
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         fresh.push_back(std::make_unique<layer_store>(layers[ikv], lengths[ikv], n_tail));
         const layer_store & store = *fresh.back();
-        for (ggml_tensor * pool : { store.k, store.v }) {
+        for (ggml_tensor * pool : store.pools) {
             for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
                 in.rows(pool, store.held_row(head), (size_t) store.n_kept[head] + n_cells);
             }

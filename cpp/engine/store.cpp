@@ -45,7 +45,7 @@ size_t layer_store::bytes_for(const layer_info & layer, const std::vector<uint32
         bytes += cls.n_view*cls.plan.heads.size()*sizeof(ggml_fp16_t);
     }
     // alignment of each tensor, and the head orders
-    return bytes + (plan.classes.size() + 4)*256 + 2*layer.n_head_kv*sizeof(int32_t);
+    return bytes + (plan.classes.size() + 5)*256 + 2*layer.n_head_kv*sizeof(int32_t);
 }
 
 layer_store::layer_store(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail) :
@@ -58,6 +58,11 @@ layer_store::layer_store(const layer_info & layer, const std::vector<uint32_t> &
 
     k = ggml_new_tensor_2d(ctx.get(), layer.type_k, layer.d_k, plan.n_rows);
     v = ggml_new_tensor_2d(ctx.get(), layer.type_v, layer.d_v, plan.n_rows);
+    pools = { k, v };
+    if (layer.gated) {
+        z = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 1, plan.n_rows);
+        pools.push_back(z);
+    }
     ggml_format_name(k, "laprox_k_l%u", layer.il);
     ggml_format_name(v, "laprox_v_l%u", layer.il);
 

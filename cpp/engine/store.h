@@ -27,10 +27,11 @@ struct layer_info {
     uint32_t d_v;
     ggml_type type_k;
     ggml_type type_v;
+    bool gated; // retention gates write a number per entry
     ggml_backend_buffer_type_t buft;
 
     uint32_t n_gqa() const { return n_head/n_head_kv; }
-    size_t row_bytes() const { return ggml_row_size(type_k, d_k) + ggml_row_size(type_v, d_v); }
+    size_t row_bytes() const { return ggml_row_size(type_k, d_k) + ggml_row_size(type_v, d_v) + (gated ? sizeof(float) : 0); }
 };
 
 struct store_class {
@@ -60,6 +61,8 @@ public:
 
     ggml_tensor * k = nullptr; // [d_k, n_rows]
     ggml_tensor * v = nullptr; // [d_v, n_rows]
+    ggml_tensor * z = nullptr; // F32 [1, n_rows]: what the gates said; null without them
+    std::vector<ggml_tensor *> pools; // all of these that there are
 
     std::vector<store_class> classes;
 

@@ -62,6 +62,8 @@ struct laprox_params {
     int32_t min_tokens;          // nothing is evicted from a sequence of at most this many tokens
     enum laprox_prefill prefill;
     const char * profile;        // LU-KV's table (.npy) for the allocator "profile"; NULL: MODEL.kv-profile.npy beside the model
+    const char * gates;          // retention gates (.gguf) for the scorer "retention"; NULL: MODEL.kv-gates.gguf beside the model
+    float floor;                 // allocators global and global-raw: the share of the average that every head keeps, 0 to 1
 };
 
 LLAMA_API struct laprox_params laprox_default_params(void);
@@ -133,6 +135,10 @@ typedef bool (*laprox_scorer_callback)(struct llama_context * ctx, llama_seq_id 
 // NULL takes it away.
 LLAMA_API bool laprox_set_scorer(struct llama_context * ctx, laprox_scorer_callback callback, void * user_data);
 
+// The first position from which on every head still holds everything: 0 if nothing was evicted, -1 if refused. Removing
+// positions from there to the end always succeeds; what is before can only go as a whole.
+LLAMA_API llama_pos laprox_tail_begin(struct llama_context * ctx, llama_seq_id seq_id);
+
 //
 // looking inside
 //
@@ -147,6 +153,9 @@ LLAMA_API int32_t laprox_layers(struct llama_context * ctx, int32_t * il, int32_
 
 // Heads of a compressed layer; pointers may be NULL. Refuses a layer that isn't compressed.
 LLAMA_API bool laprox_head_shape(struct llama_context * ctx, int32_t il, int32_t * n_head, int32_t * n_embd_head_k, int32_t * n_embd_head_v);
+
+// What a layer multiplies q k^T with before the softmax, known from its first token on; 0 if refused.
+LLAMA_API float laprox_kq_scale(struct llama_context * ctx, int32_t il);
 
 // Ascending positions held for a KV head. Returns their number and writes at most `cap`; -1 if refused.
 LLAMA_API int64_t laprox_positions(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,

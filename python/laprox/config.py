@@ -31,6 +31,8 @@ class KVConfig:
         prefill: "dense" caches the whole prompt and compresses it once; "chunked" compresses whenever a small physical
             cache is full, which bounds the peak and evicts before the question is seen.
         profile: LU-KV's table (.npy) for the allocator "profile"; None is MODEL.kv-profile.npy beside the model.
+        gates: Retention gates (.gguf) for the scorer "retention"; None is MODEL.kv-gates.gguf beside the model.
+        floor: The share of the average budget, 0 to 1, that the allocators "global" and "global-raw" leave to every head.
 
     Raises:
         ValueError: A setting is out of range; names the setting, its value and what is accepted.
@@ -44,6 +46,8 @@ class KVConfig:
     min_tokens: int = 512
     prefill: str = "dense"
     profile: str | os.PathLike[str] | None = None
+    gates: str | os.PathLike[str] | None = None
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if self.policy == OFF:
@@ -56,10 +60,13 @@ class KVConfig:
             value = getattr(self, name)
             if not _is_integer(value) or not least <= value < 2**31:
                 raise _refused(name, value, f"an integer of at least {least}")
-        if self.profile is not None:
-            path = os.fspath(self.profile) if isinstance(self.profile, (str, os.PathLike)) else None
-            if not isinstance(path, str) or not path or "\0" in path:
-                raise _refused("profile", self.profile, "the path of a .npy file")
+        for name, kind in (("profile", ".npy"), ("gates", ".gguf")):
+            value = getattr(self, name)
+            path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+            if value is not None and (not isinstance(path, str) or not path or "\0" in path):
+                raise _refused(name, value, f"the path of a {kind} file")
+        if isinstance(self.floor, bool) or not isinstance(self.floor, numbers.Real) or not 0 <= self.floor <= 1:
+            raise _refused("floor", self.floor, "0 to 1")
         try:
             _core.parse_budget(self._budget_text())
         except _core.LaproxError as error:
@@ -82,6 +89,8 @@ class KVConfig:
             min_tokens=self.min_tokens,
             prefill=self.prefill,
             profile=None if self.profile is None else os.fspath(self.profile),
+            gates=None if self.gates is None else os.fspath(self.gates),
+            floor=float(self.floor),
         )
 
     def _budget_text(self) -> str:

@@ -45,10 +45,15 @@ class Head:
     def queries(self) -> npt.NDArray[np.float32]:
         """The observation window: queries after RoPE, oldest first, of the query heads that read this KV head.
 
-        [w, n_gqa, d]; w is less than the window where tokens were taken back. Their products with the keys are attention
-        logits up to the model's scale: mostly 1/sqrt(d), or 1 where the model scales its queries (Gemma does).
+        [w, n_gqa, d]; w is less than the window where tokens were taken back. Their products with the keys, times
+        `scale`, are attention logits.
         """
         return self._window[0]
+
+    @property
+    def scale(self) -> float:
+        """What the model multiplies query-key products with: mostly 1/sqrt(d), or 1 where it scales its queries."""
+        return _core.kq_scale(self._live(), self.layer)
 
     @property
     def query_positions(self) -> npt.NDArray[np.int32]:
