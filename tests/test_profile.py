@@ -274,6 +274,12 @@ def test_from_the_shell(model, words, tmp_path):
     assert done.stdout == ""
     assert "2 questions about 1 contexts" in done.stderr.replace("\n", " ") and "overall, by layer" in done.stderr
     assert np.load(tmp_path / "c.npy").shape == (99, 3, 2)
+    ask = ["-m", "laprox", "chat", model, "-d", tmp_path / "notes.txt", "--ask", "w1?", "-n", "4", "-t", "1", "--json", "--kv-min-tokens", "0"]
+    ask += ["--kv-policy", "lukv", "--kv-profile", tmp_path / "c.npy", "--kv-budget", "30%"]
+    answered = subprocess.run([sys.executable, *map(str, ask)], capture_output=True, text=True, timeout=300)
+    assert answered.returncode == 0, answered.stderr
+    numbers = json.loads(answered.stdout)
+    assert numbers["entries_held"] < 0.4 * numbers["entries_full"]
     done = subprocess.run([sys.executable, *map(str, args), "--scorer", "x"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stderr.startswith("laprox: --scorer is 'x'")
 

@@ -58,6 +58,7 @@ def chat(
     kv_recent: options.KVRecent = DEFAULT.recent,
     kv_min_tokens: options.KVMinTokens = DEFAULT.min_tokens,
     kv_prefill: options.KVPrefill = DEFAULT.prefill,
+    kv_profile: options.KVProfile = None,
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     threads: options.Threads = 0,
@@ -75,7 +76,7 @@ def chat(
     Follow-up questions are answered from what is held; /reread reads again with the current question in view.
     """
     # Everything that can be wrong without the model is found before it is loaded.
-    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill)
+    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile)
     if before_question and not kv.on:
         raise typer.BadParameter("--compress-before-question needs a --kv-policy")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)

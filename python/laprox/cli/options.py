@@ -48,12 +48,16 @@ _draw = partial(typer.Option, rich_help_panel="Answers")
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
 
 KVBudget = Annotated[str, _kv("--kv-budget", help='What may be kept: "5%", "2048" (tokens) or "512MiB".')]
-KVPolicy = Annotated[str, _kv("--kv-policy", help=f"How entries are chosen: {', '.join(policies())}; {OFF} = stock.")]
+KVPolicy = Annotated[str, _kv("--kv-policy", help=f"How entries are chosen: {', '.join(policies())}, or <scorer>:<allocator>; {OFF} = stock.")]
 KVWindow = Annotated[int, _kv("--kv-window", help="The last so many queries score the entries.")]
 KVSink = Annotated[int, _kv("--kv-sink", help="The first so many tokens are never evicted.")]
 KVRecent = Annotated[int, _kv("--kv-recent", help="The last so many tokens are never evicted.")]
 KVMinTokens = Annotated[int, _kv("--kv-min-tokens", help="Nothing is evicted from at most so many tokens.")]
 KVPrefill = Annotated[str, _kv("--kv-prefill", help="dense: compress when the prompt is in; chunked: whenever it is full.")]
+KVProfile = Annotated[
+    Path | None,
+    _kv("--kv-profile", help="Table of `laprox profile` for lukv; without it, MODEL.kv-profile.npy beside the model.", show_default=False),
+]
 CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Type of cached keys: {', '.join(CACHE_TYPES)}.")]
 CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Type of cached values: {', '.join(CACHE_TYPES)}.")]
 
