@@ -42,7 +42,7 @@ def profile(
     output: Annotated[Path, typer.Option("--output", "-o", help="The table to write, a .npy file.", show_default=False)],
     scorer: Annotated[str, typer.Option("--scorer", help="Ranks the entries within a head, here and when the table is used.")] = "laprox",
     max_samples: Annotated[int, typer.Option("--max-samples", min=1, help="Questions to ask, evenly over the contexts.")] = 200,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Longest answer.")] = STEPS,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1024, help="Longest answer.")] = STEPS,
     length: Annotated[
         int, typer.Option("--length", "-c", min=0, help=f"Longest context in tokens; documents are read in pieces. 0 = {PIECE} for documents.")
     ] = 0,
