@@ -7,7 +7,7 @@ import sys
 import typer
 
 from laprox import LaproxError
-from laprox.cli import chat, demo, info, profile
+from laprox.cli import chat, convert_gates, demo, info, profile, train_gates
 
 app = typer.Typer(
     name="laprox",
@@ -20,6 +20,8 @@ app.command("chat")(chat.chat)
 app.command("info")(info.info)
 app.command("demo")(demo.demo)
 app.command("profile")(profile.profile)
+app.command("convert-gates")(convert_gates.convert_gates)
+app.command("train-gates")(train_gates.train_gates)
 
 
 def main() -> None:

@@ -59,6 +59,8 @@ def chat(
     kv_min_tokens: options.KVMinTokens = DEFAULT.min_tokens,
     kv_prefill: options.KVPrefill = DEFAULT.prefill,
     kv_profile: options.KVProfile = None,
+    kv_gates: options.KVGates = None,
+    kv_floor: options.KVFloor = DEFAULT.floor,
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     threads: options.Threads = 0,
@@ -76,7 +78,7 @@ def chat(
     Follow-up questions are answered from what is held; /reread reads again with the current question in view.
     """
     # Everything that can be wrong without the model is found before it is loaded.
-    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile)
+    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile, kv_gates, kv_floor)
     if before_question and not kv.on:
         raise typer.BadParameter("--compress-before-question needs a --kv-policy")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)

@@ -58,6 +58,11 @@ KVProfile = Annotated[
     Path | None,
     _kv("--kv-profile", help="Table of `laprox profile` for lukv; without it, MODEL.kv-profile.npy beside the model.", show_default=False),
 ]
+KVGates = Annotated[
+    Path | None,
+    _kv("--kv-gates", help="Gates for retention; without it, MODEL.kv-gates.gguf beside the model.", show_default=False),
+]
+KVFloor = Annotated[float, _kv("--kv-floor", help="The share of the average budget that every KV head keeps (0 to 1).")]
 CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Type of cached keys: {', '.join(CACHE_TYPES)}.")]
 CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Type of cached values: {', '.join(CACHE_TYPES)}.")]
 
