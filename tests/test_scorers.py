@@ -150,11 +150,12 @@ class Run:
 
 
 def nearly(score, n, near):
-    """Which scores are so near the n-th best that rounding may put them on its other side."""
+    """Which scores are so near the n-th best that rounding may put them on its other side. Ties stay what they are."""
     if not 0 < n <= len(score):
         return np.zeros(len(score), bool)
     threshold = np.sort(score)[-n]
-    return np.abs(score - threshold) <= near * np.abs(threshold)
+    unsure = np.abs(score - threshold) <= near * np.abs(threshold)
+    return unsure if len(set(score[unsure])) > 1 else np.zeros(len(score), bool)
 
 
 def assert_best(kept, m: pr.Layers, near: float):
@@ -169,8 +170,6 @@ def assert_best(kept, m: pr.Layers, near: float):
         spare = 0
         if s.second is None:
             unsure |= nearly(s.score, len(got), near)
-            if s.loose is None:
-                assert len(set(s.score[swapped])) > 1, f"{pair}: a tie was broken the wrong way, at {pos[swapped]}"
         else:
             half = len(got) // 2
             unsure |= nearly(s.score, half, near)
@@ -183,10 +182,10 @@ def assert_best(kept, m: pr.Layers, near: float):
 
 
 def assert_counts(got, m: pr.Layers, allocator: str, near: float):
-    """Heads hold as many as the allocator of the books gives them. Where scores decide, a few may be nearly equal."""
+    """Heads hold as many as the allocator of the books gives them, but for scores that are nearly equal."""
     want = pr.ALLOCATORS[allocator](m, sum(got.values()))
     assert sum(want.values()) == sum(got.values())
-    slack = 0 if allocator in ("uniform", "pyramid", "profile") else max(1, near * sum(want.values()))
+    slack = 0 if allocator in ("uniform", "pyramid", "profile") else int(near * sum(want.values()))
     assert max(abs(got[pair] - want[pair]) for pair in want) <= slack, f"{got} instead of {want}"
 
 
@@ -376,7 +375,7 @@ def test_combinations(toy, rng, tmp_path, policy):
         run.check("20%", table)
 
 
-@pytest.mark.parametrize("window, sink, recent", [(1, 0, 1), (31, 0, 1), (64, 4, 8), (7, 9, 40)])
+@pytest.mark.parametrize("window, sink, recent", [(1, 0, 1), (31, 0, 1), (64, 4, 8), (2, 9, 40)])
 @pytest.mark.parametrize("policy", ["laprox", "criticalkv", "defensivekv", "cake", "lava", "rkv", "tova:global"])
 def test_windows(toy, rng, policy, window, sink, recent):
     """Also wider than what is protected, so that queries are older than everything a head still holds."""
