@@ -1,0 +1,181 @@
+"""`laprox train-gates`: retention gates for a model of your own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from laprox.cli import log
+from laprox.cli.convert_gates import report
+from laprox.cli.loading import load_weights
+from laprox.cli.show import notes
+from laprox.gates import files
+from laprox.gates.sidecar import KINDS, TYPES
+
+if TYPE_CHECKING:
+    from laprox.gates.training import Trainer
+
+CAPACITIES = {"global": True, "local": False}
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def train_gates(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The model: a Hugging Face folder (Llama, Qwen2, Qwen3).", show_default=False)],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data", "-d", show_default=False,
+            help='What to read; repeatable. A .jsonl file with lines of {"text": ...}, {"prompt": ..., "completion": ...} or '
+            '{"messages": [...]}, or a text, Markdown, HTML or PDF file.',
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .gguf file to write.", show_default=False)],
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="The same model as GGUF: checked, and written down in the gates.", show_default=False)] = None,
+    kind: Annotated[str, typer.Option("--gate", help="rg10 (DBTrimKV) or rg (TRIM-KV).")] = "rg10",
+    capacity: Annotated[str, typer.Option("--capacity", help="global: one budget for the whole model; local: one per KV head.")] = "global",
+    budget: Annotated[int, typer.Option("--budget", "-M", min=1, help="Tokens per KV head that training presses for.")] = 128,
+    pressure: Annotated[float, typer.Option("--pressure", min=0.0, help="Weight of the capacity loss.")] = 1.0,
+    hidden: Annotated[int, typer.Option("--hidden", min=1, help="Width of the gates.")] = 512,
+    bias: Annotated[float, typer.Option("--bias", help="What z starts with: 18 forgets nothing at first; short runs want less.")] = 18.0,
+    length: Annotated[int, typer.Option("--length", "-c", min=2, help="Longest sequence in tokens.")] = 8192,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")] = 2000,
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Sequences per step.")] = 1,
+    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Learning rate at its highest.")] = 2e-4,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps until it is reached; then a cosine to a tenth.")] = 100,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="AdamW's.")] = 1e-5,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Decides initial gates and the order of the data.")] = 0,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Queries at a time: less takes less memory.")] = 128,
+    checkpoint_layers: Annotated[bool, typer.Option("--checkpoint-layers", help="Compute layers again instead of keeping them: long sequences.")] = False,
+    device: Annotated[str, typer.Option("--device", help='Such as "cpu" or "cuda"; auto = a GPU if there is one.')] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help=f"Of the model: {', '.join(DTYPES)} (its own). Gates are float32.")] = "auto",
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 = PyTorch chooses.")] = 0,
+    save_every: Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = 50,
+    file_type: Annotated[str, typer.Option("--type", help=f"Type of the matrices in the file: {', '.join(TYPES)}.")] = "f16",
+    restart: Annotated[bool, typer.Option("--restart", help="Don't go on with an interrupted run.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")] = False,
+) -> None:
+    """Train retention gates (DBTrimKV, TRIM-KV) beside a frozen model. Interrupted, it goes on where it was."""
+    # Everything that can be wrong is found before the long work starts.
+    for option, value, accepted in (("--gate", kind, KINDS), ("--capacity", capacity, CAPACITIES), ("--dtype", dtype, DTYPES)):
+        if value not in accepted:
+            raise ValueError(f"{option} is {value!r}; accepted: {', '.join(accepted)}")
+    files.check_output(output, file_type)
+    if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f'training gates needs {" and ".join(missing)}: pip install "laprox[train]"')
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: not a Hugging Face folder, there is no config.json in it")
+    log.record(verbose)
+    weights = load_weights(model) if model else None
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from laprox.gates.data import read_examples
+    from laprox.gates.modules import Gated, fresh_gates
+    from laprox.gates.training import Recipe, Trainer, settings_of
+
+    logging.disable_progress_bar()
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = Recipe(
+        kind=kind, hidden=hidden, bias=bias, budget=budget, whole=CAPACITIES[capacity], pressure=pressure, steps=steps,
+        accumulate=accumulate, lr=lr, warmup=warmup, weight_decay=weight_decay, seed=seed,
+    )  # fmt: skip
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    examples = read_examples(data, AutoTokenizer.from_pretrained(folder), length)
+    frozen = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype)).to(device)
+    if checkpoint_layers:
+        frozen.train().gradient_checkpointing_enable({"use_reentrant": False})
+    torch.manual_seed(seed)
+    gated = Gated(frozen, fresh_gates(frozen, kind, hidden, bias).to(device), chunk)
+    trainer = Trainer(gated, recipe, examples)
+    about: dict[str, Any] = {"training_budget": budget, "source": f"laprox train-gates, {steps} steps", "model": folder.resolve().name}
+    if model and weights:  # before the work, too: a GGUF of other sizes
+        fitted = files.fitted(gated.gates.arrays(**about), model, weights)
+        about |= {"model": fitted.model, "fingerprint": fitted.fingerprint}
+
+    digest = hashlib.sha256(repr([(e.ids, e.supervised) for e in examples]).encode()).hexdigest()[:16]
+    run = _Run(output, restart, settings_of(recipe, model=str(folder), data=digest, dtype=dtype))
+    if run.checkpoint.exists():
+        trainer.load(run.checkpoint)
+        run.forget_after(trainer.step)
+        notes.print(f"Going on from step {trainer.step} of {steps}.", markup=False)
+    try:
+        _train(trainer, run, save_every)
+    except KeyboardInterrupt:
+        notes.print(f"Stopped. What is finished is in {run.folder}; the same command goes on with it.", markup=False)
+        raise typer.Exit(130) from None
+    gates = gated.gates.arrays(**about)
+    files.save(output, gates, file_type)
+    run.finish()
+    report(output, gates, file_type)
+
+
+class _Run:
+    """The folder `<output>.partial`: settings.json, a checkpoint, and log.jsonl, which stays as `<output>.log.jsonl`."""
+
+    def __init__(self, output: Path, restart: bool, settings: dict[str, Any]) -> None:
+        self.folder = output.with_name(output.name + ".partial")
+        self.checkpoint, self._log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
+        self._kept_log = output.with_name(output.name + ".log.jsonl")
+        if restart and self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / "settings.json"
+        before = json.loads(path.read_text()) if path.exists() else settings
+        for name in {**before, **settings}:
+            if before.get(name) != settings.get(name):
+                raise ValueError(
+                    f"{self.folder} is of another run: its {name} is {before.get(name)!r}, now it is {settings.get(name)!r}. "
+                    "Give the same settings to go on with it, or --restart to begin anew"
+                )
+        path.write_text(json.dumps(settings, indent=1) + "\n")
+
+    def write(self, line: dict[str, Any]) -> None:
+        with open(self._log, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Steps after the checkpoint are done, and logged, again."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        self._log.write_text("".join(line + "\n" for line in lines if line.endswith("}") and json.loads(line)["step"] <= step))
+
+    def finish(self) -> None:
+        shutil.move(self._log, self._kept_log)
+        shutil.rmtree(self.folder)
+
+
+def _train(trainer: Trainer, run: _Run, save_every: int) -> None:
+    """Raises KeyboardInterrupt after the step that ctrl-C fell into, and a checkpoint; at the second one at once."""
+    steps, stop = trainer.recipe.steps, False
+
+    def interrupted(*_: Any) -> None:
+        nonlocal stop
+        stop = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=notes, disable=not notes.is_terminal, transient=True) as progress:
+            bar = progress.add_task("training", total=steps, completed=trainer.step)
+            while trainer.step < steps:
+                line = trainer.advance()
+                run.write(line)
+                progress.update(bar, completed=trainer.step, description=f"loss {line['loss']:.3f}, KL {line['kl']:.3f}, kept {line['retained']:.0f}")
+                if trainer.step % save_every == 0 or trainer.step == steps or stop:
+                    trainer.save(run.checkpoint)
+                if stop:
+                    raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,58 @@
+"""The sidecar as a command's output: checked early, written whole or not at all, tied to a model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import llama_cpp
+from llama_cpp._internals import LlamaModel
+
+from laprox import _core
+from laprox.gates import sidecar
+from laprox.gates.sidecar import TYPES, Gates
+
+
+def check_output(output: Path, kind: str) -> None:
+    """Raises ValueError if it can't be written in the end: better now than after hours."""
+    if kind not in TYPES:
+        raise ValueError(f"--type is {kind!r}; accepted: {', '.join(TYPES)}")
+    if output.suffix != ".gguf":
+        raise ValueError(f"{output}: gates are a .gguf file, such as MODEL.kv-gates.gguf beside MODEL.gguf")
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError('writing gates needs the gguf package: pip install "laprox[gates]"')
+    try:
+        if output.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise ValueError(f"{output} can't be written: {error.strerror}") from None
+
+
+def fitted(gates: Gates, path: Path, model: LlamaModel) -> Gates:
+    """The gates with a model's name and fingerprint.
+
+    Raises:
+        ValueError: They are for a model of other sizes; names both.
+    """
+    for name, theirs, its in (
+        ("layers", len(gates.layers), llama_cpp.llama_model_n_layer(model.model)),
+        ("embedding length", gates.n_embd, llama_cpp.llama_model_n_embd(model.model)),
+        ("KV heads", gates.n_head_kv, llama_cpp.llama_model_n_head_kv(model.model)),
+    ):
+        if theirs != its:
+            raise ValueError(f"the gates are for a model of {name} {theirs}, and {path} has {its}")
+    return replace(gates, model=path.name, fingerprint=_core.model_fingerprint(model.model))
+
+
+def save(output: Path, gates: Gates, kind: str) -> None:
+    """Write the file, whole or not at all."""
+    unfinished = output.with_name(output.name + ".tmp")
+    try:
+        sidecar.write(unfinished, gates, kind)
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
