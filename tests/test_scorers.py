@@ -375,12 +375,23 @@ def test_combinations(toy, rng, tmp_path, policy):
         run.check("20%", table)
 
 
+@pytest.mark.parametrize("policy", ["lava", "cake", "adakv", "laprox", "pyramidkv"])
+def test_layers_of_different_lengths(toy, rng, policy):
+    """One policy after another: what remains of a pyramid is shared out anew."""
+    with Run(toy, rng, "snapkv:pyramid", n_layer=3, sink=2, recent=8) as run:
+        run.read(240)
+        run.check("50%")
+        run.set(policy)
+        run.check("25%")
+
+
 @pytest.mark.parametrize("window, sink, recent", [(1, 0, 1), (31, 0, 1), (64, 4, 8), (2, 9, 40)])
 @pytest.mark.parametrize("policy", ["laprox", "criticalkv", "defensivekv", "cake", "lava", "rkv", "tova:global"])
 def test_windows(toy, rng, policy, window, sink, recent):
     """Also wider than what is protected, so that queries are older than everything a head still holds."""
     with Run(toy, rng, policy, window=window, sink=sink, recent=recent) as run:
         run.read(150)
+        run.check("80%")
         run.check("40%")
         run.check("15%")
 
