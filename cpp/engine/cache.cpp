@@ -379,14 +379,16 @@ std::vector<uint32_t> cache::cells_by_position(uint32_t strm) const {
     return result;
 }
 
-cache::held cache::held_by(uint32_t strm, size_t ikv, uint32_t head) const {
+cache::held cache::held_by(uint32_t strm, size_t ikv, uint32_t head, const std::vector<uint32_t> & tail) const {
     held result;
     const auto & kept = streams[strm].kept[ikv][head];
+    result.pos.reserve(kept.size() + tail.size());
+    result.row.reserve(kept.size() + tail.size());
     for (uint32_t row = 0; row < kept.size(); row++) {
         result.pos.push_back(kept[row]);
         result.row.push_back(row);
     }
-    for (uint32_t cell : cells_by_position(strm)) {
+    for (uint32_t cell : tail) {
         result.pos.push_back(cells[strm].pos_get(cell));
         result.row.push_back(kept.size() + cell);
     }

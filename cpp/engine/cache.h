@@ -157,9 +157,12 @@ public:
     // Slots of the observed queries, oldest first; at most settings::window.
     std::vector<uint32_t> window_slots(uint32_t strm) const;
 
-    // Ascending positions held by a KV head, and the row of each (relative to held_row()).
+    // Ascending positions held by a KV head, and the row of each (relative to held_row()). Who asks for many heads finds
+    // the tail's cells once.
     struct held { std::vector<llama_pos> pos; std::vector<uint32_t> row; };
-    held held_by(uint32_t strm, size_t ikv, uint32_t head) const;
+    held held_by(uint32_t strm, size_t ikv, uint32_t head) const { return held_by(strm, ikv, head, cells_by_position(strm)); }
+    held held_by(uint32_t strm, size_t ikv, uint32_t head, const std::vector<uint32_t> & tail) const;
+    std::vector<uint32_t> cells_by_position(uint32_t strm) const;
 
     void entries(llama_seq_id seq_id, size_t ikv, uint32_t head, float * k, float * v) const;
     float kq_scale(size_t ikv) const { return kq_scales[ikv]; }
@@ -193,7 +196,6 @@ private:
     uint32_t tail_limit_in_bytes(uint32_t strm) const;
     bool overgrown(uint32_t strm) const;
     void make_room(llama_context & lctx, uint32_t strm);
-    std::vector<uint32_t> cells_by_position(uint32_t strm) const;
     size_t stream_bytes(uint32_t strm) const;
     size_t byte_limit(uint32_t strm) const;
     void check_settings(const settings & s) const;

@@ -95,7 +95,8 @@ cache::candidates cache::find_candidates(uint32_t strm, score_table scores) cons
     const settings & config = config_of(strm);
     candidates result;
     result.share = config.policy.share;
-    result.kept.cells = cells_by_position(strm);
+    const std::vector<uint32_t> tail = cells_by_position(strm);
+    result.kept.cells = tail;
     const uint32_t n_recent = std::min<uint32_t>(config.recent, result.kept.cells.size());
     result.kept.cells.erase(result.kept.cells.begin(), result.kept.cells.end() - n_recent);
     result.n_kept = n_recent*n_pairs;
@@ -109,7 +110,7 @@ cache::candidates cache::find_candidates(uint32_t strm, score_table scores) cons
         layer.n_gqa = layers[ikv].n_gqa();
         std::vector<held> have;
         for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-            have.push_back(held_by(strm, ikv, head));
+            have.push_back(held_by(strm, ikv, head, tail));
             const auto & pos = have.back().pos;
             layer_scores::head h { pos, std::move(scores[ikv][head]), 0, pos.size() - n_recent, {}, {} };
             h.first = std::lower_bound(pos.begin(), pos.begin() + h.last, config.sink) - pos.begin();

@@ -46,11 +46,11 @@ static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
 }
 
-head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head) :
+head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head,
+        const cache::held & have, mask & dense) :
         bench(bench), kv(kv), layer(kv.layers[ikv]), strm(strm), ikv(ikv), head(head), runner(bench) {
     const stream      & st    = kv.streams[strm];
     const layer_store & store = *st.layers[ikv];
-    const auto          have  = kv.held_by(strm, ikv, head);
 
     pos      = have.pos;
     n        = (int64_t) pos.size();
@@ -88,17 +88,18 @@ head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_
     ggml_tensor * mine = ggml_view_2d(ctx(), ring, d_q, ring->ne[1], ring->nb[1], strm*ring->nb[2] + head*d_q*ring->nb[0]);
     q = ggml_get_rows(ctx(), mine, runner.input(GGML_TYPE_I32, n_window, 1, ints.back().data()));
 
-    const ggml_fp16_t seen   = ggml_fp32_to_fp16(0.0f);
-    const ggml_fp16_t unseen = ggml_fp32_to_fp16(-INFINITY);
-    halves.emplace_back();
-    halves.back().reserve(n*n_window);
     for (uint32_t slot : slots) {
         query_pos.push_back(st.window_pos[slot]);
-        for (llama_pos key : pos) {
-            halves.back().push_back(key <= query_pos.back() ? seen : unseen);
+    }
+    head_graph::mask & data = store.n_kept[head] == 0 ? dense : own_mask;
+    if (data.empty()) {
+        data.reserve(n*n_window);
+        for (int64_t t = 0; t < n_window; t++) {
+            data.insert(data.end(), n_visible(t),     ggml_fp32_to_fp16(0.0f));
+            data.insert(data.end(), n - n_visible(t), ggml_fp32_to_fp16(-INFINITY));
         }
     }
-    mask = runner.input(GGML_TYPE_F16, n, n_window, halves.back().data());
+    visible = runner.input(GGML_TYPE_F16, n, n_window, data.data());
 }
 
 std::vector<std::vector<float>> head_graph::run(ggml_tensor * numbers) {
@@ -146,7 +147,7 @@ ggml_tensor * head_graph::products(int64_t first_query, int64_t n_queries, int64
 
 void head_graph::attention(int64_t first_query, int64_t n_queries, const part & use) {
     const int64_t step = heads_at_once(n_queries);
-    ggml_tensor * seen = ggml_view_2d(ctx(), mask, n, n_queries, mask->nb[1], first_query*mask->nb[1]);
+    ggml_tensor * seen = ggml_view_2d(ctx(), visible, n, n_queries, visible->nb[1], first_query*visible->nb[1]);
     for (int64_t first = 0; first < n_gqa; first += step) {
         const int64_t m = std::min(step, n_gqa - first);
         float scale;

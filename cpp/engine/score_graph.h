@@ -16,8 +16,11 @@ namespace laprox {
 
 class head_graph {
 public:
-    // The entries of a KV head in ascending position, and the observed queries.
-    head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head);
+    using mask = std::vector<ggml_fp16_t>; // [n, n_window]
+
+    // The entries of a KV head in ascending position, and the observed queries. `dense`: the mask of heads that nothing was
+    // evicted from, which is the same for all; made when first needed.
+    head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head, const cache::held & have, mask & dense);
 
     ggml_context * ctx() const { return runner.ctx; }
 
@@ -79,11 +82,11 @@ private:
     ggml_tensor * v;    // [d_v, n]
     ggml_tensor * z = nullptr; // [1, n]
     ggml_tensor * q = nullptr; // [d_k*n_gqa, n_window]
-    ggml_tensor * mask = nullptr; // F16 [n, n_window]
+    ggml_tensor * visible = nullptr; // F16 [n, n_window]
 
     std::deque<std::vector<float>>       floats; // data of inputs, until the graph has run
     std::deque<std::vector<int32_t>>     ints;
-    std::deque<std::vector<ggml_fp16_t>> halves;
+    mask own_mask;
 };
 
 // [n, m, r] -> [n, 1, r], by halves: coalesced on a GPU, and deterministic.
