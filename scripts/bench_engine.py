@@ -83,7 +83,8 @@ def serve(job: dict) -> None:
     import numpy as np
 
     def settings(policy):
-        return engine.params(policy=policy, budget=job["budget"], prefill=engine.CHUNKED if job["chunked"] else engine.DENSE)
+        prefill = engine.CHUNKED if job["chunked"] else engine.DENSE
+        return engine.params(policy=policy, budget=job["budget"], prefill=prefill, gates=job.get("gates"))
 
     kv = None
     if job["config"] in ("full", "kept"):
@@ -107,6 +108,7 @@ def serve(job: dict) -> None:
         return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
     def prefill():
+        ctx.clear()
         out = timed(ctx.decode, tokens[:n]) | {"before": stats(), "memory_before": memory()}
         if job["config"] == "kept":
             out["score"] = {policy: score(policy) for policy in job["also"]}
