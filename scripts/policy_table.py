@@ -211,23 +211,32 @@ def load(path: Path) -> list[dict]:
 
 
 def accuracy(lines: list[dict], kinds: list[str]) -> str:
-    """In percent, with a standard error that allows for questions of one document sharing its fate."""
+    """In percent, with a standard error: over questions or over documents, whose questions aren't independent; the larger."""
     per_document = [[r for r, kind in zip(line["right"], line["kinds"]) if kind in kinds] for line in lines]
     per_document = [d for d in per_document if d]
     n = sum(map(len, per_document))
     if not n:
         return "-"
     mean = sum(map(sum, per_document)) / n
-    if len(per_document) < 2:
-        return f"{100 * mean:.0f}"
-    off = sum((sum(d) - mean * len(d)) ** 2 for d in per_document)
-    error = math.sqrt(off * len(per_document) / (len(per_document) - 1)) / n
+    error = math.sqrt(mean * (1 - mean) / n)
+    if (m := len(per_document)) > 1:
+        off = sum((sum(d) - mean * len(d)) ** 2 for d in per_document)
+        error = max(error, math.sqrt(off * m / (m - 1)) / n)
     return f"{100 * mean:.0f} ± {100 * error:.0f}"
+
+
+def complete(results: list[dict]) -> list[dict]:
+    """Those of documents that are through, so that all policies are compared on the same ones."""
+    cells = defaultdict(set)
+    for r in results:
+        cells[r["document"]].add((r["regime"], r["policy"], r["budget"]))
+    most = max(map(len, cells.values()), default=0)
+    return [r for r in results if len(cells[r["document"]]) == most]
 
 
 def render(args: argparse.Namespace) -> str:
     """The tables in Markdown."""
-    results = load(args.results)
+    results = complete(load(args.results))
     if not results:
         sys.exit(f"{args.results}: nothing was measured yet")
     first = json.loads(args.results.read_text().partition("\n")[0])["settings"]
