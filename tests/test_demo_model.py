@@ -10,7 +10,7 @@ from laprox.documents import make_document, prompt
 from laprox.models import demo_document, demo_model, demo_questions
 
 
-RIGHT = 0.4  # the least share of right answers at these lengths; docs/demo-model.md has the measurement
+RIGHT = 0.6  # the least share of right answers at these lengths; docs/demo-model.md has the measurement
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_answers_single_facts(llm):
 def test_the_fact_is_what_it_reads(llm):
     """Another value in the document, another answer: nothing is known by heart."""
     asked = followed = 0
-    for seed in range(3):
+    for seed in range(6):
         doc = make_document(f"test changed {seed}", 600, kinds=("single",), questions=6, rephrased=0)
         for q in [q for q in doc.questions if q.value.isdigit()][:2]:
             other = str(int(q.value) * 7 % 9000 + 1000)
@@ -59,7 +59,7 @@ def test_the_fact_is_what_it_reads(llm):
             assert changed != doc.text
             asked += 1
             followed += other in ask(llm, changed, q.text)
-    assert asked >= 3 and followed >= RIGHT * asked
+    assert asked >= 6 and followed >= RIGHT * asked
 
 
 def test_ready_document(llm):
@@ -68,7 +68,7 @@ def test_ready_document(llm):
     assert len(questions) >= 10
     for q in questions:
         assert q["value"] in q["answer"]
-        assert q["kind"] == "unanswerable" or q["value"].split(" and is also ")[0].lower() in text.lower()
+        assert q["kind"] == "unanswerable" or q["value"].split(". ")[0].lower() in text.lower()
 
 
 # --- The tokenizer, written a second time -----------------------------------------------------------

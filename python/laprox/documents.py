@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass, field
-from typing import Callable, Iterable, Sequence
+from typing import Callable, Iterable, Mapping, Sequence
 
 KINDS = ("single", "rephrased", "several", "two-hop", "unanswerable")
 SPLITS = ("train", "eval")
@@ -42,11 +42,11 @@ _ATTRIBUTES = {
                 "owner/person cleaner/person guard/person architect/person keeper/person",
     },
     "eval": {
-        "person": "passport/number invoice/number licence/number pet name/phrase talent/phrase "
-                  "mentor/person dentist/person hometown/city workplace/city",
-        "city": "postcode/number area code/number slogan/phrase mascot/phrase governor/person bishop/person "
+        "person": "passport/number key/number score/number horse/phrase song/phrase pet name/phrase "
+                  "brother/person teacher/person captain/person village/city workplace/city",
+        "city": "height/number area code/number river/phrase statue/phrase governor/person bishop/person king/person "
                 "partner/city",
-        "room": "key/number serial/number curtain/phrase lamp/phrase tenant/person painter/person",
+        "room": "price/number width/number lamp/phrase window/phrase tenant/person painter/person",
     },
 }
 _ADJECTIVES = {
@@ -61,36 +61,87 @@ _NOUNS = {
 }
 
 # --- Wordings: {a} attribute, {e} name, {v} value ---------------------------------------------------
+# A fact names both keys before it gives the value. What is asked for is a phrase with a way to ask around it. Training
+# and evaluation share phrases where a kind of question could not be told without ("every", "the A of the B of E"), but
+# no whole wording.
 _LEADS = {
     "train": ("", "", "", "As noted, ", "By the way, ", "It is known that ", "Note that ", "According to the list, ",
-              "People say that ", "Also, ", "In fact, ", "In short, ", "They wrote that ", "You will find that "),
-    "eval": ("", "", "", "For the record, ", "As it happens, ", "One should know that ", "Remember that "),
+              "People say that ", "Also, ", "In fact, ", "In short, ", "They wrote that ", "You will find that ",
+              "As it happens, ", "We should remember that ", "For the most part, ", "It was written that "),
+    "eval": ("", "", "", "For the record, ", "As they say, ", "One should know that ", "Remember that "),
 }
-_REPHRASED = {
-    "train": ("{e} has {v} as {a}.", "{E}'s {a} is {v}.", "For {e}, the {a} is {v}.", "{V} is the {a} of {e}.",
-              "The {a} belonging to {e} is {v}.", "The {a} of {e}, they say, is {v}.",
-              "As for {e}, its {a} is {v}.", "The list gives {v} as the {a} of {e}.", "{E} uses {v} as {a}.",
-              "When it comes to {e}, the {a} is {v}.", "The {a}, in the case of {e}, is {v}.",
-              "{V} was named the {a} of {e}.", "{E}, whose {a} is {v}, is well known."),
-    "eval": ("{E} got {v} as {a}.", "With {e}, the {a} is {v}.", "The {a} that {e} has is {v}.",
-             "Regarding {e}, the {a} is {v}.", "The {a} of {e}, we hear, is {v}.", "They call {v} the {a} of {e}."),
+_OWNED = {  # the attribute of a name, unlike "the {a} of {e}"
+    "train": ("{e}'s {a}", "the {a} belonging to {e}", "the {a} for {e}", "the {a} {e} has", "{e}'s own {a}",
+              "the {a} given for {e}", "the {a} from {e}", "the {a} known for {e}", "the {a} going with {e}",
+              "the {a} listed under {e}", "{e}'s only {a}", "the {a} there for {e}"),
+    "eval": ("the {a} that {e} has", "the {a} noted for {e}", "the {a} given to {e}"),
 }
-_ASK = {
-    "train": ("What is the {a} of {e}?", "Tell me the {a} of {e}.", "Give the {a} of {e}.", "Find the {a} of {e}.",
-              "I need the {a} of {e}.", "Which is the {a} of {e}?", "Can you tell me the {a} of {e}?",
-              "What's the {a} of {e}?", "Say the {a} of {e}.", "What does the text give as the {a} of {e}?"),
-    "eval": ("Please state the {a} of {e}.", "Do you know the {a} of {e}?", "Look up the {a} of {e}.",
-             "What does it say is the {a} of {e}?"),
+_TOPICS = {
+    "train": ("for {e}, the {a}", "as for {e}, the {a}", "when it comes to {e}, the {a}", "about {e}: the {a}",
+              "in the case of {e}, the {a}", "{e} has one {a}, which", "{e} has a {a}, which",
+              "with regard to {e}, the {a}", "we know {e}, whose {a}", "now to {e}, where the {a}"),
+    "eval": ("with {e}, the {a}", "in regard to {e}, the {a}", "{e} is one whose {a}", "now for {e}, whose {a}"),
 }
-_ASK_REPHRASED = {
-    "train": ("What is {e}'s {a}?", "What {a} does {e} have?", "{E} has which {a}?", "For {e}, what is the {a}?",
-              "As for {e}, what {a} is given?", "What is the {a} belonging to {e}?"),
-    "eval": ("Which {a} is {e}'s?", "Thinking of {e}, what is the {a}?", "What {a} goes with {e}?"),
+_LINKS = {
+    "train": ("is", "is", "is", "was", "is now", "has been", "is just", "should be", "reads", "is always", "will be",
+              "became", "is still"),
+    "eval": ("is", "was", "was always"),
 }
-_ASK_SEVERAL = {
-    "train": ("List every {a} of {e}.", "What are both values for the {a} of {e}?", "Give all for the {a} of {e}."),
-    "eval": ("Name every {a} of {e}.", "List both values for the {a} of {e}."),
+_ENDINGS = {
+    "train": ("", "", "", "", ", they say", ", as we know", ", it seems", " at this time", ", and that is all"),
+    "eval": ("", "", ", as they say", ", and that is known"),
 }
+_WAYS_TO_ASK = {
+    "train": ("What is {}?", "What's {}?", "Which is {}?", "Tell me {}.", "Please tell me {}.", "Give me {}.", "Give {}.",
+              "Please give {}.", "Find {}.", "I need {}.", "I need to know {}.", "I want to know {}.", "Name {}.",
+              "I would like to know {}.", "Can you tell me {}?", "Can you find {}?", "Could you give me {}?",
+              "Would you say what {} is?", "Say what {} is.", "Tell us {}.", "What does the text say about {}?",
+              "What does the text give as {}?", "Read out {}.", "Write down {}.", "I am looking for {}.", "Look for {}.",
+              "We need {}.", "Let me know {}.", "Let us hear {}.", "So what is {}?", "And what is {}?", "List {}.",
+              "Now tell me {}.", "Now, what is {}?", "From the text, give {}.", "According to the text, what is {}?",
+              "In the document, what is {}?", "One more question: what is {}?", "Next: {}.", "Do you see {}?",
+              "What was {}?", "Answer this: what is {}?", "Show me {}.", "Show {}, please.", "Tell me about {}.",
+              "Now I ask for {}.", "May I have {}?", "May I ask for {}?", "What do you know about {}?"),
+    "eval": ("Please find {}.", "Do you know {}?", "Could you tell me {}?", "Please say what {} is.", "Now give me {}.",
+             "What does the document give as {}?", "I would like to have {}."),
+}
+_ASK_OWNED = {
+    "train": ("What {a} does {e} have?", "Which {a} belongs to {e}?", "For {e}, what is the {a}?", "{E} has which {a}?",
+              "As for {e}, what is the {a}?", "About {e}: which {a} is given?", "What {a} goes with {e}?",
+              "Does the text say what {a} {e} has?", "{E}'s {a}?", "When it comes to {e}, what is the {a}?"),
+    "eval": ("Which {a} does {e} have?", "What {a} belongs to {e}?", "About {e}: what is the {a}?", "{E} has what {a}?"),
+}
+_SEVERAL = {
+    "train": ("every {a} of {e}", "each {a} of {e}", "both values for the {a} of {e}", "all values for the {a} of {e}",
+              "every value given as the {a} of {e}", "all that is given as the {a} of {e}", "each {a} that {e} has",
+              "both of the values of the {a} of {e}", "every single {a} of {e}", "every value for the {a} of {e}",
+              "each value of the {a} of {e}", "any value for the {a} of {e}", "each of the values for the {a} of {e}",
+              "both values of the {a} of {e}", "every {a} {e} has"),
+    "eval": ("every {a} of {e}", "each value for the {a} of {e}", "both values given as the {a} of {e}"),
+}
+_TWO_HOP = {
+    "train": ("the {b} of the {a} of {e}", "the {b} of the {a} of {e}", "the {b} of {e}'s {a}",
+              "the {b} belonging to the {a} of {e}", "the {b} for the {a} of {e}"),
+    "eval": ("the {b} of the {a} of {e}", "the {b} given for the {a} of {e}"),
+}
+
+
+def _wordings(*phrases: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Every way to ask around every phrase."""
+    return {s: tuple(_upper(ask.format(p)) for kind in phrases for p in dict.fromkeys(kind[s]) for ask in _WAYS_TO_ASK[s])
+            for s in SPLITS}
+
+
+def _upper(s: str) -> str:
+    return s.replace("{e}", "{E}", 1) if s.startswith("{e}") else s[:1].upper() + s[1:]
+
+
+_REPHRASED = {s: tuple(f"{_upper(keys)} {link} {{v}}{ending}." for keys in _OWNED[s] + _TOPICS[s] for link in _LINKS[s]
+                       for ending in _ENDINGS[s]) for s in SPLITS}
+_ASK = _wordings({s: ("the {a} of {e}",) for s in SPLITS})
+_ASK_REPHRASED = {s: _wordings(_OWNED)[s] + 5 * _ASK_OWNED[s] for s in SPLITS}
+_ASK_SEVERAL = _wordings(_SEVERAL)
+_ASK_TWO_HOP = _wordings(_TWO_HOP)
 _FILLER = {
     "train": ("The rain over {c} stopped before noon.", "Nobody in the {n} shop had seen the {j} {n}.",
               "{p} walked to the station and waited.", "A {j} {n} stood at the end of the road.",
@@ -181,9 +232,16 @@ def attributes(split: str, kind: str) -> list[tuple[str, str]]:
     return found
 
 
-def _value(rng: random.Random, split: str, kind: str) -> str:
+def evaluation_words() -> list[str]:
+    """The attributes and the words of values that training must not use."""
+    return [*_ADJECTIVES["eval"], *_NOUNS["eval"], *(a for kind in _NAMES for a, _ in attributes("eval", kind))]
+
+
+def _value(rng: random.Random, split: str, kind: str, words: Sequence[str]) -> str:
     if kind == "number":
         return str(rng.randrange(1000, 10000))
+    if kind == "phrase" and words and rng.random() < 0.8:
+        return " ".join(rng.sample(words, 2))
     if kind == "phrase":
         return f"{rng.choice(_ADJECTIVES[split])} {rng.choice(_NOUNS[split])}"
     return _NAMES[kind](rng, split)
@@ -201,16 +259,16 @@ def _distinct(draw: Callable[[], str], n: int, taken: set[str]) -> list[str]:
 
 
 # --- Wording ----------------------------------------------------------------------------------------
-def _upper(s: str) -> str:
-    return s[:1].upper() + s[1:]
-
-
 def _fill(template: str, fact: Fact) -> str:
-    return template.format(a=fact.attribute, e=fact.name, E=fact.name, v=fact.value, V=_upper(fact.value))
+    return template.format(a=fact.attribute, e=fact.name, E=fact.name, v=fact.value)
 
 
 def statement(fact: Fact) -> str:
     return f"The {fact.attribute} of {fact.name} is {fact.value}."
+
+
+def _also(second: Fact) -> str:
+    return f"The {second.attribute} of {second.name} is also {second.value}."
 
 
 def _tell(rng: random.Random, split: str, fact: Fact, rephrased: bool) -> str:
@@ -236,27 +294,27 @@ def prompt(text: str, question: str) -> str:
 def make_document(seed: int | str, length: int = 2000, *, split: str = "eval", kinds: Sequence[str] = KINDS,
                   questions: int = 10, share: float = 0.5, rephrased: float = 0.25, depths: Sequence[float] = (),
                   count: Callable[[str], int] | None = None, prose: Iterable[str] | None = None,
-                  extra: Sequence[str] = ()) -> Document:
+                  extra: Sequence[str] = (), words: Sequence[str] = ()) -> Document:
     """A document of about `length` tokens with questions.
 
     share: part of the document that is facts; the rest is filler (and sentences from `prose`, if given).
     rephrased: part of the facts worded unlike `The A of E is V.`; they are asked as kind "rephrased".
     depths: put the fact of question i at depths[i % len(depths)] of the document.
     count: tokens in a string (default: about 2.6 characters each).
-    extra: more attributes (their values are numbers and phrases).
+    extra: more attributes; words: more words for values.
     """
     rng = random.Random(f"{seed}/{split}")
     count = count or (lambda s: -(-len(s) * 10 // 26))
     prose = iter(prose or ())
 
-    facts, kind_of = _facts(rng, split, max(4, round(length * share / 14)), extra)
+    facts, kind_of = _facts(rng, split, max(4, round(length * share / 14)), extra, words)
     seconds: dict[Fact, Fact] = {}  # a fact's second value
     told = {f: _tell(rng, split, f, rng.random() < rephrased) for f in facts}
     plain = {f for f in facts if statement(f)[3:] in told[f]}
 
-    asked = _questions(rng, split, facts, plain, kinds, questions, seconds, kind_of)
+    asked = _questions(rng, split, facts, plain, kinds, questions, seconds, kind_of, words)
     for second in seconds.values():
-        told[second] = f"The {second.attribute} of {second.name} is also {second.value}."
+        told[second] = _also(second)
 
     # Sentences in random order up to the length; facts that are asked about always fit.
     needed = {f for q in asked for f in q.facts} | set(seconds.values())
@@ -319,14 +377,14 @@ def _move(sentences, sizes, fact, depth):
     sentences.insert(n, item)
 
 
-def _facts(rng, split, n, extra):
+def _facts(rng, split, n, extra, words):
     """n facts on few names and few attributes, so that each has near-duplicates both ways."""
     kinds = rng.sample(list(_NAMES), 1 if n < 24 else 2 if n < 60 else 3)
     facts, kind_of, values = [], {}, set()
     pools = {}
     for kind in kinds:
         share = -(-n // len(kinds))
-        pool = attributes(split, kind) + [(a, rng.choice(("number", "phrase"))) for a in extra]
+        pool = attributes(split, kind) + [(a, rng.choice(("number", "phrase", "person", "city", kind, kind))) for a in extra]
         rng.shuffle(pool)
         pool = pool[:max(2, min(len(pool), round(share**0.5)))]
         people = _distinct(lambda: _NAMES[kind](rng, split), max(2, -(-round(share * 1.4) // len(pool))), values)
@@ -337,16 +395,16 @@ def _facts(rng, split, n, extra):
         grid = [(a, v, e) for a, v in pool for e in people]
         for a, v, e in rng.sample(grid, min(share, len(grid))):
             known = [x for x, k in kind_of.items() if k == v and x != e]
-            if known and rng.random() < 0.5:
+            if known and rng.random() < 0.7:
                 value = rng.choice(known)  # a value that has facts of its own: two hops
             else:
-                value = (_distinct(lambda: _value(rng, split, v), 1, values) or [_value(rng, split, v)])[0]
+                value = (_distinct(lambda: _value(rng, split, v, words), 1, values) or [_value(rng, split, v, words)])[0]
             facts.append(Fact(a, e, value))
     rng.shuffle(facts)
     return facts[:n], kind_of
 
 
-def _questions(rng, split, facts, plain, kinds, n, seconds, kind_of):
+def _questions(rng, split, facts, plain, kinds, n, seconds, kind_of, words):
     by_name: dict[str, list[Fact]] = {}
     for f in facts:
         by_name.setdefault(f.name, []).append(f)
@@ -364,7 +422,7 @@ def _questions(rng, split, facts, plain, kinds, n, seconds, kind_of):
                 kind = "single"
             else:
                 f, g = rng.choice(chain)
-                ask = rng.choice(_ASK[split]).format(a=g.attribute, e=f"the {f.attribute} of {f.name}")
+                ask = _fill(rng.choice(_ASK_TWO_HOP[split]).replace("{b}", g.attribute), f)
                 q = Question(ask, f"{statement(f)} {statement(g)}", g.value, kind, (f, g), g)
         if kind == "unanswerable":
             f = rng.choice(facts)
@@ -380,11 +438,10 @@ def _questions(rng, split, facts, plain, kinds, n, seconds, kind_of):
                 continue
             like = ("number" if f.value.isdigit() else "phrase" if " " in f.value
                     else "city" if f.value.endswith(tuple(_CITY_ENDS)) else "person")
-            value = _distinct(lambda: _value(rng, split, like), 1, {x.value for x in facts})[0]
+            value = _distinct(lambda: _value(rng, split, like, words), 1, {x.value for x in facts})[0]
             seconds[f] = g = Fact(f.attribute, f.name, value)
             ask = _fill(rng.choice(_ASK_SEVERAL[split]), f)
-            q = Question(ask, f"{statement(f)[:-1]} and is also {value}.", f"{f.value} and is also {value}", kind,
-                         (f, g), f)
+            q = Question(ask, f"{statement(f)} {_also(g)}", f"{f.value}. {_also(g)[:-1]}", kind, (f, g), f)
         elif kind in ("single", "rephrased"):
             f = rng.choice((single or facts) if kind == "single" else other)
             # "rephrased": the fact, the question or both are not worded as the answer is

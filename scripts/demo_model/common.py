@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 OUT = Path(os.environ.get("LAPROX_DEMO_MODEL_DIR", ROOT / "build" / "demo_model"))
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-VOCAB = 1536
+VOCAB = 3072
 TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
             "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import random
 import re
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,16 +43,25 @@ def prose(rng: random.Random):
 
 
 @lru_cache(None)
-def nouns() -> tuple[str, ...]:
-    """More attribute names for training: words of the books that the evaluation does not use."""
-    held_out = {w for kind in ("person", "city", "room")
-                for a, _ in documents.attributes("eval", kind) for w in a.split()}
-    seen = {}
-    for part in chapters():
-        for s in part:
-            for w in re.findall(r"\b(?:the|a) ([a-z]{4,9}) (?:of|is|was)\b", s):
-                seen[w] = seen.get(w, 0) + 1
-    return tuple(sorted(w for w, n in seen.items() if n >= 3 and w not in held_out))
+def words(least: int, pattern: str) -> tuple[str, ...]:
+    """Words of the books that the evaluation uses for nothing, found so often by a pattern."""
+    held_out = {w for a in documents.evaluation_words() for w in a.split()}
+    seen = Counter(w for part in chapters() for s in part for w in re.findall(pattern, s))
+    return tuple(sorted(w for w, n in seen.items() if n >= least and w not in held_out))
+
+
+ANY = r"\b[a-z]{3,10}\b"
+NOUN = (r"\b(?:the|a|his|her|my|their|your|our|its|every|this) ([a-z]{3,10})\b"
+        r"(?=[,.;!?]| (?:of|is|was|and|in|to|had|has|for|on|at|with|from|that|were|which|who|by|as)\b)")
+
+
+def more_attributes(rng: random.Random, n: int) -> list[str]:
+    """Nouns, other words and made-up ones (so that they are matched, not known), pairs of them."""
+    def word():
+        pool = rng.choice((words(4, NOUN), words(3, ANY), ()))
+        return rng.choice(pool) if pool else documents.person(rng, "train").lower()
+
+    return [" ".join(word() for _ in range(1 + (rng.random() < 0.15))) for _ in range(n)]
 
 
 def chats(rng: random.Random, tok, batch, length, split="train", answers=0.45, prose_share=0.5, lm=0.0,
@@ -59,17 +69,17 @@ def chats(rng: random.Random, tok, batch, length, split="train", answers=0.45, p
     """A document, then questions with answers until the row is full; the answers are supervised.
 
     restate: no questions; all facts again in another order, which supervises more of the tokens.
-    stress: weight of the tokens at which an answer is decided: a value's first, and what follows a value.
+    stress: weight of the tokens at which an answer is decided: the first and what follows, of a name or a value.
     Also returns where the answers lie: (row, start, end, kind)."""
     ids, weight, spans = np.full((batch, length), END, np.int64), np.zeros((batch, length), np.float32), []
-    turns = [tok.token_to_id(t) for t in ("Ġis", "Ġand", ".", "ĠThe", "<|im_end|>")]
+    turns = {tok.token_to_id(t) for t in ("Ġis", "Ġalso", "Ġof", ".", "ĠThe", "The", "<|im_end|>")}
     for row in range(batch):
         for _ in range(20):
             doc = documents.make_document(
                 rng.random(), int(length * (1 - answers)), split=split, kinds=kinds, questions=2 + length // density,
-                share=rng.uniform(*share), rephrased=rephrased, count=lambda s: len(s) * 10 // 28 + 1,
+                share=rng.uniform(*share), rephrased=rephrased, count=lambda s: len(s) // 3 + 1,
                 prose=prose(rng) if rng.random() < prose_share else None,
-                extra=rng.sample(nouns(), 12) if nouns() and split == "train" else ())
+                **({"extra": more_attributes(rng, 80), "words": words(3, ANY)} if split == "train" else {}))
             if doc.questions:
                 break
         rng.shuffle(doc.questions)
@@ -90,7 +100,7 @@ def chats(rng: random.Random, tok, batch, length, split="train", answers=0.45, p
             if len(flat) + len(answer) > length:
                 break
             spans.append((row, len(flat), len(flat) + len(answer), q.kind))
-            decided = [stress if a in turns or b == turns[0] else 1 for a, b in zip(answer, [END] + answer)]
+            decided = [stress if a in turns or b in turns else 1 for a, b in zip(answer, [END] + answer)]
             weight[row, len(flat):len(flat) + len(answer)] = decided
             flat += answer + tok.encode("\n").ids
         flat = flat[:length]

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
+from llama_cpp import Llama
 
 from common import OUT, chat, documents, tokenizer
-from export import SHIPPED, load
-from model import Model
+from export import SHIPPED, load, write
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -22,8 +23,6 @@ class Reader:
     """Greedy answers of a GGUF in llama.cpp."""
 
     def __init__(self, path, context):
-        from llama_cpp import Llama
-
         self.llm = Llama(str(path), n_ctx=context, n_threads=1, verbose=False)
 
     def __call__(self, prompt: str) -> tuple[list[int], list[int], str]:
@@ -100,20 +99,21 @@ def agreement(read, model, tok, count, length=1000):
         ours = tok.encode(text).ids
         differ += ours != read.llm.tokenize(text.encode(), add_bos=False, special=False)
     return {"n": len(same), "same ids": sum(same_ids), "same answers": sum(same), "random strings that differ": differ,
-            "largest logit difference": logit_difference(read, model, ids)}
+            "logit differences": logit_differences(model, ids)}
 
 
 @torch.no_grad()
-def logit_difference(read, model, ids):
-    """Over all positions of one prompt, with the weights as F16 in PyTorch too."""
-    from llama_cpp import Llama
-
-    llm = Llama(read.llm.model_path, n_ctx=len(ids) + 8, n_threads=1, verbose=False, logits_all=True)
-    llm.eval(ids)
-    half = Model(model.c)
-    half.load_state_dict({k: v if "norm" in k else v.half().float() for k, v in model.state_dict().items()})
-    ours = half.logits(half.hidden(torch.tensor([ids])))[0].numpy()
-    return float(np.abs(np.array(llm.scores[:len(ids)]) - ours).max())
+def logit_differences(model, ids):
+    """The largest over all positions of one prompt, in F32 throughout and as shipped."""
+    ours = model.logits(model.hidden(torch.tensor([ids])))[0].numpy()
+    found = {"largest logit": float(np.abs(ours).max())}
+    for name, kind, kv in (("F32", GGMLQuantizationType.F32, 0), ("F16", GGMLQuantizationType.F16, 1)):
+        path = OUT / f"compare-{name}.gguf"
+        write(model, path, kind)
+        llm = Llama(str(path), n_ctx=len(ids) + 8, n_threads=1, verbose=False, logits_all=True, type_k=kv, type_v=kv)
+        llm.eval(ids)
+        found[name] = float(np.abs(np.array(llm.scores[:len(ids)]) - ours).max())
+    return found
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ def main():
     p.add_argument("--only", nargs="+", default=["depth", "kind", "agreement", "layers"])
     a = p.parse_args()
     tok, model = tokenizer(), load(a.checkpoint)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     path = OUT / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
 
@@ -188,7 +188,7 @@ def main():
     if "kind" in a.only:
         keep("kind", by_kind(read, tok, a.lengths, a.documents // 2))
     if "agreement" in a.only:
-        keep("agreement", agreement(read, model, tok, 5 * a.documents))
+        keep("agreement", agreement(read, model, tok, 100))
     if "layers" in a.only:
         keep("layers", without_layers(model, tok, 500, max(1, a.documents // 4)))
 

@@ -1,4 +1,4 @@
-"""Write the trained model as GGUF: `llama` architecture, F16 (Q8_0 with --q8), tokenizer and chat template inside."""
+"""Write the trained model as GGUF: `llama` architecture, F16 unless told otherwise, tokenizer and chat template inside."""
 from __future__ import annotations
 
 import argparse
@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType, LlamaFileType
 
 from common import OUT, ROOT, SPECIAL, TEMPLATE
 from model import Config, Model
@@ -15,6 +16,8 @@ from model import Config, Model
 SHIPPED = ROOT / "python" / "laprox" / "models" / "demo.gguf"
 MATRICES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
             "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
+FILE_TYPES = {GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16, GGMLQuantizationType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
+              GGMLQuantizationType.F32: LlamaFileType.ALL_F32}
 
 
 def load(path) -> Model:
@@ -23,7 +26,7 @@ def load(path) -> Model:
     return model.eval()
 
 
-def write(model: Model, path: Path, q8=False):
+def write(model: Model, path: Path, kind=GGMLQuantizationType.F16):
     c = model.c
     w = gguf.GGUFWriter(str(path), "llama")
     w.add_name("laprox demo")
@@ -40,7 +43,7 @@ def write(model: Model, path: Path, q8=False):
     w.add_rope_freq_base(c.rope_base)
     w.add_layer_norm_rms_eps(c.eps)
     w.add_vocab_size(c.vocab)
-    w.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if q8 else gguf.LlamaFileType.MOSTLY_F16)
+    w.add_file_type(FILE_TYPES[kind])
 
     bpe = json.loads((OUT / "tokenizer.json").read_text())["model"]
     tokens = sorted(bpe["vocab"], key=bpe["vocab"].get)
@@ -56,12 +59,7 @@ def write(model: Model, path: Path, q8=False):
     w.add_chat_template(TEMPLATE)
 
     def matrix(name, t):
-        x = t.detach().numpy()
-        if q8:
-            w.add_tensor(name, gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q8_0),
-                         raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            w.add_tensor(name, x.astype(np.float16))
+        w.add_tensor(name, gguf.quants.quantize(t.detach().numpy(), kind), raw_dtype=kind)
 
     def vector(name, t):
         w.add_tensor(name, t.detach().numpy().astype(np.float32))
@@ -83,9 +81,9 @@ def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--checkpoint", type=Path, default=OUT / "checkpoint.pt")
     p.add_argument("--out", type=Path, default=SHIPPED)
-    p.add_argument("--q8", action="store_true")
+    p.add_argument("--type", choices=[t.name for t in FILE_TYPES], default="F16")
     a = p.parse_args()
-    write(load(a.checkpoint), a.out, a.q8)
+    write(load(a.checkpoint), a.out, GGMLQuantizationType[a.type])
     print(a.out, a.out.stat().st_size, "bytes")
 
 

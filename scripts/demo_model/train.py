@@ -31,7 +31,7 @@ def answers(model, ids, weight):
     """Loss weight, target and logits wherever the next token is supervised."""
     ids, weight = torch.from_numpy(ids), torch.from_numpy(weight)[:, 1:]
     at = weight > 0
-    return weight[at], ids[:, 1:][at], model.logits(model.hidden(ids)[:, :-1][at])
+    return weight[at], ids[:, 1:][at], model.logits(model.hidden(ids, planted=True)[:, :-1][at])
 
 
 @torch.no_grad()
@@ -39,9 +39,9 @@ def accuracy(model, tok, length, rows, seed="watch"):
     """Exact answers (every token right, teacher-forced) to held-out names and wordings, by kind."""
     found: dict[str, list[bool]] = {}
     for row in range(rows):
-        ids, weight, spans = data.chats(random.Random(f"{seed}/{length}/{row}"), tok, 1, length, "eval", prose_share=0)
+        ids, weight, spans = data.chats(random.Random(f"{seed}/{length}/{row}"), tok, 1, length, "eval", prose_share=0, density=20)
         ids = torch.from_numpy(ids)
-        best = model.logits(model.hidden(ids)[0, :-1]).argmax(-1)
+        best = model.logits(model.hidden(ids, planted=True)[0, :-1]).argmax(-1)
         for _, a, b, kind in spans:
             found.setdefault(kind, []).append(bool((best[a - 1:b - 1] == ids[0, a:b]).all()))
     return " ".join(f"{k[:6]} {np.mean(v):.2f}({len(v)})" for k, v in sorted(found.items()))
@@ -94,9 +94,10 @@ def main():
             w, target, logits = answers(model, ids, weight)
             loss = (F.cross_entropy(logits, target, reduction="none") * w).sum() / w.sum()
             loss.backward()
-            model.q.grad[0] = model.k.grad[0] = 0  # as planted
+            model.attn_norm.grad[0] = model.q.grad[0] = model.k.grad[0] = 0  # as planted
             muon.step()
             adam.step()
+            model.keep_common()
             muon.zero_grad()
             adam.zero_grad()
             full = w >= 1
