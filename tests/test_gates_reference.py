@@ -243,9 +243,11 @@ def test_floor(toy, tmp_path, rng, floor):
         assert floor == 1 or len(kept[1, 0]) > 60
 
 
-def test_what_entries_were_is_remembered(toy, tmp_path, rng):
-    """Gate outputs travel with their entries: through a compression, a copy of a sequence and a saved state."""
-    with Run(toy, tmp_path, rng, budget="60", n_ctx=512, n_seq_max=2) as run:
+@pytest.mark.parametrize("budget", ["60", "61", "63"])
+def test_what_entries_were_is_remembered(toy, tmp_path, rng, budget):
+    """Gate outputs travel with their entries: through a compression, a copy of a sequence and a saved state. Odd numbers
+    of their four bytes don't fill the words of the state's checksum."""
+    with Run(toy, tmp_path, rng, budget=budget, n_ctx=512, n_seq_max=2) as run:
         run.read(150)
         run.compress()
         before = run.ctx.score()

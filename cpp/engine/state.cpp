@@ -18,25 +18,46 @@ static const uint32_t state_version = 2;
 // Everything goes through the host and a checksum: a bit flipped in a file must not become a changed memory.
 class checksum {
 public:
+    // In whatever pieces the data come.
     void add(const void * data, size_t size) {
         const uint8_t * bytes = (const uint8_t *) data;
+        for (; size > 0 && n_pending > 0; size--) {
+            pend(*bytes++);
+        }
         for (; size >= sizeof(uint64_t); bytes += sizeof(uint64_t), size -= sizeof(uint64_t)) {
             uint64_t word;
             memcpy(&word, bytes, sizeof(word));
             mix(word);
         }
-        for (; size > 0; bytes++, size--) {
-            mix(*bytes);
+        for (; size > 0; size--) {
+            pend(*bytes++);
         }
     }
 
-    uint64_t value = 0xcbf29ce484222325;
+    uint64_t result() const {
+        checksum last = *this;
+        last.mix(pending);
+        return last.value;
+    }
 
 private:
+    void pend(uint8_t byte) {
+        pending |= (uint64_t) byte << 8*n_pending;
+        if (++n_pending == sizeof(pending)) {
+            mix(pending);
+            pending   = 0;
+            n_pending = 0;
+        }
+    }
+
     void mix(uint64_t word) {
         value = (value ^ word)*0x9e3779b97f4a7c15;
         value ^= value >> 29;
     }
+
+    uint64_t value     = 0xcbf29ce484222325;
+    uint64_t pending   = 0; // bytes that don't fill a word yet
+    uint32_t n_pending = 0;
 };
 
 class state_writer {
@@ -58,7 +79,8 @@ public:
         }
     }
     void finish() {
-        io.write(&sum.value, sizeof(sum.value));
+        const uint64_t value = sum.result();
+        io.write(&value, sizeof(value));
     }
 
 private:
@@ -89,7 +111,7 @@ public:
     void finish() {
         uint64_t saved;
         io.read(&saved, sizeof(saved));
-        if (saved != sum.value) {
+        if (saved != sum.result()) {
             throw std::runtime_error("the saved state is damaged: its checksum is wrong");
         }
     }
