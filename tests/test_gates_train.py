@@ -242,6 +242,18 @@ def test_what_is_written_is_what_was_trained(kind, tmp_path):
     assert (back.kind, back.training_budget, back.shared("gate_out.weight")) == (kind, 7, kind == "rg10")
 
 
+@pytest.mark.parametrize("kind", ["rg", "rg10"])
+def test_starting_from_other_gates(kind, tmp_path):
+    sidecar.write(tmp_path / "g.gguf", GateStack(kind, 3, 32, 64, 2, "silu", 5.0).arrays(), "f32")
+    gates, new = sidecar.read(tmp_path / "g.gguf"), GateStack(kind, 3, 32, 64, 2, "silu", 1.0)
+    new.start_from(gates)
+    for a, b in zip(new.arrays().layers, gates.layers):
+        assert all(np.array_equal(t, b.tensors()[name]) for name, t in a.tensors().items())
+    for other, reason in ((("rg", 4, 32, 64), ".* layers|kind"), (("rg10", 3, 32, 32), "hidden 64|kind"), ((kind, 3, 16, 64), "n_embd 32")):
+        with pytest.raises(ValueError, match=f"the gates to start from have ({reason})"):
+            GateStack(*other, 2, "silu", 1.0).start_from(gates)
+
+
 def test_models_of_another_build_are_refused():
     qwen = small("qwen2", layer_types=["full_attention", "sliding_attention", "full_attention"], use_sliding_window=True, sliding_window=8)
     with pytest.raises(ValueError, match="without full attention"):

@@ -17,7 +17,7 @@ from laprox.cli import log
 from laprox.cli.convert_gates import report
 from laprox.cli.loading import load_weights
 from laprox.cli.show import notes
-from laprox.gates import files
+from laprox.gates import files, sidecar
 from laprox.gates.sidecar import KINDS, TYPES
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ def train_gates(
     hidden: Annotated[int, typer.Option("--hidden", min=1, help="Width of the gates.")] = 512,
     bias: Annotated[float, typer.Option("--bias", help="What z starts with: 18 forgets nothing at first; short runs want less.")] = 18.0,
     length: Annotated[int, typer.Option("--length", "-c", min=2, help="Longest sequence in tokens.")] = 8192,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", help="Start from these gates (.gguf), such as those of the model that this one was fine-tuned from.", show_default=False),
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")] = 2000,
     accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Sequences per step.")] = 1,
     lr: Annotated[float, typer.Option("--lr", min=0.0, help="Learning rate at its highest.")] = 2e-4,
@@ -97,7 +101,10 @@ def train_gates(
     if checkpoint_layers:
         frozen.train().gradient_checkpointing_enable({"use_reentrant": False})
     torch.manual_seed(seed)
-    gated = Gated(frozen, fresh_gates(frozen, kind, hidden, bias).to(device), chunk)
+    gates = fresh_gates(frozen, kind, hidden, bias)
+    if init:
+        gates.start_from(sidecar.read(init))
+    gated = Gated(frozen, gates.to(device), chunk)
     trainer = Trainer(gated, recipe, examples)
     about: dict[str, Any] = {"training_budget": budget, "source": f"laprox train-gates, {steps} steps", "model": folder.resolve().name}
     if model and weights:  # before the work, too: a GGUF of other sizes
@@ -105,7 +112,7 @@ def train_gates(
         about |= {"model": fitted.model, "fingerprint": fitted.fingerprint}
 
     digest = hashlib.sha256(repr([(e.ids, e.supervised) for e in examples]).encode()).hexdigest()[:16]
-    run = _Run(output, restart, settings_of(recipe, model=str(folder), data=digest, dtype=dtype))
+    run = _Run(output, restart, settings_of(recipe, model=str(folder), data=digest, dtype=dtype, init=init and str(init)))
     if run.checkpoint.exists():
         trainer.load(run.checkpoint)
         run.forget_after(trainer.step)
@@ -115,10 +122,10 @@ def train_gates(
     except KeyboardInterrupt:
         notes.print(f"Stopped. What is finished is in {run.folder}; the same command goes on with it.", markup=False)
         raise typer.Exit(130) from None
-    gates = gated.gates.arrays(**about)
-    files.save(output, gates, file_type)
+    trained = gated.gates.arrays(**about)
+    files.save(output, trained, file_type)
     run.finish()
-    report(output, gates, file_type)
+    report(output, trained, file_type)
 
 
 class _Run:

@@ -51,6 +51,23 @@ class GateStack(nn.Module):
         z = self.gate_out[layer if len(self.gate_out) > 1 else 0](h)
         return F.logsigmoid(z).transpose(1, 2)
 
+    def start_from(self, gates: Gates) -> None:
+        """Take over trained gates. Raises ValueError if they are of other sizes."""
+        ours, theirs = self.arrays(), gates
+        for name in ("kind", "activation", "n_embd", "hidden", "n_head_kv"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise ValueError(f"the gates to start from have {name} {getattr(theirs, name)}, and these {getattr(ours, name)}")
+        if len(ours.layers) != len(theirs.layers):
+            raise ValueError(f"the gates to start from have {len(theirs.layers)} layers, and these {len(ours.layers)}")
+        if len(self.gate_out) == 1 and not (theirs.shared("gate_out.weight") and theirs.shared("gate_out.bias")):
+            raise ValueError("the gates to start from have a last projection per layer, and these share one")
+        with torch.no_grad():
+            for i, layer in enumerate(theirs.layers):
+                for linears, part in ((self.gate_in, "gate_in"), (self.gate_mid, "gate_mid"), (self.gate_out, "gate_out")):
+                    if i < len(linears):
+                        linears[i].weight.copy_(torch.tensor(layer.tensors()[f"{part}.weight"]))
+                        linears[i].bias.copy_(torch.tensor(layer.tensors()[f"{part}.bias"]))
+
     def arrays(self, **about: Any) -> Gates:
         """The same as NumPy arrays, for the file."""
 
