@@ -50,10 +50,10 @@ BEGIN, END = "<!-- scripts/policy_table.py writes from here -->\n", "<!-- to her
 class Reader:
     """The demo model with one document in its cache."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, made_with: str) -> None:
+        """made_with: a policy; some collect what they need from the first token on, and only in a context made with them."""
         self.vocabulary = load_vocabulary(args.model)
-        # eval() alone evicts nothing. Expected Attention sums up queries only where a context is made with it.
-        kv = KVConfig(policy="expected", window=args.window, min_tokens=0)
+        kv = KVConfig(policy=made_with, window=args.window, min_tokens=0)  # eval() alone evicts nothing
         self.llm = Llama(str(args.model), kv=kv, n_ctx=args.tokens + 512, n_threads=args.threads,
                          n_threads_batch=args.threads, verbose=False)  # fmt: skip
 
@@ -163,8 +163,8 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 def measure(args: argparse.Namespace) -> None:
     """Append what is missing to the results, one line per document, regime, policy and budget."""
     settings = {"settings": {name: getattr(args, name) for name in ("tokens", "kinds", "questions", "seed", "window")}}
-    reader = Reader(args)
-    settings["settings"]["fingerprint"] = _core.model_fingerprint(reader.llm._model.model)
+    readers = open_readers(args)
+    settings["settings"]["fingerprint"] = _core.model_fingerprint(readers[0][0].llm._model.model)
     results = load(args.results)
     if args.results.exists() and not args.restart:
         first = json.loads(args.results.read_text().partition("\n")[0])
@@ -175,8 +175,6 @@ def measure(args: argparse.Namespace) -> None:
         args.results.write_text(json.dumps(settings) + "\n")
         results = []
     have = {(r["document"], r["regime"], r["policy"], r["budget"]) for r in results}
-    able = reader.able(args.policies)
-    cells = [(regime, policy, budget) for regime in REGIMES for policy in able for budget in args.budgets]
 
     def keep(line: dict) -> None:
         with open(args.results, "a") as file:
@@ -184,16 +182,33 @@ def measure(args: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     for number in range(args.documents):
-        missing = [cell for cell in cells if (number, *cell) not in have]
-        if not missing:
-            continue
-        reader.open(number, args)
-        about = {"document": number, "kinds": [q.kind for q in reader.questions]}
-        if (number, "", "full", "") not in have:
-            keep(about | {"regime": "", "policy": "full", "budget": ""} | reader.whole())
-        for regime, policy, budget in missing:
-            keep(about | {"regime": regime, "policy": policy, "budget": budget} | reader.measure(regime, policy, budget))
+        for reader, able in readers:
+            cells = [(regime, policy, budget) for regime in REGIMES for policy in able for budget in args.budgets]
+            missing = [cell for cell in cells if (number, *cell) not in have]
+            if not missing:
+                continue
+            reader.open(number, args)
+            about = {"document": number, "kinds": [q.kind for q in reader.questions]}
+            if (number, "", "full", "") not in have:
+                keep(about | {"regime": "", "policy": "full", "budget": ""} | reader.whole())
+                have.add((number, "", "full", ""))
+            for regime, policy, budget in missing:
+                keep(about | {"regime": regime, "policy": policy, "budget": budget} | reader.measure(regime, policy, budget))
         print(f"document {number + 1} of {args.documents}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+def open_readers(args: argparse.Namespace) -> list[tuple[Reader, list[str]]]:
+    """Readers, and what each can measure: Expected Attention sums up queries, gates mark tokens, where a context is made for it."""
+    gated = [p for p in args.policies if MEANINGS.get(p, p).startswith("retention")]
+    reader = Reader(args, "expected")
+    found = [(reader, reader.able([p for p in args.policies if p not in gated]))]
+    try:
+        if gated:
+            reader = Reader(args, "retention")
+            found.append((reader, reader.able(gated)))
+    except ValueError as error:
+        print(f"without {', '.join(gated)}: {error}", file=sys.stderr)
+    return found
 
 
 def load(path: Path) -> list[dict]:
