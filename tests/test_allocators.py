@@ -330,3 +330,25 @@ def test_truncated_profile_files_are_refused(tmp_path):
             _core.read_profile(path)
     with pytest.raises(LaproxError, match="absent.npy: can't be opened"):
         _core.read_profile(tmp_path / "absent.npy")
+
+
+@pytest.mark.parametrize("allocator", ["global", "global-raw"])
+@pytest.mark.parametrize("floor", [0.0, 0.1, 0.5, 1.0])
+def test_floor(allocator, floor):
+    """Every head first takes its best `floor` times the average (DBTrimKV's floor_budget_ratio), the rest is global."""
+    rng = np.random.default_rng(int(floor * 10))
+    for _ in range(30):
+        layer, head = np.repeat([0, 1, 2], 2).astype(np.int32), np.tile([0, 1], 3).astype(np.int32)
+        score = [np.float32(rng.random(n) * 10.0**i) for i, n in enumerate(rng.integers(0, 30, 6))]
+        pos = [np.arange(len(s), dtype=np.int32) for s in score]
+        n_keep = int(rng.integers(0, sum(map(len, score)) + 1))
+        kept = _core.allocate(allocator, layer, head, pos, score, n_keep, floor=floor)
+        assert sum(map(len, kept)) == n_keep
+        least = int(floor * n_keep / 6)
+        first = [set(np.argsort(-s)[:least].tolist()) for s in score]
+        assert all(set(k.tolist()) >= f for k, f in zip(kept, first))
+        free = [[(s if allocator == "global-raw" else s / sum(score[j].sum() for j in range(6) if layer[j] == layer[i]), i, p)
+                 for p, s in enumerate(score[i]) if p not in first[i]] for i in range(6)]  # fmt: skip
+        best = sorted((x for f in free for x in f), reverse=True)[: n_keep - sum(map(len, first))]
+        want = [first[i] | {p for _, j, p in best if j == i} for i in range(6)]
+        assert [set(k.tolist()) for k in kept] == want

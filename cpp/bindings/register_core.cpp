@@ -101,10 +101,11 @@ std::vector<array<uint32_t>> allocate(const std::string & allocator, const array
                                       const std::optional<std::vector<array<float>>> & second,
                                       const std::optional<array<int64_t>> & n_protected,
                                       const std::optional<array<double>> & layer_preference,
-                                      const std::optional<array<double>> & profile, int64_t n_seen) {
+                                      const std::optional<array<double>> & profile, int64_t n_seen, double floor) {
     laprox::allocation a;
     a.heads  = candidates(layer, head, pos, score, second, n_protected);
     a.n_seen = n_seen;
+    a.floor  = floor;
     if (layer_preference) {
         a.layer_preference = to_vector(*layer_preference);
     }
@@ -183,7 +184,7 @@ void register_core(py::module_ & m) {
     m.def("allocate", &allocate, py::arg("allocator"), py::arg("layer"), py::arg("head"), py::arg("pos"),
           py::arg("score"), py::arg("n_keep"), py::kw_only(), py::arg("second") = py::none(),
           py::arg("n_protected") = py::none(), py::arg("layer_preference") = py::none(),
-          py::arg("profile") = py::none(), py::arg("n_seen") = 0);
+          py::arg("profile") = py::none(), py::arg("n_seen") = 0, py::arg("floor") = 0.0);
 
     m.def("isotonic_increasing", [](const array<double> & y) {
         return to_array(laprox::isotonic_increasing(to_vector(y)));

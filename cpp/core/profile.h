@@ -20,7 +20,7 @@ struct head_utility {
 };
 
 // The share of entries to evict from each head, [99, n_heads] row-major, for one calibration pair (section 3 of the
-// paper; dossier A.2): a head's entries are discarded in the scorer's order, at the non-decreasing marginal cost that
+// paper): a head's entries are discarded in the scorer's order, at the non-decreasing marginal cost that
 // isotonic regression (the lower convex hull of the cumulative loss) makes of their utility; one greedy over all heads
 // takes the cheapest next discard. n_tokens: entries per head, protected ones included; min_keep: entries every head
 // keeps. Rows that are out of reach hold the uniform share. Equal costs: the head that has given least so far, then the

@@ -126,8 +126,9 @@ const char * laprox_scorer_name(int32_t i) {
 }
 
 enum laprox_pooling laprox_scorer_pooling(int32_t i, int32_t * kernel) {
-    *kernel = scorer_at(i).kernel;
-    return (enum laprox_pooling) scorer_at(i).pool;
+    const bool known = i >= 0 && i < n_scorers();
+    *kernel = known ? scorer_at(i).kernel : 1;
+    return known ? (enum laprox_pooling) scorer_at(i).pool : LAPROX_POOLING_NONE;
 }
 
 int32_t laprox_allocator_count(void) {
@@ -159,12 +160,14 @@ bool laprox_model_check(const llama_model * model) {
 bool laprox_model_set_params(llama_model * model, const laprox_params * params) {
     return guarded(false, [&] {
         if (params) {
-            const settings s = make_settings(*model, *params);
             const std::string reason = reason_not_compressible(*model);
             if (!reason.empty()) {
                 throw std::runtime_error(reason);
             }
-            model->laprox->config = s;
+            model->laprox->config = make_settings(*model, *params);
+        } else if (model->laprox) {
+            model->laprox->config = {};
+            model->laprox->gates.reset();
         }
         if (model->laprox) {
             model->laprox->enabled = params != nullptr;
@@ -175,6 +178,9 @@ bool laprox_model_set_params(llama_model * model, const laprox_params * params) 
 
 bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
     return guarded(false, [&] {
+        if (!params) {
+            throw std::invalid_argument("params is NULL; a live context can't do without them");
+        }
         cache & kv = cache_of(ctx);
         kv.set_settings(make_settings(ctx->get_model(), *params));
         return true;

@@ -1,4 +1,5 @@
 #include "engine/cache.h"
+#include "engine/gates.h"
 #include "engine/projection.h"
 
 #include "llama-context.h"
@@ -33,10 +34,10 @@ bool cache::wanted(const llama_model & model, const llama_hparams & hparams, boo
 }
 
 cache::cache(const llama_model & model, const llama_hparams & hparams, const std::vector<uint32_t> & layer_ids,
-        ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
+        const std::unordered_map<int32_t, int32_t> & map_layer_ids, ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
         uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads,
         const std::vector<uint32_t> & seq_to_stream) :
-        model(model), hparams(hparams), config(model.laprox->config), gates(config.gate), rotated_k(rotated_k), rotated_v(rotated_v),
+        model(model), hparams(hparams), config(model.laprox->config), gates(config.gate), layer_of(map_layer_ids), rotated_k(rotated_k), rotated_v(rotated_v),
         kv_size(kv_size), cells(cells), cell_heads(cell_heads), seq_to_stream(seq_to_stream), streams(n_stream),
         n_slots(config.window) {
     const auto refuse = [](const std::string & reason) {
@@ -57,7 +58,6 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
         };
         check("K", type_k, layer.d_k);
         check("V", type_v, layer.d_v);
-        layer_of[il] = layers.size();
         layers.push_back(layer);
         n_pairs += layer.n_head_kv;
     }
@@ -74,7 +74,7 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
         ggml_format_name(windows.back(), "laprox_window_l%u", layer.il);
         ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), layer.buft) };
         if (!buffer) {
-            refuse("no room for the observation window");
+            refuse("no room on " + std::string(ggml_backend_buft_name(layer.buft)) + " for the observation window of " + std::to_string(n_slots) + " queries");
         }
         ggml_backend_buffer_clear(buffer.get(), 0);
         window_buffers.emplace_back(std::move(ctx), std::move(buffer));
@@ -131,6 +131,9 @@ void cache::forget(uint32_t strm) {
     st.n_wanted   = 0;
     st.n_generated = 0;
     if (queries_seen) {
+        if (lctx) {
+            lctx->synchronize();
+        }
         queries_seen->clear(strm);
     }
     st.window_pos.assign(n_slots, -1);
@@ -204,7 +207,8 @@ bool cache::copy_stream(uint32_t src, uint32_t dst, bool whole) {
             for (size_t i = 0; i < store.pools.size(); i++) {
                 ggml_backend_tensor_copy(store.pools[i], copies.back()->pools[i]);
             }
-
+        }
+        for (size_t ikv = 0; ikv < layers.size(); ikv++) {
             std::vector<uint8_t> ring(windows[ikv]->nb[2]);
             ggml_backend_tensor_get(windows[ikv], ring.data(), src*ring.size(), ring.size());
             ggml_backend_tensor_set(windows[ikv], ring.data(), dst*ring.size(), ring.size());
@@ -224,6 +228,7 @@ bool cache::copy_stream(uint32_t src, uint32_t dst, bool whole) {
     to.window_pos = from.window_pos;
     to.n_observed = from.n_observed;
     to.n_summed   = from.n_summed;
+    to.n_generated = from.n_generated;
     to.scores     = from.scores;
     to.n_compressions = from.n_compressions;
     to.generation++;
@@ -261,6 +266,7 @@ std::map<ggml_backend_buffer_type_t, size_t> cache::memory_breakdown() const {
             result[layers[ikv].buft] += st.layers[ikv]->bytes();
         }
         result[layers[ikv].buft] += ggml_backend_buffer_get_size(window_buffers[ikv].second.get());
+        result[layers[ikv].buft] += queries_seen ? ggml_nbytes(queries_seen->sums[ikv]) : 0;
     }
     return result;
 }
@@ -292,12 +298,24 @@ llama_memory_context_ptr cache::init_update(llama_context * ctx, bool optimize) 
 }
 
 void cache::run(llama_context & ctx, std::function<void(llama_context &)> what) {
+    refuse_while_scoring();
     request = std::move(what);
     refusal.clear();
-    ctx.memory_update(/*optimize =*/ true);
+    try {
+        ctx.memory_update(/*optimize =*/ true);
+    } catch (...) {
+        request = nullptr;
+        throw;
+    }
     request = nullptr;
     if (!refusal.empty()) {
         throw std::runtime_error(refusal);
+    }
+}
+
+void cache::refuse_while_scoring() const {
+    if (scoring) {
+        throw std::runtime_error("a scorer can't compress, score, or change settings");
     }
 }
 
@@ -333,7 +351,7 @@ void cache::check_settings(const settings & s) const {
                 std::to_string(n_slots) + ", set when the context is made");
     }
     if (s.chunked != config.chunked) {
-        throw std::invalid_argument("prefill can't change after the context was made");
+        throw std::invalid_argument(std::string("prefill can't change after the context was made; accepted: ") + (config.chunked ? "chunked" : "dense"));
     }
     if (s.budget.unit == budget_unit::tokens && s.evicts() && s.budget.value > kv_size) {
         throw std::invalid_argument("budget of " + std::to_string((int64_t) s.budget.value) +
@@ -342,18 +360,20 @@ void cache::check_settings(const settings & s) const {
     if (s.evicts() && s.policy.score->needs_all_queries && !queries_seen) {
         throw std::invalid_argument("policy " + s.policy.name + " sums up queries from the first token on; accepted: a context made with it");
     }
-    if (s.gate && s.gate != gates) {
-        throw std::invalid_argument(gates ? "gates can't change after the context was made"
-                                          : "gates mark entries from the first token on; accepted: a context made with them");
+    if (s.gate && (!gates || s.gate->path != gates->path)) {
+        throw std::invalid_argument("gates mark entries from the first token on, so " + s.gate->path + " can't be set now; accepted: " +
+                (gates ? gates->path : "a context made with them"));
     }
 }
 
 void cache::set_settings(const settings & s) {
+    refuse_while_scoring();
     check_settings(s);
     config = s;
 }
 
 void cache::set_settings(llama_seq_id seq_id, std::shared_ptr<const settings> s) {
+    refuse_while_scoring();
     if (s) {
         check_settings(*s);
     }
@@ -418,8 +438,8 @@ laprox_stats cache::stats(uint32_t strm) const {
         for (const auto & head_kept : st.kept[ikv]) {
             result.entries_held += head_kept.size();
         }
-        result.kv_bytes_full += result.tokens_seen*layers[ikv].n_head_kv*layers[ikv].row_bytes();
-        result.window_bytes  += windows[ikv]->nb[2];
+        result.kv_bytes_full += result.tokens_seen*layers[ikv].n_head_kv*layers[ikv].kv_row_bytes();
+        result.window_bytes  += windows[ikv]->nb[2] + (queries_seen ? queries_seen->sums[ikv]->nb[3] : 0);
     }
     result.compressions    = st.n_compressions;
     result.score_seconds   = st.t_score_us/1e6;

@@ -21,6 +21,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 struct llm_graph_context;
@@ -70,7 +71,7 @@ public:
             bool shares_cells, uint32_t kv_size);
 
     cache(const llama_model & model, const llama_hparams & hparams, const std::vector<uint32_t> & layer_ids,
-            ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
+            const std::unordered_map<int32_t, int32_t> & map_layer_ids, ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
             uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads,
             const std::vector<uint32_t> & seq_to_stream);
 
@@ -199,6 +200,7 @@ private:
     size_t stream_bytes(uint32_t strm) const;
     size_t byte_limit(uint32_t strm) const;
     void check_settings(const settings & s) const;
+    void refuse_while_scoring() const;
 
     void reset_stream(uint32_t strm);
     void forget(uint32_t strm);
@@ -209,8 +211,10 @@ private:
     void relayout(llama_context & lctx, uint32_t strm, const selection & keep, uint32_t n_tail);
     void compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen, int64_t n_least);
     candidates find_candidates(uint32_t strm, score_table scores) const;
-    selection  choose(const candidates & from, int64_t n_entries) const;
-    selection  choose_bytes(const candidates & from, uint32_t n_tail, size_t limit) const;
+    head_counts count(const candidates & from, int64_t n_entries) const;
+    head_counts count_bytes(const candidates & from, uint32_t n_tail, size_t limit) const;
+    selection   choose(const candidates & from, const head_counts & counts) const;
+    score_table read_scores(llama_context & lctx, uint32_t strm);
     static std::vector<std::vector<uint32_t>> kept_lengths(const selection & keep);
     size_t bytes_for(const std::vector<std::vector<uint32_t>> & n_kept, uint32_t n_tail) const;
 
@@ -223,7 +227,7 @@ private:
 
     std::vector<layer_info> layers;
     std::vector<float>      kq_scales; // [layer], as the graph used them
-    std::map<int32_t, size_t> layer_of;
+    std::unordered_map<int32_t, int32_t> layer_of; // also of layers that read another one's cache
     int64_t n_pairs = 0;  // (layer, KV head)
 
     const bool rotated_k; // llama.cpp rotates the K and V that it quantises (Hadamard)
@@ -242,6 +246,7 @@ private:
 
     laprox_scorer_callback custom = nullptr;
     void * custom_data = nullptr;
+    bool scoring = false; // a scorer of the user's may be running
 
     // what update() is to do beside making room, and what became of it
     std::function<void(llama_context &)> request;

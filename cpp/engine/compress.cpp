@@ -19,15 +19,25 @@ namespace laprox {
 
 static const uint32_t tail_block = 256; // llama.cpp pads the number of cells it attends to this
 
+// The numbers, while nothing else may happen to the cache.
+score_table cache::read_scores(llama_context & lctx, uint32_t strm) {
+    struct guard {
+        bool & flag;
+        explicit guard(bool & flag) : flag(flag) { flag = true; }
+        ~guard() { flag = false; }
+    } running(scoring);
+    return score_stream(lctx, *this, strm, *config_of(strm).policy.score);
+}
+
 void cache::score(llama_context & lctx, llama_seq_id seq_id) {
     const uint32_t   strm   = seq_to_stream.at(seq_id);
-    const settings & config = config_of(strm);
-    if (!config.evicts()) {
-        throw std::runtime_error("policy " + config.policy.name + " scores nothing");
+    const settings & own = config_of(strm);
+    if (!own.evicts()) {
+        throw std::runtime_error("policy " + own.policy.name + " scores nothing");
     }
     auto & scores = streams[strm].scores;
     scores.clear();
-    for (auto & layer_numbers : score_stream(lctx, *this, strm, *config.policy.score)) {
+    for (auto & layer_numbers : read_scores(lctx, strm)) {
         scores.emplace_back();
         for (auto & numbers : layer_numbers) {
             scores.back().push_back(std::move(numbers.front()));
@@ -47,22 +57,23 @@ void cache::call_scorer(llama_context & ctx, uint32_t strm, int32_t il, int32_t 
 
 void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
     const uint32_t strm = seq_to_stream.at(seq_id);
+    streams[strm].n_wanted = 0; // of a batch that is gone
     compress_stream(lctx, strm, n_seen(strm), 0);
 }
 
 // n_budget_seen: what a percentage refers to; more than was seen while a prompt is still coming in.
 // n_least: tokens per KV head that stay in any case.
 void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen, int64_t n_least) {
-    const settings & config = config_of(strm);
+    const settings & own = config_of(strm);
     stream & st = streams[strm];
     st.n_generated = 0;
     // nothing may be evicted, or there is nothing to evict
-    if (!config.evicts() || n_seen(strm) <= std::max(config.min_tokens, config.sink + config.recent)) {
+    if (!own.evicts() || n_seen(strm) <= std::max(own.min_tokens, own.sink + own.recent)) {
         return;
     }
-    const bool    by_bytes  = config.budget.unit == budget_unit::bytes;
+    const bool    by_bytes  = own.budget.unit == budget_unit::bytes;
     const size_t  limit     = by_bytes ? byte_limit(strm) : 0;
-    const int64_t n_entries = by_bytes ? 0 : std::max(budget_entries(config.budget, n_budget_seen, n_pairs), n_least*n_pairs);
+    const int64_t n_entries = by_bytes ? 0 : std::max(budget_entries(own.budget, n_budget_seen, n_pairs), n_least*n_pairs);
     // under pressure a byte budget has to make room for a longer tail even where it holds now
     const bool within = by_bytes ? st.n_wanted == 0 && stream_bytes(strm) <= limit : stats(strm).entries_held <= n_entries;
     if (within) {
@@ -70,13 +81,13 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
     }
 
     const int64_t t0 = ggml_time_us();
-    score_table scores = score_stream(lctx, *this, strm, *config.policy.score);
+    score_table scores = read_scores(lctx, strm);
     const int64_t t1 = ggml_time_us();
 
-    const uint32_t n_recent = std::min<uint32_t>(config.recent, cells[strm].get_used());
+    const uint32_t n_recent = std::min<uint32_t>(own.recent, cells[strm].get_used());
     const uint32_t n_tail   = GGML_PAD(n_recent + std::max(st.n_wanted, 1u), tail_block);
     const candidates from   = find_candidates(strm, std::move(scores));
-    const selection  keep   = by_bytes ? choose_bytes(from, n_tail, limit) : choose(from, n_entries);
+    const selection  keep   = choose(from, by_bytes ? count_bytes(from, n_tail, limit) : count(from, n_entries));
     const int64_t t2 = ggml_time_us();
 
     relayout(lctx, strm, keep, n_tail);
@@ -92,19 +103,19 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
 }
 
 cache::candidates cache::find_candidates(uint32_t strm, score_table scores) const {
-    const settings & config = config_of(strm);
+    const settings & own = config_of(strm);
     candidates result;
-    result.share = config.policy.share;
+    result.share = own.policy.share;
     const std::vector<uint32_t> tail = cells_by_position(strm);
     result.kept.cells = tail;
-    const uint32_t n_recent = std::min<uint32_t>(config.recent, result.kept.cells.size());
+    const uint32_t n_recent = std::min<uint32_t>(own.recent, result.kept.cells.size());
     result.kept.cells.erase(result.kept.cells.begin(), result.kept.cells.end() - n_recent);
     result.n_kept = n_recent*n_pairs;
 
-    allocation & request = result.request;
-    request.profile = config.table.get();
-    request.n_seen  = n_seen(strm);
-    request.floor   = config.floor;
+    allocation & asked = result.request;
+    asked.profile = own.table.get();
+    asked.n_seen  = n_seen(strm);
+    asked.floor   = own.floor;
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         layer_scores layer;
         layer.n_gqa = layers[ikv].n_gqa();
@@ -113,13 +124,13 @@ cache::candidates cache::find_candidates(uint32_t strm, score_table scores) cons
             have.push_back(held_by(strm, ikv, head, tail));
             const auto & pos = have.back().pos;
             layer_scores::head h { pos, std::move(scores[ikv][head]), 0, pos.size() - n_recent, {}, {} };
-            h.first = std::lower_bound(pos.begin(), pos.begin() + h.last, config.sink) - pos.begin();
+            h.first = std::lower_bound(pos.begin(), pos.begin() + h.last, own.sink) - pos.begin();
             layer.heads.push_back(std::move(h));
         }
-        finish(*config.policy.score, layer);
+        finish(*own.policy.score, layer);
 
-        if (config.policy.score->has_preference) {
-            request.layer_preference.push_back(layer.preference);
+        if (own.policy.score->has_preference) {
+            asked.layer_preference.push_back(layer.preference);
         }
         result.kept.rows.emplace_back();
         for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
@@ -141,16 +152,19 @@ cache::candidates cache::find_candidates(uint32_t strm, score_table scores) cons
                 }
                 result.rows.back().push_back(rows[i]);
             }
-            request.heads.push_back(std::move(c));
+            asked.heads.push_back(std::move(c));
         }
     }
     return result;
 }
 
 // Protected entries are never ranked, but count against the budget.
-cache::selection cache::choose(const candidates & from, int64_t n_entries) const {
-    const head_counts counts = from.share->count(from.request, n_entries - from.n_kept);
-    const choice      chosen = laprox::select(from.request.heads, counts);
+head_counts cache::count(const candidates & from, int64_t n_entries) const {
+    return from.share->count(from.request, n_entries - from.n_kept);
+}
+
+cache::selection cache::choose(const candidates & from, const head_counts & counts) const {
+    const choice chosen = laprox::select(from.request.heads, counts);
 
     selection keep = from.kept;
     size_t i = 0;
@@ -166,15 +180,24 @@ cache::selection cache::choose(const candidates & from, int64_t n_entries) const
 }
 
 // The most entries whose allocation, padding and tail included, stays within `limit` bytes.
-cache::selection cache::choose_bytes(const candidates & from, uint32_t n_tail, size_t limit) const {
-    const auto cost = [&](const selection & keep) { return bytes_for(kept_lengths(keep), n_tail); };
+head_counts cache::count_bytes(const candidates & from, uint32_t n_tail, size_t limit) const {
+    const auto cost = [&](const head_counts & counts) {
+        std::vector<std::vector<uint32_t>> lengths = kept_lengths(from.kept);
+        size_t i = 0;
+        for (auto & layer_lengths : lengths) {
+            for (uint32_t & length : layer_lengths) {
+                length += counts[i++];
+            }
+        }
+        return bytes_for(lengths, n_tail);
+    };
 
     int64_t low  = 0; // fits
     int64_t high = from.n_kept + 1;
     for (const auto & rows : from.rows) {
         high += rows.size();
     }
-    selection best = choose(from, low);
+    head_counts best = count(from, low);
     if (cost(best) > limit) {
         throw std::runtime_error("budget of " + std::to_string(limit) + " bytes can't hold the tokens that are never evicted, " +
                 std::to_string(from.n_kept) + " entries of sink and recent, and the tail; accepted: at least " +
@@ -182,9 +205,9 @@ cache::selection cache::choose_bytes(const candidates & from, uint32_t n_tail, s
     }
     while (high - low > 1) {
         const int64_t middle = low + (high - low)/2;
-        selection keep = choose(from, middle);
-        if (cost(keep) <= limit) {
-            best = std::move(keep);
+        head_counts counts = count(from, middle);
+        if (cost(counts) <= limit) {
+            best = std::move(counts);
             low  = middle;
         } else {
             high = middle;
@@ -318,7 +341,7 @@ void cache::resize_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail) {
 // How many tail cells a stream may have: no more rows than llama.cpp would have allocated, and less where the prompt
 // is compressed while it comes in.
 uint32_t cache::tail_limit(uint32_t strm) const {
-    const settings & config = config_of(strm);
+    const settings & own = config_of(strm);
     const stream   & st     = streams[strm];
 
     int64_t n_kept = 0;
@@ -329,22 +352,22 @@ uint32_t cache::tail_limit(uint32_t strm) const {
     }
     int64_t limit = (int64_t) kv_size - (n_kept + n_pairs - 1)/n_pairs;
 
-    if (config.chunked) {
+    if (own.chunked) {
         // what the budget may come to, and a batch on top of it
-        int64_t held = std::max(config.min_tokens, config.sink + config.recent);
-        if (config.budget.unit != budget_unit::bytes) {
-            held = std::max(held, budget_entries(config.budget, kv_size, n_pairs)/n_pairs);
+        int64_t held = std::max(own.min_tokens, own.sink + own.recent);
+        if (own.budget.unit != budget_unit::bytes) {
+            held = std::max(held, budget_entries(own.budget, kv_size, n_pairs)/n_pairs);
         }
-        limit = std::min<int64_t>(limit, GGML_PAD(std::max<int64_t>(held - n_kept/n_pairs, config.recent) + st.n_wanted, tail_block));
+        limit = std::min<int64_t>(limit, GGML_PAD(std::max<int64_t>(held - n_kept/n_pairs, own.recent) + st.n_wanted, tail_block));
     }
     return (uint32_t) std::max<int64_t>(limit/tail_block*tail_block, 0);
 }
 
 // The same within a byte budget.
 uint32_t cache::tail_limit_in_bytes(uint32_t strm) const {
-    const settings & config = config_of(strm);
+    const settings & own = config_of(strm);
     uint32_t limit = tail_limit(strm);
-    if (config.budget.unit == budget_unit::bytes && (config.chunked || streams[strm].n_compressions > 0)) {
+    if (own.budget.unit == budget_unit::bytes && (own.chunked || streams[strm].n_compressions > 0)) {
         std::vector<std::vector<uint32_t>> lengths;
         for (const auto & store : streams[strm].layers) {
             lengths.push_back(store->n_kept);
@@ -359,14 +382,14 @@ uint32_t cache::tail_limit_in_bytes(uint32_t strm) const {
 // Whether text has been generated long enough since the last compression to be compressed itself, so that a generation
 // of any length stays within its budget and a tail.
 bool cache::overgrown(uint32_t strm) const {
-    const settings & config = config_of(strm);
-    return config.evicts() && streams[strm].n_generated > std::max<int64_t>(config.min_tokens, tail_block);
+    const settings & own = config_of(strm);
+    return own.evicts() && streams[strm].n_generated > std::max<int64_t>(own.min_tokens, tail_block);
 }
 
 // Room for the batch that found none: a longer tail, or a compression. While a prompt is coming in, a dense cache
 // may exceed its byte budget, as it does for the first one; the compression at the prompt's end restores it.
 void cache::make_room(llama_context & lctx, uint32_t strm) {
-    const settings & config = config_of(strm);
+    const settings & own = config_of(strm);
     stream & st = streams[strm];
     const auto missing = [&] { return cells[strm].get_used() + st.n_wanted > st.layers.front()->n_tail; };
     const auto grow    = [&](uint32_t limit) {
@@ -375,7 +398,7 @@ void cache::make_room(llama_context & lctx, uint32_t strm) {
             return;
         }
         // an empty stream is about to read a document: what it can take is allocated at once, as llama.cpp does
-        const bool     empty = n_seen(strm) == 0 && !config.chunked && streams.size() == 1;
+        const bool     empty = n_seen(strm) == 0 && !own.chunked && streams.size() == 1;
         const uint32_t wish  = empty ? limit : std::max(needed, 2*st.layers.front()->n_tail);
         resize_tail(lctx, strm, std::min(wish, limit));
     };
@@ -391,20 +414,23 @@ void cache::make_room(llama_context & lctx, uint32_t strm) {
 
     // The latest queries decide about what was generated. A share of a short text is little, so min_tokens stay.
     if (overgrown(strm)) {
-        shrink(n_seen(strm), config.budget.unit == budget_unit::fraction ? config.min_tokens : 0);
+        shrink(n_seen(strm), own.budget.unit == budget_unit::fraction ? own.min_tokens : 0);
         st.n_generated = 0; // also where nothing could be evicted: not again at the next token
+        if (!reason.empty()) {
+            LLAMA_LOG_WARN("laprox: the text generated so far wasn't compressed%s\n", reason.c_str());
+        }
     }
     grow(tail_limit_in_bytes(strm));
 
-    const bool prompt = !config.chunked && st.n_wanted >= tail_block;
+    const bool prompt = !own.chunked && st.n_wanted >= tail_block;
     if (prompt) {
         grow(tail_limit(strm));
     }
     if (missing()) {
-        shrink(config.chunked ? std::max<int64_t>(kv_size, n_seen(strm)) : n_seen(strm), 0);
+        shrink(own.chunked ? std::max<int64_t>(kv_size, n_seen(strm)) : n_seen(strm), 0);
         grow(tail_limit_in_bytes(strm));
     }
-    if (!config.chunked) {
+    if (!own.chunked) {
         grow(tail_limit(strm));
     }
     if (missing()) {

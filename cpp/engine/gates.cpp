@@ -98,6 +98,9 @@ public:
             if (has != ne) {
                 refuse("has " + name + " of " + shape_of(has) + "; accepted: " + shape_of(ne));
             }
+            if (ne.size() == 1 && t->type != GGML_TYPE_F32) {
+                refuse("has " + name + " of type " + ggml_type_name(t->type) + "; accepted: f32");
+            }
             check_finite(t);
             return t;
         }
@@ -223,9 +226,9 @@ ggml_tensor * gate_set::build(ggml_context * ctx, ggml_cgraph * gf, uint32_t il)
             x = ggml_graph_node(gf, i);
         }
     }
-    if (!x) {
-        const std::string reason = "gates " + path + " read the attention block's normed input, which layer " + std::to_string(il) +
-            " of this architecture doesn't name";
+    if (!x || il >= layers.size() || !layers[il].in) {
+        const std::string reason = "gates " + path + " read the attention block's normed input, and layer " + std::to_string(il) +
+            " of this architecture has none by that name or no gate";
         set_last_error(reason);
         throw std::runtime_error("laprox: " + reason);
     }

@@ -24,6 +24,8 @@ public:
     // Result: F32 [1, n_head_kv, n_tokens]
     ggml_tensor * build(ggml_context * ctx, ggml_cgraph * gf, uint32_t il) const;
 
+    const std::string path;
+
 private:
     struct layer_gate {
         ggml_tensor * in  = nullptr; // [n_embd, hidden]
@@ -36,7 +38,6 @@ private:
 
     ggml_tensor * activate(ggml_context * ctx, ggml_tensor * t) const;
 
-    const std::string path;
     bool gelu = false;
     std::vector<layer_gate> layers;
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;

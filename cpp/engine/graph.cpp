@@ -8,7 +8,7 @@
 
 namespace laprox {
 
-static const size_t max_nodes = 4096; // one head of one layer takes a few dozen
+static const size_t max_nodes = 8192; // the longest: 64 runs of the projection of a group of 8, 128 blocks of R-KV
 
 workbench::workbench(llama_context & lctx) : lctx(lctx) {
     lctx.synchronize();

@@ -25,6 +25,10 @@ public:
     // of the layer at hand, see output_rows()
     std::vector<float> projection;
     int32_t projection_layer = -1;
+
+    // of the layer at hand, see expect_queries()
+    std::vector<float> rotated_units;
+    int32_t rotated_layer = -1;
 };
 
 class graph_runner {

@@ -82,7 +82,7 @@ void query_stats::observe(const llm_graph_context & g, window_input & win, const
 
 // cos and sin of a layer's pairs of dimensions as its rotation applies them, scaling included; [n][d], 1 and 0 where it
 // leaves a dimension alone. Every pair starts as (1, 0).
-static std::vector<float> rotated_units(workbench & bench, int32_t il, int64_t d, const std::vector<bool> & is_first, const std::vector<int32_t> & pos) {
+static std::vector<float> compute_rotated_units(workbench & bench, int32_t il, int64_t d, const std::vector<bool> & is_first, const std::vector<int32_t> & pos) {
     std::vector<float> units;
     for (size_t i = 0; i < pos.size(); i++) {
         units.insert(units.end(), is_first.begin(), is_first.end());
@@ -97,6 +97,15 @@ static std::vector<float> rotated_units(workbench & bench, int32_t il, int64_t d
     return units;
 }
 
+// The same for all heads of a layer.
+static const std::vector<float> & rotated_units(workbench & bench, int32_t il, int64_t d, const std::vector<bool> & is_first, const std::vector<int32_t> & pos) {
+    if (bench.rotated_layer != il) {
+        bench.rotated_units = compute_rotated_units(bench, il, d, is_first, pos);
+        bench.rotated_layer = il;
+    }
+    return bench.rotated_units;
+}
+
 future_queries expect_queries(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head, int32_t n_future) {
     const layer_info  & layer   = kv.get_layers()[ikv];
     const query_stats * stats   = kv.get_query_stats();
@@ -105,8 +114,10 @@ future_queries expect_queries(workbench & bench, const cache & kv, uint32_t strm
     if (!stats) {
         throw std::runtime_error("policy expected sums up queries from the start: make the context with it");
     }
-    if (n == 0) {
-        throw std::runtime_error("policy expected has seen no queries since the sequence was cut; evaluate a token first");
+    const int64_t n_expected = kv.n_seen(strm) - kv.config_of(strm).sink;
+    if (n == 0 || n < n_expected/2) {
+        throw std::runtime_error("policy expected knows the queries of " + std::to_string(n) + " of " + std::to_string(n_expected) +
+                " tokens only: the sequence was restored from a state without them; accepted: a state saved by this policy");
     }
     const int64_t d = layer.d_k;
 
@@ -130,7 +141,7 @@ future_queries expect_queries(workbench & bench, const cache & kv, uint32_t strm
     for (int32_t i = 0; i < n_future; i++) {
         pos.push_back(next + i);
     }
-    const std::vector<float> units = rotated_units(bench, (int32_t) layer.il, d, is_first, pos);
+    const std::vector<float> & units = rotated_units(bench, (int32_t) layer.il, d, is_first, pos);
     std::vector<double> cosine(d, 1.0), sine(d, 0.0), scale(d, 1.0); // of the mean rotation; and of any rotation's length
     for (int64_t a = 0; a < d; a++) {
         const int64_t b = partner[a];

@@ -1,5 +1,5 @@
 // Mean and covariance of a sequence's queries before their rotation, summed up while it is evaluated: what Expected
-// Attention (arXiv 2510.00636) takes future queries to look like.
+// Attention (arXiv 2510.00636) takes future queries to look like. Tokens that are taken back stay in the sums.
 
 #pragma once
 

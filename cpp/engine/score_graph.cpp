@@ -57,8 +57,10 @@ head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_
     n_gqa    = layer.n_gqa();
     n_before = std::max<int64_t>(0, n - std::min<int64_t>(kv.config_of(strm).recent, kv.cells[strm].get_used()));
 
-    const bool in_place = std::equal(have.row.begin(), have.row.end(), std::vector<uint32_t>(have.row.size()).begin(),
-            [i = 0u](uint32_t row, uint32_t) mutable { return row == i++; });
+    bool in_place = true;
+    for (size_t i = 0; i < have.row.size(); i++) {
+        in_place = in_place && have.row[i] == i;
+    }
     ggml_tensor * index = nullptr;
     if (!in_place) {
         ints.emplace_back();
@@ -132,8 +134,10 @@ ggml_tensor * head_graph::products(int64_t first_query, int64_t n_queries, int64
     part = ggml_cont(ctx(), ggml_permute(ctx(), part, 0, 2, 1, 3)); // [d, n_queries, m]
 
     // products of quantised keys would quantise the queries too
-    ggml_tensor * rows = ggml_is_quantized(k->type) || k->type == GGML_TYPE_BF16 ? as_f32(ctx(), k) : k;
-    ggml_tensor * a = ggml_mul_mat(ctx(), rows, ggml_reshape_2d(ctx(), part, d, n_queries*m));
+    if (!multiplied) {
+        multiplied = ggml_is_quantized(k->type) || k->type == GGML_TYPE_BF16 ? as_f32(ctx(), k) : k;
+    }
+    ggml_tensor * a = ggml_mul_mat(ctx(), multiplied, ggml_reshape_2d(ctx(), part, d, n_queries*m));
     ggml_prec_set_acc(a, GGML_PREC_F32);
     a = ggml_reshape_3d(ctx(), a, n, n_queries, m);
     *scale = kv.kq_scales[ikv];
@@ -188,7 +192,8 @@ ggml_tensor * head_graph::values(int64_t first, int64_t m) {
 }
 
 ggml_tensor * head_graph::in_runs(int64_t floats_per_entry, const std::function<ggml_tensor * (int64_t first, int64_t m)> & f) {
-    const int64_t step = std::clamp<int64_t>(scratch_bytes/(floats_per_entry*(int64_t) sizeof(float)), 1, n);
+    // at most 64 runs: a graph holds only so many nodes
+    const int64_t step = std::clamp<int64_t>(scratch_bytes/(floats_per_entry*(int64_t) sizeof(float)), (n + 63)/64, n);
     ggml_tensor * result = nullptr;
     for (int64_t first = 0; first < n; first += step) {
         ggml_tensor * part = f(first, std::min(step, n - first));

@@ -79,6 +79,7 @@ private:
 
     graph_runner runner;
     ggml_tensor * k;    // [d_k, n] of the cache's type, or float32
+    ggml_tensor * multiplied = nullptr; // the same in a type that doesn't cost the queries precision
     ggml_tensor * v;    // [d_v, n]
     ggml_tensor * z = nullptr; // [1, n]
     ggml_tensor * q = nullptr; // [d_k*n_gqa, n_window]

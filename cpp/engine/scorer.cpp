@@ -11,6 +11,7 @@ score_table score_stream(llama_context & lctx, const cache & kv, uint32_t strm, 
     }
     workbench bench(lctx);
     const std::vector<uint32_t> tail = kv.cells_by_position(strm);
+    const llama_pos now = kv.next_position(strm) + 1;
     head_graph::mask dense_mask;
     score_table result(kv.get_layers().size());
     for (size_t ikv = 0; ikv < result.size(); ikv++) {
@@ -28,7 +29,7 @@ score_table score_stream(llama_context & lctx, const cache & kv, uint32_t strm, 
                     numbers = graph.run(how.graph(graph));
                 }
                 for (size_t i = 0; how.at_age && i < pos.size(); i++) {
-                    numbers[0][i] = how.at_age(numbers[0][i], kv.next_position(strm) + 1 - pos[i]);
+                    numbers[0][i] = how.at_age(numbers[0][i], now - pos[i]);
                 }
             } else if (how.of_place) {
                 for (size_t i = 0; i < pos.size(); i++) {

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <iterator>
-#include <map>
 #include <numeric>
 #include <stdexcept>
 
@@ -114,20 +114,28 @@ static ggml_tensor * tova_graph(head_graph & g) {
     return ggml_scale(ctx, total, 1.0f/(float) g.n_gqa);
 }
 
-// Mean over the heads that still hold the token.
-static void tova_finish(layer_scores & layer) {
-    std::map<llama_pos, std::pair<double, int>> of_token;
+// A number's sum over the heads of a layer that hold a token, by position.
+static std::vector<double> sum_by_position(const layer_scores & layer, const std::function<double (const layer_scores::head &, size_t)> & number) {
+    llama_pos last = -1;
     for (const auto & h : layer.heads) {
-        for (size_t i = h.first; i < h.last; i++) {
-            auto & [sum, n] = of_token[h.pos[i]];
-            sum += h.numbers[0][i];
-            n++;
+        last = h.pos.empty() ? last : std::max(last, h.pos.back());
+    }
+    std::vector<double> sums(last + 1, 0.0);
+    for (const auto & h : layer.heads) {
+        for (size_t i = 0; i < h.pos.size(); i++) {
+            sums[h.pos[i]] += number(h, i);
         }
     }
+    return sums;
+}
+
+// Mean over the heads that still hold the token.
+static void tova_finish(layer_scores & layer) {
+    const auto sums    = sum_by_position(layer, [](const layer_scores::head & h, size_t i) { return h.numbers[0][i]; });
+    const auto holders = sum_by_position(layer, [](const layer_scores::head &, size_t) { return 1.0; });
     for (auto & h : layer.heads) {
         for (size_t i = h.first; i < h.last; i++) {
-            const auto & [sum, n] = of_token[h.pos[i]];
-            h.score.push_back((float) (sum/n));
+            h.score.push_back((float) (sums[h.pos[i]]/holders[h.pos[i]]));
         }
     }
 }
@@ -194,7 +202,7 @@ static ggml_tensor * lava_graph(head_graph & g) {
 // Times the head's largest value: how much the output could move.
 static void lava_finish(layer_scores & layer) {
     for (auto & h : layer.heads) {
-        const float largest = *std::max_element(h.numbers[1].begin(), h.numbers[1].end());
+        const float largest = h.pos.empty() ? 0.0f : *std::max_element(h.numbers[1].begin(), h.numbers[1].end());
         h.score = pooled(h, h.numbers[0], pooling::max, 7);
         for (float & score : h.score) {
             score *= largest;
@@ -233,19 +241,13 @@ static ggml_tensor * defensivekv_graph(head_graph & g) {
 // The worst case over queries, no less than the head's mean, times the value's share among the layer's heads. The heaviest tokens
 // with which 90% of a head's mean attention is secured, the recent tokens' share included, come before all others.
 static void defensivekv_finish(layer_scores & layer) {
-    const float forced = 1e30f;
-    std::map<llama_pos, double> value_of_token;
-    for (const auto & h : layer.heads) {
-        for (size_t i = 0; i < h.pos.size(); i++) {
-            value_of_token[h.pos[i]] += h.numbers[2][i];
-        }
-    }
+    const auto values = sum_by_position(layer, [](const layer_scores::head & h, size_t i) { return h.numbers[2][i]; });
     for (auto & h : layer.heads) {
         const auto & worst = h.numbers[0];
         const auto & mean  = h.numbers[1];
         const float  floor = h.last > 0 ? (float) (std::accumulate(worst.begin(), worst.begin() + h.last, 0.0)/h.last) : 0.0f;
         for (size_t i = h.first; i < h.last; i++) {
-            h.score.push_back(std::max(worst[i], floor)*(float) (h.numbers[2][i]/std::max(value_of_token[h.pos[i]], 1e-30)));
+            h.score.push_back(std::max(worst[i], floor)*(float) (h.numbers[2][i]/std::max(values[h.pos[i]], 1e-30)));
         }
 
         std::vector<size_t> order(h.last);
@@ -256,7 +258,8 @@ static void defensivekv_finish(layer_scores & layer) {
         for (size_t rank = 0; rank < order.size() && mass < all - 0.1; rank++) {
             mass += mean[order[rank]];
             if (order[rank] >= h.first) {
-                h.score[order[rank] - h.first] = forced*(1.0f - (float) std::min<size_t>(rank, 1 << 20)/(float) (1 << 21));
+                // all other scores are at most 1: shares of weights
+                h.score[order[rank] - h.first] = 2.0f - (float) std::min<size_t>(rank, (1 << 20) - 1)/(float) (1 << 20);
             }
         }
     }
@@ -268,6 +271,10 @@ static void defensivekv_finish(layer_scores & layer) {
 static ggml_tensor * rkv_graph(head_graph & g) {
     ggml_context * ctx = g.ctx();
     const int64_t n = g.n, n_window = g.n_window;
+    if (n > 32768) {
+        throw std::runtime_error("scorer rkv compares all keys of a head with each other, and there are " + std::to_string(n) +
+                "; accepted: at most 32768");
+    }
 
     ggml_tensor * largest = nullptr;
     g.logits([&](ggml_tensor * a, int64_t, int64_t m) {
@@ -294,7 +301,9 @@ static ggml_tensor * rkv_graph(head_graph & g) {
     std::vector<float> numbers(n);
     std::iota(numbers.begin(), numbers.end(), 0.0f);
     ggml_tensor * index = g.constant(n, 1, std::move(numbers));
-    const int64_t step  = std::clamp<int64_t>((4 << 20)/n, std::max<int64_t>(n/200, 1), n);
+    ggml_tensor * from_one = ggml_scale_bias(ctx, index, 1.0f, 1.0f);
+    ggml_tensor * as_rows  = ggml_reshape_2d(ctx, index, 1, n);
+    const int64_t step  = std::clamp<int64_t>((4 << 20)/n, (n + 127)/128, n);
     std::vector<float> identity(step*step, 0.0f);
     for (int64_t i = 0; i < step; i++) {
         identity[i*step + i] = 2.0f; // more than any cosine
@@ -310,8 +319,8 @@ static ggml_tensor * rkv_graph(head_graph & g) {
         ggml_tensor * self  = ggml_cont(ctx, ggml_view_2d(ctx, eye, m, m, eye->nb[1], 0));
         ggml_tensor * other = ggml_sub(ctx, cosine, ggml_pad_ext(ctx, self, (int) first, (int) (n - first - m), 0, 0, 0, 0, 0, 0));
         ggml_tensor * alike = ggml_step(ctx, ggml_scale_bias(ctx, other, 1.0f, -0.5f));
-        ggml_tensor * last  = ggml_argmax(ctx, ggml_mul(ctx, alike, ggml_scale_bias(ctx, index, 1.0f, 1.0f)));
-        ggml_tensor * twin  = ggml_get_rows(ctx, ggml_reshape_2d(ctx, index, 1, n), last);      // [1, m]
+        ggml_tensor * last  = ggml_argmax(ctx, ggml_mul(ctx, alike, from_one));
+        ggml_tensor * twin  = ggml_get_rows(ctx, as_rows, last); // [1, m]
         ggml_tensor * dot   = ggml_sum_rows(ctx, ggml_mul(ctx, ggml_get_rows(ctx, units, last), mine));
         dot     = ggml_mul(ctx, dot, ggml_clamp(ctx, ggml_sum_rows(ctx, alike), 0.0f, 1.0f)); // 0 where none is alike
         twins   = twins   ? ggml_concat(ctx, twins, twin, 1)  : twin;

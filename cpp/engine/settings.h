@@ -60,7 +60,7 @@ struct model_state {
     settings config {};
     std::string path;
 
-    // layer -> Gram matrices of the output projection, see gram.h; shared by all contexts of the model
+    // layer -> Gram matrices of the output projection, see projection.h; shared by all contexts of the model
     std::mutex mutex;
     std::map<uint32_t, std::vector<float>> grams;
     weight_reader weights;

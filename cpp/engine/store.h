@@ -31,7 +31,8 @@ struct layer_info {
     ggml_backend_buffer_type_t buft;
 
     uint32_t n_gqa() const { return n_head/n_head_kv; }
-    size_t row_bytes() const { return ggml_row_size(type_k, d_k) + ggml_row_size(type_v, d_v) + (gated ? sizeof(float) : 0); }
+    size_t kv_row_bytes() const { return ggml_row_size(type_k, d_k) + ggml_row_size(type_v, d_v); }
+    size_t row_bytes()    const { return kv_row_bytes() + (gated ? sizeof(float) : 0); }
 };
 
 struct store_class {

@@ -76,7 +76,7 @@ LLAMA_API const char * laprox_policy_name    (int32_t i);
 LLAMA_API const char * laprox_policy_meaning (int32_t i); // "snapkv:pyramid"
 LLAMA_API int32_t      laprox_scorer_count   (void);
 LLAMA_API const char * laprox_scorer_name    (int32_t i);
-LLAMA_API enum laprox_pooling laprox_scorer_pooling(int32_t i, int32_t * kernel);
+LLAMA_API enum laprox_pooling laprox_scorer_pooling(int32_t i, int32_t * kernel); // of raw scores; none where it is part of more
 LLAMA_API int32_t      laprox_allocator_count(void);
 LLAMA_API const char * laprox_allocator_name (int32_t i);
 
@@ -90,11 +90,11 @@ LLAMA_API bool laprox_model_set_params(struct llama_model * model, const struct 
 // Whether this model can be compressed at all.
 LLAMA_API bool laprox_model_check(const struct llama_model * model);
 
-// Change the policy and budget of a live context. It must have been made with the compressing cache on;
-// `prefill` can't change any more.
+// Change the policy and budget of a live context. It must have been made with the compressing cache on; `prefill` and
+// `gates` can't change any more, `window` can't grow, and scorer "expected" must have been there from the start.
 LLAMA_API bool laprox_set_params(struct llama_context * ctx, const struct laprox_params * params);
 
-// The context's settings; false when it was made without the compressing cache.
+// The context's settings; false when it was made without the compressing cache. Strings live until they change.
 LLAMA_API bool laprox_get_params(const struct llama_context * ctx, struct laprox_params * out);
 
 // The same for one sequence, instead of the context's settings; NULL: the context's again. It stays when the sequence is
@@ -127,8 +127,8 @@ struct laprox_stats {
 LLAMA_API bool laprox_get_stats(struct llama_context * ctx, llama_seq_id seq_id, struct laprox_stats * out);
 
 // A scorer of your own, for the policies "custom" and "custom:<allocator>": writes score[n] for the entries of one KV head,
-// whose positions are pos[n], ascending; higher is better, -INFINITY is never kept while it isn't protected. It may call
-// the functions below. Returning false refuses the compression.
+// whose positions are pos[n], ascending; higher is better, -INFINITY is never kept while it isn't protected. It may read
+// positions, entries, queries and stats. Returning false refuses the compression.
 typedef bool (*laprox_scorer_callback)(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
                                        const llama_pos * pos, int64_t n, float * score, void * user_data);
 
@@ -136,7 +136,8 @@ typedef bool (*laprox_scorer_callback)(struct llama_context * ctx, llama_seq_id 
 LLAMA_API bool laprox_set_scorer(struct llama_context * ctx, laprox_scorer_callback callback, void * user_data);
 
 // The first position from which on every head still holds everything: 0 if nothing was evicted, -1 if refused. Removing
-// positions from there to the end always succeeds; what is before can only go as a whole.
+// positions from there to the end succeeds (of hybrid models, the recurrent part may still refuse); what is before can only
+// go as a whole.
 LLAMA_API llama_pos laprox_tail_begin(struct llama_context * ctx, llama_seq_id seq_id);
 
 //
@@ -154,7 +155,7 @@ LLAMA_API int32_t laprox_layers(struct llama_context * ctx, int32_t * il, int32_
 // Heads of a compressed layer; pointers may be NULL. Refuses a layer that isn't compressed.
 LLAMA_API bool laprox_head_shape(struct llama_context * ctx, int32_t il, int32_t * n_head, int32_t * n_embd_head_k, int32_t * n_embd_head_v);
 
-// What a layer multiplies q k^T with before the softmax, known from its first token on; 0 if refused.
+// What a layer multiplies q k^T with before the softmax; 0 if refused.
 LLAMA_API float laprox_kq_scale(struct llama_context * ctx, int32_t il);
 
 // Ascending positions held for a KV head. Returns their number and writes at most `cap`; -1 if refused.
@@ -164,8 +165,8 @@ LLAMA_API int64_t laprox_positions(struct llama_context * ctx, llama_seq_id seq_
 // Score everything held by the sequence with the current policy and observation window. Evicts nothing.
 LLAMA_API bool laprox_score(struct llama_context * ctx, llama_seq_id seq_id);
 
-// Result of the last laprox_score() for a KV head, aligned with laprox_positions(): raw scores, before pooling
-// and layer normalisation. Returns their number, -1 if there are none for what is held now.
+// Result of the last laprox_score() for a KV head, aligned with laprox_positions(): raw scores, before pooling and
+// normalisation, and before the heads of a layer are looked at together (tova, criticalkv, defensivekv, cake, lava, rkv). Returns their number, -1 if there are none for what is held now.
 LLAMA_API int64_t laprox_scores(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
                                 float * score, int64_t cap);
 

@@ -131,6 +131,7 @@ def allocate(
     layer_preference: npt.ArrayLike | None = None,
     profile: npt.ArrayLike | None = None,
     n_seen: int = 0,
+    floor: float = 0.0,
 ) -> list[npt.NDArray[np.uint32]]:
     """Indices of the surviving candidates of each head, ascending. Heads of a layer are neighbours."""
 
