@@ -1,0 +1,281 @@
+#include "server/kv_slots.h"
+
+#include "server-common.h"
+#include "server-queue.h"
+
+#include "log.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+//
+// requests
+//
+
+// A number as the text that options take: 2048 are tokens, 0.05 is a share.
+static std::string to_text(const json & value, const char * name) {
+    if (value.is_string()) {
+        return value.get<std::string>();
+    }
+    if (value.is_number()) {
+        return value.dump();
+    }
+    throw std::invalid_argument(std::string("\"") + name + "\" is " + value.dump() + "; accepted: a string" +
+            (std::string(name) == "budget" ? " such as \"5%\", \"2048\" (tokens) or \"512MiB\", or a number" : ""));
+}
+
+common_kv_request server_kv_parse_request(const json & request) {
+    if (!request.is_object()) {
+        throw std::invalid_argument("must be an object with \"budget\", \"policy\" or both, for example {\"budget\": \"10%\"}");
+    }
+    common_kv_request result;
+    for (const auto & item : request.items()) {
+        if (item.value().is_null()) {
+            continue;
+        }
+        if (item.key() == "budget") {
+            result.budget = to_text(item.value(), "budget");
+            common_kv_check_budget(result.budget);
+        } else if (item.key() == "policy") {
+            result.policy = to_text(item.value(), "policy");
+            common_kv_check_policy(result.policy);
+        } else {
+            throw std::invalid_argument("unknown name \"" + item.key() + "\"; accepted: budget, policy");
+        }
+    }
+    const bool off = result.policy == "off" || (result.policy.empty() && result.budget.empty());
+    if (!off && !common_kv().on()) {
+        throw std::invalid_argument("this server doesn't compress its KV cache. Start it with `--kv-budget` or `--kv-policy`");
+    }
+    return result;
+}
+
+json server_kv_props() {
+    const common_params_kv & params = common_kv();
+    json props = {
+        { "version", laprox_api_version() },
+        { "policy",  params.policy_name() },
+        { "capabilities", {
+            { "policies",         common_kv_policies() },
+            { "scorers",          common_kv_scorers() },
+            { "allocators",       common_kv_allocators() },
+            { "request_override", params.on() },
+        } },
+    };
+    if (params.on()) {
+        const laprox_params settings = params.resolve();
+        props["budget"]     = params.budget_text();
+        props["window"]     = settings.window;
+        props["sink"]       = settings.sink;
+        props["recent"]     = settings.recent;
+        props["min_tokens"] = settings.min_tokens;
+        props["floor"]      = settings.floor;
+        props["prefill"]    = settings.prefill == LAPROX_PREFILL_CHUNKED ? "chunked" : "dense";
+    }
+    return props;
+}
+
+//
+// slots
+//
+
+void server_kv::init(llama_context * ctx_new, size_t n_slots) {
+    const common_params_kv & params = common_kv();
+    ctx = params.on() ? ctx_new : nullptr;
+    slots.assign(n_slots, { params.policy_name(), params.budget_text() });
+    metrics.on = on();
+}
+
+laprox_stats server_kv::get_stats(int id_slot) const {
+    laprox_stats stats {};
+    laprox_get_stats(ctx, id_slot, &stats);
+    return stats;
+}
+
+llama_pos server_kv::cut_from(int id_slot) const {
+    return laprox_tail_begin(ctx, id_slot);
+}
+
+std::string server_kv::begin(int id_slot, const common_kv_request & request) {
+    if (!on()) {
+        return "";
+    }
+    common_params_kv merged = common_kv();
+    if (!request.budget.empty()) {
+        merged.budget = request.budget;
+    }
+    if (!request.policy.empty()) {
+        merged.policy = request.policy == "off" ? "full" : request.policy; // the layout stays, nothing is evicted
+    }
+    const bool          own      = !request.budget.empty() || !request.policy.empty();
+    const laprox_params settings = merged.resolve();
+    if (!laprox_seq_set_params(ctx, id_slot, own ? &settings : nullptr)) {
+        return std::string("Field 'kv': ") + laprox_last_error();
+    }
+    slot & s = slots[id_slot];
+    s.policy      = merged.policy_name();
+    s.budget      = merged.budget_text();
+    s.compress_ms = 0;
+    s.n_reread    = 0;
+    s.refused.clear();
+    return "";
+}
+
+bool server_kv::can_reuse(int id_slot, const server_tokens & cached, const server_tokens & prompt) const {
+    if (!on()) {
+        return true;
+    }
+    const size_t n_common = std::min(cached.get_common_prefix(prompt), prompt.size() - 1); // one token has to be evaluated
+    return cached.pos_next(n_common) >= cut_from(id_slot);
+}
+
+int server_kv::reuse(int id_slot, const server_task & task, const server_tokens & cached, int n_past) {
+    const llama_pos first = on() ? cut_from(id_slot) : 0;
+    if (first <= 0 || (n_past > 0 && cached.pos_next(n_past) >= first)) {
+        return n_past;
+    }
+    const int32_t n_common = task.params.cache_prompt ? cached.get_common_prefix(task.tokens) : 0;
+    if (n_common > 0) {
+        SRV_INF("slot %d, task %d: the prompt leaves what is cached at token %d, inside the compressed part (%d tokens): it is evaluated again\n",
+                id_slot, task.id, n_common, first);
+        slots[id_slot].n_reread = n_common;
+        metrics.n_reread += n_common;
+    }
+    return 0;
+}
+
+void server_kv::before_decode() {
+    if (on()) {
+        stats_before = get_stats(-1);
+    }
+}
+
+void server_kv::after_decode(int ret) {
+    if (on()) {
+        reason = ret == 0 ? "" : laprox_last_error();
+        metrics.add(stats_before, get_stats(-1));
+    }
+}
+
+std::string server_kv::explain(const std::string & error) const {
+    return error.empty() || reason.empty() ? error : error + " KV cache: " + reason;
+}
+
+void server_kv::compress(int id_slot, server_queue & queue) {
+    if (!on()) {
+        return;
+    }
+    // What came since the last compression stays exact until it is more than min_tokens.
+    laprox_params settings;
+    laprox_seq_get_params(ctx, id_slot, &settings);
+    const llama_pos tail  = cut_from(id_slot);
+    const llama_pos exact = tail > 0 ? tail + settings.recent : 0;
+    if (llama_memory_seq_pos_max(llama_get_memory(ctx), id_slot) + 1 - exact <= settings.min_tokens) {
+        return;
+    }
+
+    slot & s = slots[id_slot];
+    const laprox_stats before = get_stats(id_slot);
+    const int64_t      t0     = ggml_time_us();
+
+    queue.yield_to_queue([&]() {
+        if (!laprox_compress(ctx, id_slot)) {
+            s.refused = laprox_last_error();
+        }
+    });
+
+    s.stats = get_stats(id_slot);
+    metrics.add(before, s.stats);
+    if (!s.refused.empty()) {
+        SRV_WRN("slot %d: the KV cache was not compressed and is as it was: %s\n", id_slot, s.refused.c_str());
+        metrics.n_refused++;
+    } else if (s.stats.compressions > before.compressions) {
+        const double seconds = (ggml_time_us() - t0)/1e6;
+        s.compress_ms = seconds*1e3;
+        metrics.compression_seconds.add(seconds);
+        metrics.compression_kept.add((double) s.stats.entries_held/s.stats.entries_full);
+        SRV_INF("slot %d: %lld tokens, %.1f%% of the entries kept, %.1f MiB instead of %.1f MiB, took %.1f ms\n", id_slot,
+                (long long) s.stats.tokens_seen, 100.0*s.stats.entries_held/s.stats.entries_full,
+                s.stats.kv_bytes/1048576.0, before.kv_bytes/1048576.0, s.compress_ms);
+    }
+}
+
+void server_kv::clear_reason() const {
+    if (on()) {
+        get_stats(-1); // every call that succeeds clears it
+    }
+}
+
+std::string server_kv::reason_or(const std::string & otherwise) const {
+    const std::string last = on() ? laprox_last_error() : "";
+    return last.empty() ? otherwise : last;
+}
+
+//
+// numbers
+//
+
+void server_kv::refresh() {
+    if (!on()) {
+        return;
+    }
+    for (size_t id = 0; id < slots.size(); id++) {
+        slots[id].stats = get_stats(id);
+    }
+    metrics.held = get_stats(-1);
+}
+
+json server_kv::slot_json(int id_slot) const {
+    const slot & s = slots[id_slot];
+    return {
+        { "policy",        s.policy },
+        { "budget",        s.budget },
+        { "tokens_seen",   s.stats.tokens_seen },
+        { "entries_held",  s.stats.entries_held },
+        { "entries_full",  s.stats.entries_full },
+        { "kv_bytes",      s.stats.kv_bytes },
+        { "kv_bytes_full", s.stats.kv_bytes_full },
+        { "window_bytes",  s.stats.window_bytes },
+        { "compressions",  s.stats.compressions },
+    };
+}
+
+// llama-server's own reply, and "kv" where it has its timings; for formats without them, at the top or with the usage.
+struct server_task_result_cmpl_final_kv : server_task_result_cmpl_final {
+    json kv;
+
+    json to_json() override {
+        json reply = server_task_result_cmpl_final::to_json();
+        if (reply.is_array()) { // events of a stream
+            for (json & event : reply) {
+                json & data = event.contains("data") ? event.at("data") : event;
+                if (data.contains("timings") || json_value(data, "type", std::string()) == "message_delta") {
+                    data["kv"] = kv;
+                }
+            }
+        } else if (response_fields.empty() || res_type != TASK_RESPONSE_TYPE_NONE) {
+            reply["kv"] = kv;
+        } else {
+            const json chosen = json_get_nested_values(response_fields, {{ "kv", kv }});
+            for (const auto & item : chosen.items()) {
+                reply[item.key()] = item.value();
+            }
+        }
+        return reply;
+    }
+};
+
+std::unique_ptr<server_task_result_cmpl_final> server_kv::make_final_result(int id_slot) {
+    if (!on()) {
+        return std::make_unique<server_task_result_cmpl_final>();
+    }
+    slots[id_slot].stats = get_stats(id_slot);
+    auto result = std::make_unique<server_task_result_cmpl_final_kv>();
+    result->kv = slot_json(id_slot);
+    result->kv["compress_ms"]   = slots[id_slot].compress_ms;
+    result->kv["tokens_reread"] = slots[id_slot].n_reread;
+    if (!slots[id_slot].refused.empty()) {
+        result->kv["refused"] = slots[id_slot].refused;
+    }
+    return result;
+}

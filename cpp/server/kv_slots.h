@@ -1,0 +1,82 @@
+// llama-server's slots on a compressing KV cache. Without one, every call does nothing.
+
+#pragma once
+
+#include "server/kv_metrics.h"
+#include "server/kv_params.h"
+
+#include "server-task.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+struct server_queue;
+
+// The "kv" object of a request, checked. Throws std::invalid_argument.
+common_kv_request server_kv_parse_request(const json & request);
+
+// The "kv" object of /props.
+json server_kv_props();
+
+class server_kv {
+public:
+    explicit server_kv(server_kv_metrics & metrics) : metrics(metrics) {}
+
+    // The context was made, or made again after sleeping.
+    void init(llama_context * ctx, size_t n_slots);
+
+    bool on() const { return ctx != nullptr; }
+
+    // A request takes the slot. Returns why it can't, or nothing.
+    std::string begin(int id_slot, const common_kv_request & request);
+
+    // Whether what the slot holds of this prompt can be used without reading it again.
+    bool can_reuse(int id_slot, const server_tokens & cached, const server_tokens & prompt) const;
+
+    // How many of n_past cached tokens can be used for the prompt: all or, where the cut would lie in the compressed
+    // part, none.
+    int reuse(int id_slot, const server_task & task, const server_tokens & cached, int n_past);
+
+    // Around llama_decode, which may compress by itself.
+    void before_decode();
+    void after_decode(int ret);
+
+    // Why the last llama_decode found no room, after what llama-server says about it.
+    std::string explain(const std::string & error) const;
+
+    // The slot's prompt is in, and nothing was sampled yet.
+    void compress(int id_slot, server_queue & queue);
+
+    // Forget the reason of an earlier refusal, and the reason of one since then, if any.
+    void        clear_reason() const;
+    std::string reason_or(const std::string & otherwise) const;
+
+    // For /slots and /metrics, which may be read while the engine is at work: take the numbers, then show them.
+    void refresh();
+    json slot_json(int id_slot) const;
+
+    // The final reply of a slot, with a "kv" object beside its timings.
+    std::unique_ptr<server_task_result_cmpl_final> make_final_result(int id_slot);
+
+private:
+    struct slot {
+        std::string  policy;
+        std::string  budget;
+        laprox_stats stats {};
+
+        // of the request
+        double      compress_ms = 0;
+        int32_t     n_reread    = 0;
+        std::string refused; // why its prompt wasn't compressed
+    };
+
+    laprox_stats get_stats(int id_slot) const;
+    llama_pos    cut_from(int id_slot) const; // the first position at which the sequence can be cut
+
+    server_kv_metrics & metrics;
+    llama_context    * ctx = nullptr;
+    std::vector<slot>  slots;
+    laprox_stats       stats_before {};
+    std::string        reason; // of the last llama_decode that failed
+};
