@@ -7,7 +7,7 @@ import sys
 import typer
 
 from laprox import LaproxError
-from laprox.cli import chat, convert_gates, demo, info, profile, train_gates
+from laprox.cli import chat, convert_gates, demo, info, profile, serve, train_gates
 
 app = typer.Typer(
     name="laprox",
@@ -22,6 +22,11 @@ app.command("demo")(demo.demo)
 app.command("profile")(profile.profile)
 app.command("convert-gates")(convert_gates.convert_gates)
 app.command("train-gates")(train_gates.train_gates)
+app.command(
+    "serve",
+    add_help_option=False,  # llama-server's own
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(serve.command)
 
 
 def main() -> None:
