@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+
+def check_writable(output: Path) -> None:
+    """Raises ValueError if a file can't be made there: better now than after hours."""
+    try:
+        if output.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise ValueError(f"{output} can't be written: {error.strerror}") from None
 
 
 class Partial:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.show import notes
-from laprox.partial import Partial
+from laprox.partial import Partial, check_writable
 from laprox.profiling import SCORERS, SEED, STEPS, TEMPERATURE, Profiler, Sample, min_keep, observing
 
 PIECE = 8192  # tokens of a document's pieces, unless it is told otherwise
@@ -65,7 +64,7 @@ def profile(
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     if output.suffix != ".npy":
         raise ValueError(f"{output}: the table is a .npy file")
-    _check_writable(output)
+    check_writable(output)
 
     log.record(verbose)
     vocabulary = load_vocabulary(model)
@@ -120,15 +119,6 @@ def profile(
     table = spread(np.mean(partial.parts(settings["samples"]), axis=0), llm)
     partial.finish(npy(table, settings))
     _report(output, table, samples, config)
-
-
-def _check_writable(output: Path) -> None:
-    try:
-        if output.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        tempfile.TemporaryFile(dir=output.parent).close()
-    except OSError as error:
-        raise ValueError(f"{output} can't be written: {error.strerror}") from None
 
 
 def choose(samples: Sequence[Sample], n: int) -> list[Sample]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from llama_cpp._internals import LlamaModel
 from laprox import _core
 from laprox.gates import sidecar
 from laprox.gates.sidecar import TYPES, Gates
+from laprox.partial import check_writable
 
 
 def check_output(output: Path, kind: str) -> None:
@@ -24,12 +24,7 @@ def check_output(output: Path, kind: str) -> None:
         raise ValueError(f"{output}: gates are a .gguf file, such as MODEL.kv-gates.gguf beside MODEL.gguf")
     if importlib.util.find_spec("gguf") is None:
         raise ValueError('writing gates needs the gguf package: pip install "laprox[gates]"')
-    try:
-        if output.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        tempfile.TemporaryFile(dir=output.parent).close()
-    except OSError as error:
-        raise ValueError(f"{output} can't be written: {error.strerror}") from None
+    check_writable(output)
 
 
 def fitted(gates: Gates, path: Path, model: LlamaModel) -> Gates:
