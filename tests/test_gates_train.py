@@ -80,6 +80,14 @@ def test_attention_in_chunks_is_the_naive_one(chunk):
     torch.testing.assert_close(retained, s.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_a_strict_capacity_counts_entries_for_longer():
+    torch.manual_seed(1)
+    q, k, v, log_beta = torch.randn(1, 4, 19, 8), torch.randn(1, 2, 19, 8), torch.randn(1, 2, 19, 8), -torch.rand(1, 2, 19)
+    output, retained = retention_attention(q, k, v, log_beta, 0.3, 7, strictness=4.0)
+    torch.testing.assert_close(output, retention_attention(q, k, v, log_beta, 0.3, 7)[0])
+    torch.testing.assert_close(retained, naive(q, k, v, log_beta / 4, 0.3)[1].float(), rtol=1e-5, atol=1e-5)
+
+
 def test_chunks_have_the_naive_gradient():
     torch.manual_seed(2)
     inputs = [torch.randn(1, 4, 11, 8), torch.randn(1, 2, 11, 8), torch.randn(1, 2, 11, 8), -torch.rand(1, 2, 11)]

@@ -22,9 +22,9 @@ from laprox.documents import make_document
 MODEL = models.demo_model()
 DOCUMENTS, LENGTHS = 600, (512, 512, 1024, 1024, 1536)
 # Short next to the papers' runs (10,000 steps), so: a bias that forgets from the start (half of what is kept is gone after
-# 280 tokens, where 18 means 46 million), small gates, a high rate. -M 48 of up to 1536 tokens.
-RECIPE = ["--gate", "rg10", "--capacity", "global", "-M", "48", "--hidden", "128", "--bias", "6", "--lr", "3e-3",
-          "--warmup", "20", "--steps", "600", "--length", "2048"]
+# 280 tokens, where 18 means 46 million), small gates, a high rate. The planted heads match sharply, so: a strict capacity.
+RECIPE = ["--gate", "rg10", "--capacity", "global", "-M", "48", "--pressure", "3", "--strictness", "10", "--hidden", "128",
+          "--bias", "6", "--lr", "3e-3", "--warmup", "20", "--steps", "400", "--length", "2048", "--save-every", "20"]
 
 
 def conversation(number: int, size) -> list[dict]:
@@ -32,7 +32,8 @@ def conversation(number: int, size) -> list[dict]:
     rng = random.Random(f"gates {number}")
     length = rng.choice(LENGTHS)
     doc = make_document(f"gates {number}", int(length * 0.62), split="train", questions=2 + length // 22, share=rng.uniform(0.3, 0.8),
-                        count=size, prose=data.prose(rng) if rng.random() < 0.25 else None)
+                        count=size, prose=data.prose(rng) if rng.random() < 0.25 else None,
+                        extra=data.more_attributes(rng, 40), words=data.words(3, data.ANY))
     rng.shuffle(doc.questions)
     messages, used = [], size(doc.text) + 10
     for q in doc.questions:

@@ -43,6 +43,9 @@ def train_gates(
     capacity: Annotated[str, typer.Option("--capacity", help="global: one budget for the whole model; local: one per KV head.")] = "global",
     budget: Annotated[int, typer.Option("--budget", "-M", min=1, help="Tokens per KV head that training presses for.")] = 128,
     pressure: Annotated[float, typer.Option("--pressure", min=0.0, help="Weight of the capacity loss.")] = 1.0,
+    strictness: Annotated[
+        float, typer.Option("--strictness", min=1.0, help="1: the papers'. More: an entry counts longer than attention sees it; for heads that match sharply.")
+    ] = 1.0,
     hidden: Annotated[int, typer.Option("--hidden", min=1, help="Width of the gates.")] = 512,
     bias: Annotated[float, typer.Option("--bias", help="What z starts with: 18 forgets nothing at first; short runs want less.")] = 18.0,
     length: Annotated[int, typer.Option("--length", "-c", min=2, help="Longest sequence in tokens.")] = 8192,
@@ -91,7 +94,7 @@ def train_gates(
     if threads:
         torch.set_num_threads(threads)
     recipe = Recipe(
-        kind=kind, hidden=hidden, bias=bias, budget=budget, whole=CAPACITIES[capacity], pressure=pressure, steps=steps,
+        kind=kind, hidden=hidden, bias=bias, budget=budget, whole=CAPACITIES[capacity], pressure=pressure, strictness=strictness, steps=steps,
         accumulate=accumulate, lr=lr, warmup=warmup, weight_decay=weight_decay, seed=seed,
     )  # fmt: skip
     if device == "auto":
@@ -104,7 +107,7 @@ def train_gates(
     gates = fresh_gates(frozen, kind, hidden, bias)
     if init:
         gates.start_from(sidecar.read(init))
-    gated = Gated(frozen, gates.to(device), chunk)
+    gated = Gated(frozen, gates.to(device), chunk, strictness)
     trainer = Trainer(gated, recipe, examples)
     about: dict[str, Any] = {"training_budget": budget, "source": f"laprox train-gates, {steps} steps", "model": folder.resolve().name}
     if model and weights:  # before the work, too: a GGUF of other sizes

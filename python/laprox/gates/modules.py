@@ -87,8 +87,8 @@ class Gated:
     Gates are on by default, because the backward pass may compute layers again, long after the forward pass.
     """
 
-    def __init__(self, model: PreTrainedModel, gates: GateStack, chunk: int = CHUNK):
-        self.model, self.gates, self.chunk = model, gates, chunk
+    def __init__(self, model: PreTrainedModel, gates: GateStack, chunk: int = CHUNK, strictness: float = 1.0):
+        self.model, self.gates, self.chunk, self.strictness = model, gates, chunk, strictness
         self._on = True
         self._retained: dict[int, Tensor] = {}
         model.requires_grad_(False)
@@ -122,7 +122,7 @@ class Gated:
             return None
         x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         layer = attention.layer_idx
-        return args, kwargs | {"retention": (self.gates(layer, x), self.chunk, self._retained)}
+        return args, kwargs | {"retention": (self.gates(layer, x), self.chunk, self.strictness, self._retained)}
 
 
 def _attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, _mask: Tensor | None, scaling: float, retention: Any = None, **_: Any):
@@ -132,8 +132,8 @@ def _attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, _mask: Tensor
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
     else:
-        log_beta, chunk, retained = retention
-        output, retained[module.layer_idx] = retention_attention(q, k, v, log_beta, scaling, chunk)
+        log_beta, chunk, strictness, retained = retention
+        output, retained[module.layer_idx] = retention_attention(q, k, v, log_beta, scaling, chunk, strictness)
     return output.transpose(1, 2).contiguous(), None
 
 

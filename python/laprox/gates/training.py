@@ -30,6 +30,9 @@ class Recipe:
         budget: M, the tokens per KV head that training presses for; a budget at use may be another.
         whole: One budget for the whole model (DBTrimKV), not one per head (TRIM-KV).
         pressure: lambda, the weight of the capacity loss.
+        strictness: Entries count as retained by beta^(age / strictness); 1 in the papers. In training, forgetting only takes
+            age x -log beta off an attention logit. Heads whose matches win by many nats find what was forgotten all the
+            same, and gates learn to forget everything a little. What counts longer than it is seen must be chosen.
         steps, accumulate: Steps of the optimizer, and sequences in each.
         lr, min_lr, warmup: The rate at its highest and at the end (as a share), reached after so many steps, then a cosine.
         weight_decay, clip: Of AdamW; of the gradient's norm.
@@ -42,6 +45,7 @@ class Recipe:
     budget: int = 128
     whole: bool = True
     pressure: float = 1.0
+    strictness: float = 1.0
     steps: int = 2000
     accumulate: int = 1
     lr: float = 2e-4
