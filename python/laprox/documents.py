@@ -73,13 +73,17 @@ _LEADS = {
 _OWNED = {  # the attribute of a name, unlike "the {a} of {e}"
     "train": ("{e}'s {a}", "the {a} belonging to {e}", "the {a} for {e}", "the {a} {e} has", "{e}'s own {a}",
               "the {a} given for {e}", "the {a} from {e}", "the {a} known for {e}", "the {a} going with {e}",
-              "the {a} listed under {e}", "{e}'s only {a}", "the {a} there for {e}"),
+              "the {a} listed under {e}", "{e}'s only {a}", "the {a} there for {e}", "the {a} kept for {e}",
+              "the {a} which {e} has", "the {a} that {e} had", "the {a} set for {e}", "the {a} known to {e}",
+              "{e}'s other {a}", "the {a} chosen by {e}", "the {a} sent to {e}", "the {a} found with {e}"),
     "eval": ("the {a} that {e} has", "the {a} noted for {e}", "the {a} given to {e}"),
 }
 _TOPICS = {
     "train": ("for {e}, the {a}", "as for {e}, the {a}", "when it comes to {e}, the {a}", "about {e}: the {a}",
               "in the case of {e}, the {a}", "{e} has one {a}, which", "{e} has a {a}, which",
-              "with regard to {e}, the {a}", "we know {e}, whose {a}", "now to {e}, where the {a}"),
+              "with regard to {e}, the {a}", "we know {e}, whose {a}", "now to {e}, where the {a}",
+              "on {e}: the {a}", "by {e}, the {a}", "at {e}, the {a}", "and {e}: the {a}", "{e} is where the {a}",
+              "{e} was one that had a {a}, which", "under {e}, the {a}", "so for {e} the {a}", "this is {e}, whose {a}"),
     "eval": ("with {e}, the {a}", "in regard to {e}, the {a}", "{e} is one whose {a}", "now for {e}, whose {a}"),
 }
 _LINKS = {

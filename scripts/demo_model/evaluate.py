@@ -70,6 +70,17 @@ def by_depth(read, tok, lengths, count):
     return out
 
 
+def ready(read):
+    """The ready document's own questions."""
+    text, questions = ((SHIPPED.parent / f"demo_{n}").read_text() for n in ("document.txt", "questions.json"))
+    out = {}
+    for q in json.loads(questions):
+        kind = out.setdefault(q["kind"], {"n": 0, "right": 0})
+        kind["n"] += 1
+        kind["right"] += read(chat(documents.prompt(text, q["question"])))[2] == q["answer"]
+    return out
+
+
 def by_kind(read, tok, lengths, count):
     out = {}
     for kind in documents.KINDS[1:]:
@@ -169,7 +180,7 @@ def main():
     p.add_argument("--checkpoint", type=Path, default=OUT / "checkpoint.pt")
     p.add_argument("--lengths", type=int, nargs="+", default=[1000, 2000, 4000])
     p.add_argument("--documents", type=int, default=40, help="per length, with five questions each")
-    p.add_argument("--only", nargs="+", default=["depth", "kind", "agreement", "layers"])
+    p.add_argument("--only", nargs="+", default=["depth", "kind", "ready", "agreement", "layers"])
     a = p.parse_args()
     tok, model = tokenizer(), load(a.checkpoint)
     torch.set_num_threads(1)
@@ -187,10 +198,12 @@ def main():
         keep("depth", by_depth(read, tok, a.lengths, a.documents))
     if "kind" in a.only:
         keep("kind", by_kind(read, tok, a.lengths, a.documents // 2))
+    if "ready" in a.only:
+        keep("ready", ready(Reader(a.gguf, 9000)))
     if "agreement" in a.only:
         keep("agreement", agreement(read, model, tok, 100))
     if "layers" in a.only:
-        keep("layers", without_layers(model, tok, 500, max(1, a.documents // 4)))
+        keep("layers", without_layers(model, tok, 1000, max(1, a.documents // 4)))
 
 
 if __name__ == "__main__":

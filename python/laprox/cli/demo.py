@@ -32,9 +32,9 @@ def demo(
     compressed = KVConfig(budget=kv_budget)
     log.record(verbose)
     vocabulary = load_vocabulary(models.demo_model())
-    # Names and wordings that the toy was trained on: the point is what the cache keeps, not what a toy can't read.
+    # Names, attributes and wordings that the toy was not trained on.
     document = make_document(
-        "demo a", n_tokens, questions=12, share=0.35, split="train", kinds=("single", "unanswerable"), rephrased=0.0,
+        "demo f", n_tokens, questions=12, share=0.35, split="eval", kinds=("single", "unanswerable"), rephrased=0.0,
         count=lambda text: len(vocabulary.tokenize(text.encode(), add_bos=False, special=False)),
     )
     questions = document.questions[:n_questions]
