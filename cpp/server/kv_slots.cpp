@@ -82,7 +82,10 @@ json server_kv_props() {
 void server_kv::init(llama_context * ctx_new, size_t n_slots) {
     const common_params_kv & params = common_kv();
     ctx = params.on() ? ctx_new : nullptr;
-    slots.assign(n_slots, { params.policy_name(), params.budget_text() });
+    slot empty;
+    empty.policy = params.policy_name();
+    empty.budget = params.budget_text();
+    slots.assign(n_slots, empty);
     metrics.on = on();
 }
 
