@@ -24,7 +24,7 @@ LONGEST_ANSWER = 64
 def demo(
     kv_budget: options.KVBudget = str(options.DEFAULT.budget),
     n_questions: Annotated[int, typer.Option("--questions", min=1, max=12, help="Ask so many.")] = 6,
-    n_tokens: Annotated[int, typer.Option("--tokens", min=600, max=12000, help="Length of the document; the toy reads 2,000 well.")] = 2000,
+    n_tokens: Annotated[int, typer.Option("--tokens", min=600, max=12000, help="Length of the document; the longer, the more the toy itself misses.")] = 2000,
     threads: options.Threads = 0,
     verbose: options.Verbose = False,
 ) -> None:
