@@ -24,7 +24,7 @@ DOCUMENTS, LENGTHS = 600, (512, 512, 1024, 1024, 1536)
 # Short next to the papers' runs (10,000 steps), so: a bias that forgets from the start (half of what is kept is gone after
 # 280 tokens, where 18 means 46 million), small gates, a high rate. The planted heads match sharply, so: a strict capacity.
 RECIPE = ["--gate", "rg10", "--capacity", "global", "-M", "48", "--pressure", "3", "--strictness", "10", "--hidden", "128",
-          "--bias", "6", "--lr", "3e-3", "--warmup", "20", "--steps", "400", "--length", "2048", "--save-every", "20"]
+          "--bias", "6", "--lr", "3e-3", "--warmup", "20", "--steps", "190", "--length", "2048", "--save-every", "20"]
 
 
 def conversation(number: int, size) -> list[dict]:
