@@ -226,6 +226,7 @@ class Terminal:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.environ.update(TERM="dumb", COLUMNS="200")
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs, and inherited
             os.execv(sys.executable, [*LAPROX, *map(str, args)])
         self._seen = ""
 
