@@ -520,7 +520,7 @@ def test_the_demo_model_answers_from_a_part_of_its_cache():
     right = {"5%": 0, "100%": 0}
     with Server(laprox.demo_model(), "-c", "4096", "--kv-budget", "5%") as server:
         count = lambda text: len(server.post("/tokenize", content=text)["tokens"])
-        document = make_document("demo a", 2000, questions=12, share=0.35, split="train", kinds=("single", "unanswerable"), rephrased=0.0, count=count)
+        document = make_document("demo f", 2000, questions=12, share=0.35, split="eval", kinds=("single", "unanswerable"), rephrased=0.0, count=count)
         for budget in right:
             for question in document.questions[:3]:
                 reply = server.post(
@@ -529,7 +529,7 @@ def test_the_demo_model_answers_from_a_part_of_its_cache():
                 )  # fmt: skip
                 right[budget] += question.value in reply["choices"][0]["message"]["content"]
                 held = reply["kv"]["entries_held"] / reply["kv"]["entries_full"]
-                assert held < 0.07 if budget == "5%" else held == 1
+                assert held < 0.05 + 64 / 2000 if budget == "5%" else held == 1  # what was kept, and the answer
     assert right["100%"] >= 1 and right["5%"] >= right["100%"] - 1, right  # a toy: not all, but as many
 
 
