@@ -47,7 +47,7 @@ class Server:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        self.log_path = Path(log) if log else Path(f"/tmp/laprox-server-{os.getpid()}-{self.port}.log")
+        self.log_path = Path(log) if log else Path(tempfile.gettempdir(), f"laprox-server-{os.getpid()}-{self.port}.log")
         command = [program, "-m", model, "--port", self.port, "--temp", "0", "-t", "1", "--no-warmup", *options]
         if "-np" not in options:
             command += ["-np", "1"]
