@@ -215,7 +215,7 @@ gate_set::gate_set(const llama_model & model, const std::string & path) : path(p
 }
 
 ggml_tensor * gate_set::activate(ggml_context * ctx, ggml_tensor * t) const {
-    return gelu ? ggml_gelu(ctx, t) : ggml_silu(ctx, t);
+    return gelu ? ggml_gelu_erf(ctx, t) : ggml_silu(ctx, t); // PyTorch's gelu is the exact one
 }
 
 ggml_tensor * gate_set::build(ggml_context * ctx, ggml_cgraph * gf, uint32_t il) const {
