@@ -1,0 +1,1 @@
+"""What an eviction costs a model: tasks, metrics, trials on one document."""
