@@ -8,10 +8,11 @@ similarity are computed by the packages rouge-score and rapidfuzz: `pip install 
 
 from __future__ import annotations
 
+import importlib
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,3 +59,95 @@ def perplexity(logprobs: npt.ArrayLike, tokens: Sequence[int]) -> float:
     if not len(tokens) or len(rows) != len(tokens):
         raise ValueError(f"{len(rows)} distributions of {len(tokens)} tokens have no perplexity")
     return float(np.exp(-rows[np.arange(len(tokens)), np.asarray(tokens)].mean()))
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def recall(answer: str, references: Sequence[str]) -> float:
+    """The share of the references that occur in an answer, in whatever case: RULER's score of needles."""
+    found = [reference.lower() in answer.lower() for reference in references]
+    return sum(found) / len(found)
+
+
+def contains_any(answer: str, references: Sequence[str]) -> float:
+    """1 if one of the references occurs in an answer, in whatever case: RULER's score of question answering."""
+    return float(any(reference.lower() in answer.lower() for reference in references))
+
+
+def words(text: str) -> list[str]:
+    """Of an English text, as SQuAD's F1 compares them: lower case, without punctuation and articles."""
+    plain = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+
+
+def f1(answer: str, reference: str) -> float:
+    """The harmonic mean of the share of the answer's words that the reference has, and the other way round."""
+    a, b = words(answer), words(reference)
+    common = sum((Counter(a) & Counter(b)).values())
+    return 2 * common / (len(a) + len(b)) if common else 0.0
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """The F-measure of the longest common subsequence of words, by the package rouge-score, without stemming."""
+    scorer = _package("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    return float(scorer.score(reference, answer)["rougeL"].fmeasure)
+
+
+def classification(answer: str, reference: str, classes: Sequence[str]) -> float:
+    """1 / n if the right class is among the n classes that an answer names, or else 0.
+
+    A class whose name is part of the right one's does not count as named.
+    """
+    named = [c for c in classes if c in answer and (c == reference or c not in reference)]
+    return 1 / len(named) if reference in named else 0.0
+
+
+def retrieval(answer: str, reference: str) -> float:
+    """The share of the numbers in an answer that are the one in the reference, as in "Paragraph 3"."""
+    number = re.search(r"\d+", reference)
+    if number is None:
+        raise ValueError(f"the reference {reference!r} names no paragraph: there is no number in it")
+    return count(answer, number[0])
+
+
+def count(answer: str, reference: str) -> float:
+    """The share of the numbers in an answer that are the reference."""
+    numbers = re.findall(r"\d+", answer)
+    return numbers.count(reference) / len(numbers) if numbers else 0.0
+
+
+def code_similarity(answer: str, reference: str) -> float:
+    """Of the first line of an answer that looks like code: 1 - edits / (both lengths), by the package rapidfuzz.
+
+    Edits are insertions and deletions of characters. Lines with "`", "#" or "//" are taken for comments.
+    """
+    lines = (line for line in answer.lstrip("\n").split("\n") if not any(mark in line for mark in ("`", "#", "//")))
+    return float(_package("rapidfuzz.fuzz").ratio(next(lines, ""), reference)) / 100
+
+
+Score = Callable[[str, str, Sequence[str]], float]
+METRICS: dict[str, Score] = {  # answer, reference, classes -> 0 to 1
+    "f1": lambda answer, reference, _: f1(answer, reference),
+    "rouge-l": lambda answer, reference, _: rouge_l(answer, reference),
+    "classification": classification,
+    "retrieval": lambda answer, reference, _: retrieval(answer, reference),
+    "count": lambda answer, reference, _: count(answer, reference),
+    "code": lambda answer, reference, _: code_similarity(answer, reference),
+}
+_NEEDS = {"rouge-l": "rouge_score.rouge_scorer", "code": "rapidfuzz.fuzz"}
+
+
+def check_packages(metrics: Iterable[str]) -> None:
+    """Raises ValueError if one of these METRICS needs a package that is not installed."""
+    for metric in metrics:
+        if metric in _NEEDS:
+            _package(_NEEDS[metric])
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0].replace("_", "-")
+        raise ValueError(f'this metric needs the package {package}: pip install "laprox[eval]"') from None
