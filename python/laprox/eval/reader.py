@@ -1,0 +1,332 @@
+"""One model with one document in its cache: read once, and every trial starts from a copy of that state.
+
+Two regimes:
+
+    aware      compressed when document and question are in, so that the question is in the observation window
+    agnostic   the document is compressed alone, then the question is read
+
+    reader = Reader(llm)
+    reader.read(document)                                    # tokens
+    start = reader.start(question, Setting("laprox", "5%"))  # compressed, and ready to answer
+    reader.greedy(start, 64)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp.llama import LlamaState
+
+from laprox import _core
+from laprox.eval.metrics import agreement, kl_divergence, log_softmax
+from laprox.llama import Llama
+from laprox.policy import Policy
+from laprox.profiling import last_logits
+
+Floats = npt.NDArray[np.float64]
+
+REGIMES = {"aware": "Question inside the window", "agnostic": "Document compressed before the question"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the cache is compressed. Without a policy it is not, and the rest means nothing."""
+
+    policy: str | Policy | None = None
+    budget: str = "5%"
+    regime: str = "aware"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What compressing left and took. Seconds differ from run to run, the rest doesn't.
+
+    Attributes:
+        kv_bytes: Allocated right after it, tail and padding included.
+        entries_held: Entries in the cache right after it,
+        entries_full: and without it.
+        seconds: By the clock,
+        cpu_seconds: by the processor; 0 if nothing was compressed.
+        score_share: Of either, what scoring took.
+    """
+
+    kv_bytes: int
+    entries_held: int
+    entries_full: int
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    score_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """A cache that is ready to answer.
+
+    Attributes:
+        logprobs: Of the first token to come: float64 [vocabulary]. Under "aware" they are the full cache's, as in any run.
+        cost: None if this Llama has no compressing cache.
+        seconds: What reading the question took, by the clock.
+    """
+
+    logprobs: Floats
+    cost: Cost | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about the document, as tokens that follow it.
+
+    Attributes:
+        tokens: The question, up to where the answer begins.
+        answer: The reference, its end-of-turn token included, to be forced; None: the model answers by itself,
+        predict: with at most so many tokens.
+    """
+
+    tokens: Sequence[int]
+    answer: Sequence[int] | None = None
+    predict: int = 64
+
+
+@dataclass
+class Decoding:
+    """Tokens that were evaluated one by one, and the time that took by the clock."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Reader:
+    """A model and the document it has read.
+
+    Attributes:
+        llm: Made with `min_tokens=0`, or small budgets will not be reached on short documents; with the policy of
+            made_with(), where a policy needs that; or with kv=None, if nothing is ever compressed.
+        decoding: Adds up over all trials; set it to a new Decoding() where another sum begins.
+    """
+
+    llm: Llama
+    decoding: Decoding = field(default_factory=Decoding)
+
+    def __post_init__(self) -> None:
+        self._document: list[int] = []
+        self._read: LlamaState | None = None  # with the whole document in the cache
+        self._logprobs: Floats | None = None  # after it
+        self._compressed: tuple[Setting, LlamaState, Cost] | None = None  # the last "agnostic" one
+        self._asked: list[Asked] = []
+        self._full: list[Floats] = []  # [tokens of the answer, vocabulary] of each forced one, on the full cache
+        self._whole: list[dict[str, Any]] = []
+        self.read_seconds = 0.0
+        self.read_cpu_seconds = 0.0
+
+    # --- one trial ---
+
+    def read(self, document: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> None:
+        """Read a document and keep a copy of the cache.
+
+        Args:
+            document: Tokens that every prompt begins with.
+            progress: Called with how many of them are in.
+
+        Raises:
+            ValueError: They do not fit into the context.
+        """
+        self._document = list(document)
+        self._compressed, self._asked, self._full, self._whole = None, [], [], []
+        clock, cpu = time.perf_counter(), time.process_time()
+        self._evaluate_document(progress)
+        self.read_seconds, self.read_cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
+        self._logprobs = log_softmax(last_logits(self.llm))
+        self._read = self.llm.save_state()
+
+    @property
+    def state_bytes(self) -> int:
+        """What the copies of the cache take, beside the cache itself."""
+        states = [self._read, self._compressed[1] if self._compressed else None]
+        return sum(state.llama_state_size + state.scores.nbytes for state in states if state)
+
+    def start(self, question: Sequence[int], setting: Setting = Setting()) -> Start:
+        """Bring the cache into the state in which it answers a question.
+
+        Args:
+            question: Tokens after the document; none at all: the document itself goes on.
+            setting: How to compress.
+
+        Raises:
+            ValueError: A setting is out of range.
+            LaproxError: The engine refuses: no gates for "retention", say, or a budget in bytes that can't be kept.
+        """
+        if setting.regime not in REGIMES:
+            raise ValueError(f"regime is {setting.regime!r}; accepted: {', '.join(REGIMES)}")
+        if setting.policy is None:
+            self._restore(setting.policy)
+            logprobs, seconds = self._ask(question)
+            return Start(logprobs, self._held() if self.llm.kv_config else None, seconds)
+        self.llm.kv.set(policy=setting.policy, budget=setting.budget)
+        if setting.regime == "aware":
+            self._restore(setting.policy)
+            logprobs, seconds = self._ask(question)
+            return Start(logprobs, self._compress(), seconds)
+        if self._compressed is None or self._compressed[0] != setting:
+            self._compressed = None  # two copies at a time are enough
+            self._restore(setting.policy)
+            cost = self._compress()
+            self._compressed = setting, self.llm.save_state(), cost
+        else:
+            self.llm.load_state(self._compressed[1])
+        logprobs, seconds = self._ask(question)
+        return Start(logprobs, self._compressed[2], seconds)
+
+    def force(self, start: Start, answer: Sequence[int]) -> Iterator[Floats]:
+        """The log-probabilities [vocabulary] that each token of an answer met, while the model is told that answer."""
+        yield start.logprobs
+        for token in answer[:-1]:
+            yield self._decode(token)
+
+    def greedy(self, start: Start, predict: int) -> list[int]:
+        """The likeliest answer, token by token, of at most `predict` tokens; without its end-of-turn token."""
+        vocabulary = self.llm._model.vocab
+        tokens: list[int] = []
+        logprobs = start.logprobs
+        while True:
+            token = int(logprobs.argmax())
+            if llama_cpp.llama_vocab_is_eog(vocabulary, token):
+                return tokens
+            tokens.append(token)
+            if len(tokens) == predict:
+                return tokens
+            logprobs = self._decode(token)
+
+    # --- several questions under several settings ---
+
+    def able(self, policies: Sequence[str]) -> dict[str, str]:
+        """Why some of these policies can't run on this model: a file that it doesn't have, say."""
+        reasons = {}
+        for policy in policies:
+            try:
+                self.llm.kv.set(policy=policy)
+            except _core.LaproxError as error:
+                reasons[policy] = str(error)
+        return reasons
+
+    def ask(self, asked: Sequence[Asked]) -> None:
+        """From now on measure() is about these questions. Answers them on the full cache."""
+        self._asked, self._full, self._whole = list(asked), [], []
+        for question in self._asked:
+            start = self.start(question.tokens)
+            if question.answer is None:
+                self._full.append(np.empty((0, 0)))
+                self._whole.append({"tokens": self.greedy(start, question.predict)})
+            else:
+                self._full.append(np.array(list(self.force(start, question.answer))))
+                self._whole.append({"right": _right(self._full[-1], question.answer)})
+
+    def whole(self) -> dict[str, Any]:
+        """On the full cache: {"answers": [{"right"} or {"tokens"} per question], "bytes", "entries", "read_ms"}."""
+        self._restore(None)
+        held = self._held()
+        return {"answers": self._whole, "bytes": held.kv_bytes, "entries": held.entries_held, "read_ms": 1000 * self.read_cpu_seconds}
+
+    def measure(self, regime: str, policy: str | Policy, budget: str) -> dict[str, Any]:
+        """The same with a compressed cache.
+
+        Returns:
+            {"answers": [...], "bytes", "entries", "score_ms", "rest_ms"}. A forced answer has {"right", "kl", "agreement"}:
+            whether greedy decoding would give exactly it; the KL divergence from the full cache's next-token
+            distributions, in nats, and the share of equal likeliest tokens, both over the answer's tokens. Another one
+            has its {"tokens"}. Milliseconds are processor time, the mean over the compressions.
+        """
+        setting = Setting(policy, budget, regime)
+        answers, costs = [], []
+        for question, full in zip(self._asked, self._full):
+            start = self.start(question.tokens, setting)
+            assert start.cost is not None
+            costs.append(start.cost)
+            if question.answer is None:
+                answers.append({"tokens": self.greedy(start, question.predict)})
+                continue
+            now = np.array(list(self.force(start, question.answer)))
+            answers.append({
+                "right": _right(now, question.answer),
+                "kl": float(kl_divergence(full, now).mean()),
+                "agreement": float(agreement(full, now).mean()),
+            })  # fmt: skip
+        return {
+            "answers": answers,
+            "bytes": float(np.mean([c.kv_bytes for c in costs])),
+            "entries": float(np.mean([c.entries_held for c in costs])),
+            "score_ms": float(np.mean([1000 * c.cpu_seconds * c.score_share for c in costs])),
+            "rest_ms": float(np.mean([1000 * c.cpu_seconds * (1 - c.score_share) for c in costs])),
+        }
+
+    # --- the cache ---
+
+    def _restore(self, policy: str | Policy | None) -> None:
+        """The whole document in the cache, and nothing else."""
+        if self._read is None:
+            raise ValueError("there is no document yet: read() one first")
+        if policy is not None and made_with(policy) == "expected":
+            self._evaluate_document()  # its sums over the queries are in no state
+        else:
+            self.llm.load_state(self._read)
+
+    def _evaluate_document(self, progress: Callable[[int], None] = lambda n: None) -> None:
+        self.llm.reset()
+        for i in range(0, len(self._document), self.llm.n_batch):
+            batch = self._document[i : i + self.llm.n_batch]
+            self.llm.eval(batch)
+            progress(i + len(batch))
+
+    def _ask(self, question: Sequence[int]) -> tuple[Floats, float]:
+        if not question:
+            assert self._logprobs is not None
+            return self._logprobs, 0.0
+        clock = time.perf_counter()
+        self.llm.eval(question)
+        return log_softmax(last_logits(self.llm)), time.perf_counter() - clock
+
+    def _held(self) -> Cost:
+        stats = self.llm.kv.stats()
+        return Cost(stats.kv_bytes, stats.entries_held, stats.entries_full)
+
+    def _compress(self) -> Cost:
+        before = self.llm.kv.stats()
+        clock, cpu = time.perf_counter(), time.process_time()
+        self.llm.kv.compress()
+        seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
+        stats = self.llm.kv.stats()
+        score, *rest = (
+            getattr(stats, name) - getattr(before, name) for name in ("score_seconds", "select_seconds", "compact_seconds")
+        )
+        total = score + sum(rest)
+        return Cost(stats.kv_bytes, stats.entries_held, stats.entries_full, seconds, cpu_seconds, score / total if total else 0.0)
+
+    def _decode(self, token: int) -> Floats:
+        clock = time.perf_counter()
+        self.llm.eval([token])
+        logits = last_logits(self.llm)
+        self.decoding.seconds += time.perf_counter() - clock
+        self.decoding.tokens += 1
+        return log_softmax(logits)
+
+
+def made_with(policy: str | Policy | None) -> str:
+    """The policy that a context must be made with for this one: "laprox" but for those that collect something from the start.
+
+    Expected Attention sums up queries and gates mark tokens while a document is read, if the context was made for that. A
+    context that is made with "expected" serves all but "retention".
+    """
+    meaning = dict(zip(_core.policies(), _core.meanings())).get(policy, policy) if isinstance(policy, str) else ""
+    scorer = meaning.partition(":")[0]
+    return scorer if scorer in ("expected", "retention") else "laprox"
+
+
+def _right(logprobs: Floats, answer: Sequence[int]) -> bool:
+    return bool((logprobs.argmax(-1) == np.asarray(answer)).all())

@@ -1,0 +1,160 @@
+"""Results as they come: a JSON-lines file that an interrupted run goes on with.
+
+The first line is the header, which says what was measured and how; every other line is a row under its key. A row is in the
+file, on the disk, when add() returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from laprox import __version__
+
+Key = str | int | None
+
+# What a header says for people, and what may differ between the runs that share a file.
+_FREE = ("command", "machine")
+
+
+class Rows:
+    """The rows of one file, in the order in which they were measured."""
+
+    def __init__(self, path: Path, header: dict[str, Any], restart: bool = False) -> None:
+        """Begin a file, or go on with it.
+
+        Args:
+            path: The file.
+            header: What make_header() gives.
+            restart: Begin anew, whatever there is.
+
+        Raises:
+            ValueError: The file is of something else, or of a run with other settings: says which.
+            OSError: It can't be written.
+        """
+        self.path = path
+        self.header: dict[str, Any] = json.loads(json.dumps(header))
+        self._rows: dict[tuple[Key, ...], dict[str, Any]] = {}
+        if restart or not path.exists() or not path.read_bytes().strip():
+            with open(path, "wb") as file:
+                _write(file, {"header": self.header})
+            return
+        before = _load(path)
+        self._agree(before)
+        self.header = before.header
+        self._rows = before._rows
+
+    @classmethod
+    def load(cls, path: Path) -> Rows:
+        """A file that exists, to be read only.
+
+        Raises:
+            ValueError: It is not such a file.
+        """
+        return _load(path)
+
+    def __contains__(self, key: Sequence[Key]) -> bool:
+        return tuple(key) in self._rows
+
+    def __getitem__(self, key: Sequence[Key]) -> dict[str, Any]:
+        return self._rows[tuple(key)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[tuple[Key, ...], dict[str, Any]]]:
+        return iter(self._rows.items())
+
+    def add(self, key: Sequence[Key], row: dict[str, Any]) -> None:
+        """Append a row and see it to the disk.
+
+        Raises:
+            KeyError: There is one under this key.
+        """
+        if key in self:
+            raise KeyError(f"{self.path} has a row {list(key)}")
+        with open(self.path, "ab") as file:
+            _write(file, {"key": list(key), **row})
+        self._rows[tuple(key)] = json.loads(json.dumps(row))
+
+    def _agree(self, before: Rows) -> None:
+        old, new = _flat(before.header), _flat(self.header)
+        for name in {**old, **new}:
+            if name.split(".")[0] not in _FREE and old.get(name) != new.get(name):
+                raise ValueError(
+                    f"{self.path} is of another run: its {name} is {json.dumps(old.get(name))}, now it is "
+                    f"{json.dumps(new.get(name))}. Give the same settings to go on with it, --restart to begin anew, or another file"
+                )
+
+
+def make_header(kind: str, command: Sequence[str], settings: dict[str, Any], inputs: Sequence[Path], model: dict[str, Any]) -> dict[str, Any]:
+    """What a results file says of itself.
+
+    Args:
+        kind: Of the rows: "compare", "eval".
+        command: The arguments that the run was started with; for people, not compared.
+        settings: Everything that decides the numbers, and nothing else.
+        inputs: Files that do, too; told by name and sha256.
+        model: What make_model() gives.
+    """
+    return {
+        "kind": kind,
+        "versions": {"laprox": __version__, "llama_cpp_python": llama_cpp.__version__},
+        "settings": settings,
+        "inputs": [{"name": path.name, "sha256": sha256(path)} for path in inputs],
+        "model": model,
+        "command": list(command),
+        "machine": platform.platform(),
+    }
+
+
+def make_model(path: Path, fingerprint: str) -> dict[str, Any]:
+    """What a header says of a model: name, size, and the fingerprint that `_core.model_fingerprint` gives."""
+    return {"name": path.name, "bytes": path.stat().st_size, "fingerprint": fingerprint}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's contents, in hexadecimal."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(file: Any, line: dict[str, Any]) -> None:
+    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _load(path: Path) -> Rows:
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    found = Rows.__new__(Rows)
+    found.path, found.header, found._rows = path, {}, {}
+    try:
+        first, *lines = [json.loads(line) for line in whole.splitlines()]
+        found.header = dict(first["header"])
+        for line in lines:
+            found._rows[tuple(line.pop("key"))] = line
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no results file of laprox: name another one, or --restart to overwrite it") from None
+    if len(whole) < len(data):  # the line that was being written when the run ended
+        with open(path, "rb+") as file:
+            file.truncate(len(whole))
+    return found
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else key).items()}
