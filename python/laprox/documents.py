@@ -311,20 +311,13 @@ def make_document(seed: int | str, length: int = 2000, *, split: str = "eval", k
     count = count or (lambda s: -(-len(s) * 10 // 26))
     prose = iter(prose or ())
 
-    facts, kind_of = _facts(rng, split, max(4, round(length * share / 14)), extra, words)
-    seconds: dict[Fact, Fact] = {}  # a fact's second value
-    told = {f: _tell(rng, split, f, rng.random() < rephrased) for f in facts}
-    plain = {f for f in facts if statement(f)[3:] in told[f]}
-
-    asked = _questions(rng, split, facts, plain, kinds, questions, seconds, kind_of, words)
-    for second in seconds.values():
-        told[second] = _also(second)
+    told, asked, seconds = tell_facts(rng, max(4, round(length * share / 14)), split, kinds, questions, rephrased, extra, words)
 
     # Sentences in random order up to the length; facts that are asked about always fit.
     needed = {f for q in asked for f in q.facts} | set(seconds.values())
     sentences: list[tuple[str, Fact | None]] = [(told[f], f) for f in told if f in needed]
     used = sum(count(" " + s) for s, _ in sentences)
-    spare = [f for f in facts if f not in needed]
+    spare = [f for f in told if f not in needed]
     rng.shuffle(spare)
     filling = 0
     while True:
@@ -368,6 +361,23 @@ def make_document(seed: int | str, length: int = 2000, *, split: str = "eval", k
             line = []
     text.append(" ".join(line))
     return Document("\n".join(t for t in text if t), asked, [s[1] for s in sentences if s[1]])
+
+
+def tell_facts(rng: random.Random, n: int, split: str, kinds: Sequence[str], questions: int, rephrased: float,
+               extra: Sequence[str] = (), words: Sequence[str] = ()
+               ) -> tuple[dict[Fact, str], list[Question], dict[Fact, Fact]]:
+    """About `n` facts that resemble each other, as sentences, with questions about them; the rest is as in make_document().
+
+    Returns: the sentence of each fact; the questions, without a depth; and of facts with two values the second.
+    """
+    facts, kind_of = _facts(rng, split, n, extra, words)
+    seconds: dict[Fact, Fact] = {}
+    told = {f: _tell(rng, split, f, rng.random() < rephrased) for f in facts}
+    plain = {f for f in facts if statement(f)[3:] in told[f]}
+    asked = _questions(rng, split, facts, plain, kinds, questions, seconds, kind_of, words)
+    for second in seconds.values():
+        told[second] = _also(second)
+    return told, asked, seconds
 
 
 def _move(sentences, sizes, fact, depth):
