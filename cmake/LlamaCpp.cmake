@@ -11,11 +11,19 @@ set(LLAMA_BUILD_TESTS    OFF)
 set(LLAMA_BUILD_EXAMPLES OFF)
 set(LLAMA_BUILD_APP      OFF)
 
-# Nothing is fetched from the network, and no library of the machine is needed. Both can be turned on by hand:
-# OpenSSL for `llama-server -hf` and --ssl-*, the web page by npm.
+# No library of the machine is needed; OpenSSL, for `llama-server -hf` and --ssl-*, can be turned on by hand.
+set(LLAMA_OPENSSL OFF CACHE BOOL "llama-server: HTTPS, by the machine's OpenSSL")
+
+# llama-server's page is made by npm, of sources in the release and packages from npm's registry, and not downloaded
+# ready-made. Where npm fails, llama.cpp builds the server without the page.
+find_program(LAPROX_NPM NAMES npm.cmd npm)
+if(LAPROX_NPM AND LAPROX_BUILD_SERVER)
+    set(LAPROX_UI_DEFAULT ON)
+else()
+    set(LAPROX_UI_DEFAULT OFF)
+endif()
 set(LLAMA_USE_PREBUILT_UI OFF)
-set(LLAMA_OPENSSL  OFF CACHE BOOL "llama-server: HTTPS, by the machine's OpenSSL")
-set(LLAMA_BUILD_UI OFF CACHE BOOL "llama-server: the web page, built by npm")
+set(LLAMA_BUILD_UI ${LAPROX_UI_DEFAULT} CACHE BOOL "llama-server: the web page, built by npm")
 
 # The version that the libraries and llama-server report. Left alone, llama.cpp asks git in the folders above it,
 # finds our repository, and is compiled again after each of our commits.

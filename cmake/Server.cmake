@@ -11,12 +11,10 @@ target_sources(server-context PRIVATE
     "${PROJECT_SOURCE_DIR}/cpp/server/kv_slots.cpp")
 target_include_directories(server-context PUBLIC "${PROJECT_SOURCE_DIR}/cpp")
 
-# llama.cpp's page is made by npm from sources that the release carries, and of packages from npm's registry.
-find_program(LAPROX_NPM NAMES npm npm.cmd)
-if(NOT LLAMA_BUILD_UI)
-    message(STATUS "Web page of llama-server: not built in; with npm and a network, -DLLAMA_BUILD_UI=ON builds it")
-elseif(NOT LAPROX_NPM)
-    message(STATUS "Web page of llama-server: not built in, because npm was not found. Install Node.js and build again")
-else()
+if(LLAMA_BUILD_UI AND LAPROX_NPM)
     message(STATUS "Web page of llama-server: built by ${LAPROX_NPM}")
+elseif(LAPROX_NPM)
+    message(STATUS "Web page of llama-server: not built in, as LLAMA_BUILD_UI is off")
+else()
+    message(STATUS "Web page of llama-server: not built in, because npm was not found. Install Node.js and build again")
 endif()

@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products: more threads only wait for each other
@@ -55,3 +56,17 @@ def stock(stock_lib_dir, tmp_path):
 def rng(request):
     """The same numbers for a test whichever tests run before it."""
     return np.random.default_rng(sum(request.node.name.encode()))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, the machine's or Playwright's own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with playwright.sync_playwright() as p:
+        try:
+            browser = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: apt install chromium, or playwright install chromium ({str(error).splitlines()[0]})")
+        yield browser
+        browser.close()
