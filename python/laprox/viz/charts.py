@@ -1,0 +1,488 @@
+"""Charts with one look, for HTML pages (light and dark) and as PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+WIDE, NARROW = 720, 344  # pixels of a chart on a screen and on a phone
+
+# In a page these become CSS variables, which follow the reader's light or dark scheme; colours of data are the same in both.
+INK, MUTED, RULE, PAPER = "#1b1e24", "#5b626e", "#dcdfe4", "#fffffe"
+_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+
+ACCENT = "#d06a00"
+QUIET = "#8b919b"
+
+# The page's shades of text and the maps of numbers go from "nothing" to "everything" in the same order: dark blue to yellow
+# is read alike by everyone, in grey too, and shows on white and on black.
+MAP = LinearSegmentedColormap.from_list("laprox", ["#22305e", "#4a5580", "#83828a", "#b79f72", "#e3bd4f", "#ffe16b"])
+
+_STYLE = {
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "text.color": INK,
+    "text.parse_math": False,  # names come from the user: a $ is a $
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 12,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 6.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "laprox",  # the same chart is the same file
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture that can be drawn at any width.
+
+    Attributes:
+        alt: What it shows, in a sentence, for those who don't see it.
+        draw: Makes the figure, so many pixels wide. Units are pixels at 72 per inch.
+    """
+
+    alt: str
+    draw: Callable[[int], Figure]
+
+    def svg(self, width: int = WIDE) -> str:
+        """An `<svg>` element for a page that defines the CSS variables --ink, --muted, --rule, --paper and --font."""
+        with matplotlib.rc_context(_STYLE):
+            file = io.StringIO()
+            self.draw(width).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        return _for_a_page(file.getvalue(), self.alt)
+
+    def save(self, path: str | Path, width: int = WIDE, scale: float = 2.0) -> None:
+        """Write a PNG, light, `width * scale` pixels wide (or an SVG or PDF, by the suffix).
+
+        Raises:
+            OSError: It can't be written.
+            ValueError: matplotlib doesn't know the suffix.
+        """
+        with matplotlib.rc_context({**_STYLE, "svg.fonttype": "path"}):
+            self.draw(width).savefig(path, dpi=72 * scale, facecolor="white")
+
+
+class Mark(NamedTuple):
+    """How one line is told from the others, by more than its colour."""
+
+    colour: str
+    marker: str
+    dash: Any
+
+
+_BLUE, _GREEN, _ROSE, _INDIGO, _BROWN, _TEAL, _RED, _OLIVE = (
+    "#1f7ac0", "#0f9467", "#c25a97", "#7568d8", "#94701d", "#1b8f9e", "#cf4a4a", "#6f8722",
+)  # fmt: skip
+_SOLID, _DASHED, _DOTTED, _MIXED = "-", (0, (5, 2)), (0, (1.4, 1.6)), (0, (6, 2, 1.4, 2))
+_MARKS = {
+    "full": Mark(INK, "*", _DASHED),
+    "off": Mark(INK, "*", _DASHED),
+    "laprox": Mark(ACCENT, "o", _SOLID),
+    "lukv": Mark(_RED, "D", _SOLID),
+    "retention": Mark(_ROSE, "h", _SOLID),
+    "snapkv": Mark(_BLUE, "s", _SOLID),
+    "pyramidkv": Mark(_BLUE, "^", _DASHED),
+    "adakv": Mark(_GREEN, "^", _SOLID),
+    "criticalkv": Mark(_INDIGO, "D", _SOLID),
+    "defensivekv": Mark(_INDIGO, "v", _DASHED),
+    "cake": Mark(_TEAL, "P", _SOLID),
+    "lava": Mark(_TEAL, "X", _DASHED),
+    "rkv": Mark(_BROWN, "p", _SOLID),
+    "tova": Mark(_BROWN, "<", _DASHED),
+    "expected": Mark(_OLIVE, "h", _SOLID),
+    "keydiff": Mark(_GREEN, "v", _DASHED),
+    "knorm": Mark(_OLIVE, ">", _DASHED),
+    "streaming": Mark(QUIET, "s", _SOLID),
+    "random": Mark(QUIET, "x", _DOTTED),
+    "q8_0": Mark(_ROSE, "P", _DOTTED),
+    "q4_0": Mark(_ROSE, "X", _DOTTED),
+    "shorter": Mark(_BROWN, "v", _DOTTED),
+}
+_COLOURS = [ACCENT, _BLUE, _GREEN, _ROSE, _INDIGO, _BROWN, _TEAL, _RED, _OLIVE]
+_SHAPES = "os^DvPXph<>"
+
+
+def mark(name: str) -> Mark:
+    """The colour, marker and dash of a policy or other contender: the same in every chart, whatever else is in it.
+
+    Known are the named policies, "full", "q8_0", "q4_0" and "shorter" (context), and these followed by more: "laprox q8_0" and
+    "laprox:uniform" have laprox's colour and dashes of their own. Any other name always gets the same mark, too.
+    """
+    if name in _MARKS:
+        return _MARKS[name]
+    first, rest = re.match(r"([\w.-]*)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    number = zlib.crc32(rest.encode()) if rest else 0
+    if first in _MARKS:
+        base = _MARKS[first]
+        return base._replace(dash=(_DOTTED, _MIXED)[number % 2], marker=_SHAPES[number % len(_SHAPES)])
+    number = zlib.crc32(name.encode())
+    return Mark(_COLOURS[number % 9], _SHAPES[number // 9 % 11], (_SOLID, _DASHED, _DOTTED, _MIXED)[number // 99 % 4])
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one policy or other contender reached.
+
+    Attributes:
+        name: Shown, and decides the colour (see `mark`).
+        bytes: Of cache, one per measurement; or whatever else the budget is counted in. All above 0.
+        values: What was reached with them.
+        errors: Standard errors of the values; None shows none. NaN for a value without one.
+    """
+
+    name: str
+    bytes: Sequence[float]
+    values: Sequence[float]
+    errors: Sequence[float] | None = None
+
+
+def against_bytes(
+    lines: Sequence[Line],
+    reference: Line | None = None,
+    *,
+    title: str = "",
+    y: str = "right answers",
+    x: str = "KV cache",
+    percent: bool = True,
+    log_y: bool = False,
+    share: bool = False,
+    height: int = 380,
+) -> Chart:
+    """What is reached with how many bytes: a line per policy, with standard errors. The x axis is logarithmic.
+
+    Args:
+        lines: One per policy. A single point (a q8_0 cache) is a marker.
+        reference: The full cache, a single point: a dashed line from side to side that the others are to reach.
+        title: Over the chart.
+        y: What the values are; its axis.
+        x: What the bytes are of; its axis.
+        percent: Values are shares, 0 to 1, and shown as 0 to 100%.
+        log_y: Logarithmic values (KL divergence); values of 0 or less are then left out.
+        share: "bytes" are shares of the full cache, 0 to 1, shown in percent.
+        height: In pixels, of the axes; the legend comes on top.
+    """
+    names = ", ".join(line.name for line in lines)
+    alt = f"{title or y}: {y} against {x} for {names}"
+    return Chart(alt, lambda width: _draw_against_bytes(width, lines, reference, title, y, x, percent, log_y, share, height))
+
+
+def heat_map(
+    values: npt.ArrayLike,
+    *,
+    title: str = "",
+    unit: str = "entries",
+    layers: Sequence[int] | None = None,
+    percent: bool = False,
+) -> Chart:
+    """Layers (down) x KV heads (across).
+
+    Args:
+        values: [layers, heads]; NaN where there is no such head.
+        title: Over the chart.
+        unit: What is counted, at the colour bar.
+        layers: The model's number of each row; None counts from 0.
+        percent: Values are shares, 0 to 1, and shown as 0 to 100%.
+    """
+    array = np.asarray(values, np.float64)
+    numbers = list(range(len(array))) if layers is None else list(layers)
+    return Chart(f"{title or unit} of each layer and KV head", lambda width: _draw_heat_map(width, array, title, unit, numbers, percent))
+
+
+def along(
+    held: npt.ArrayLike,
+    *,
+    title: str = "",
+    layers: Sequence[int] | None = None,
+    marks: Mapping[str, int] | None = None,
+) -> Chart:
+    """Where in a text the kept entries lie: their share along the positions, over all heads and by layer.
+
+    Args:
+        held: [layers, tokens]: the share, 0 to 1, of a layer's KV heads that hold a token.
+        title: Over the chart.
+        layers: The model's number of each row; None counts from 0.
+        marks: Positions to mark, by name: {"question": 2013}.
+    """
+    array = np.asarray(held, np.float64)
+    numbers = list(range(len(array))) if layers is None else list(layers)
+    return Chart("Share of the entries kept, by position in the text", lambda width: _draw_along(width, array, title, numbers, dict(marks or {})))
+
+
+def distributions(
+    scores: Mapping[int, npt.ArrayLike],
+    kept: Mapping[int, npt.ArrayLike] | None = None,
+    *,
+    title: str = "",
+    x: str = "score",
+) -> Chart:
+    """How values are spread, one ridge per layer: all of them, and among them those of a part.
+
+    Args:
+        scores: {layer: values of any shape}. A logarithmic axis where none is negative. What is not finite is left out.
+        kept: {layer: bool of the same shape}: the part to show in colour, at the same scale.
+        title: Over the chart.
+        x: What the values are.
+    """
+    values = {layer: np.asarray(v, np.float64).ravel() for layer, v in scores.items()}
+    masks = None if kept is None else {layer: np.asarray(k, bool).ravel() for layer, k in kept.items()}
+    return Chart(f"Distribution of the {x} in each layer", lambda width: _draw_distributions(width, values, masks, title, x))
+
+
+def size(n_bytes: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    unit = min(3, int(math.log(n_bytes, 1024))) if n_bytes >= 1 else 0
+    return f"{n_bytes / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+
+
+# --- Drawing ---------------------------------------------------------------------------------------------------------
+
+
+def _figure(width: int, height: float) -> Figure:
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+
+
+def _draw_against_bytes(
+    width: int, lines: Sequence[Line], reference: Line | None, title: str, y: str, x: str, percent: bool, log_y: bool, share: bool, height: int
+) -> Figure:
+    columns = 4 if width >= 560 else 2
+    entries = len(lines) + (reference is not None)
+    figure = _figure(width, height + 19 * math.ceil(entries / columns) + 24 * bool(title))
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    scale = 100 if percent else 1
+    if reference is not None:
+        look = mark(reference.name)
+        value = reference.values[0] * scale
+        axes.axhline(value, color=look.colour, linestyle=look.dash, linewidth=1.4, zorder=1.5)
+        axes.plot(reference.bytes, [value], color=look.colour, marker=look.marker, markersize=10, linestyle=look.dash, label=reference.name)
+        if reference.errors is not None and np.isfinite(reference.errors[0]):
+            error = reference.errors[0] * scale
+            axes.axhspan(value - error, value + error, color=RULE, alpha=0.55, linewidth=0)
+    for line in lines:
+        look = mark(line.name)
+        order = np.argsort(line.bytes, kind="stable")
+        at, values = np.asarray(line.bytes, float)[order], np.asarray(line.values, float)[order] * scale
+        errors = None if line.errors is None else np.nan_to_num(np.asarray(line.errors, float)[order] * scale)
+        if log_y:
+            values = np.where(values > 0, values, np.nan)
+        axes.errorbar(
+            at, values, errors, label=line.name, color=look.colour, marker=look.marker, linestyle=look.dash,
+            elinewidth=1.1, capsize=0, markeredgecolor=PAPER if look.marker != "x" else look.colour, markeredgewidth=0.9 if look.marker != "x" else 1.8,
+        )  # fmt: skip
+    _ticks_of_sizes(axes, [b for line in [*lines, *([reference] if reference else [])] for b in line.bytes], share, 8 if width >= 560 else 4)
+    axes.set_xlabel(x)
+    if percent and not log_y:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if axes.get_ylim()[0] < 25 else None)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -3.0), min(high, 103.0))
+    if percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}%"))
+    elif log_y:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    # A rotated label takes width that a phone doesn't have.
+    axes.set_title(title + (f"\n{y}" if title else y), fontsize=12)
+    figure.legend(loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4)
+    return figure
+
+
+def _ticks_of_sizes(axes: Axes, at: Sequence[float], share: bool, most: int) -> None:
+    """Round numbers: powers of two of bytes, or 1, 2, 5, 10 percent."""
+    low, high = min(at), max(at)
+    if share:
+        candidates = [m * 10.0**e for e in range(-6, 1) for m in (1, 2, 5)]
+    else:
+        candidates = [2.0**e for e in range(0, 48)]
+    inside = [c for c in candidates if low / 1.3 <= c <= high * 1.3] or [low]
+    axes.xaxis.set_major_locator(FixedLocator(inside[:: math.ceil(len(inside) / most)]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%" if share else size(value)))
+
+
+def _draw_heat_map(width: int, values: npt.NDArray[np.float64], title: str, unit: str, layers: list[int], percent: bool) -> Figure:
+    n_layers, n_heads = values.shape
+    row = max(7.0, min(26.0, 460 / n_layers))
+    figure = _figure(width, row * n_layers + 84 + 24 * bool(title))
+    axes = figure.add_subplot()
+    axes.grid(False)
+    top = np.nanmax(values) if np.isfinite(values).any() else 1.0
+    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=MAP, vmin=0, vmax=top or 1.0, edgecolors=PAPER, linewidth=1.2 if row > 14 else 0.4)
+    axes.invert_yaxis()
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0)
+    every = math.ceil(13 / row)
+    axes.set_yticks(np.arange(0, n_layers, every) + 0.5, [str(n) for n in layers[::every]])
+    every = math.ceil(n_heads / (width / 24))
+    axes.set_xticks(np.arange(0, n_heads, every) + 0.5, [str(n) for n in range(0, n_heads, every)])
+    axes.set_xlabel("KV head")
+    axes.set_title((f"{title}\n" if title else "") + "layer", fontsize=12)
+
+    def written(value: float) -> str:
+        return f"{100 * value:.3g}%" if percent else f"{value:,.0f}" if top >= 10 else f"{value:.2g}"
+
+    longest = max((len(written(v)) for v in values[np.isfinite(values)]), default=1)
+    if row >= 17 and (width - 110) / n_heads > 7 * longest + 6:
+        for i, j in np.argwhere(np.isfinite(values)):
+            light = values[i, j] < 0.5 * top
+            axes.text(j + 0.5, i + 0.5, written(values[i, j]), ha="center", va="center", fontsize=10.5, color="#f6f6f4" if light else "#16181d")
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02, format=FuncFormatter(lambda value, _: written(value)))
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
+    bar.ax.tick_params(length=0)
+    bar.ax.set_title(unit, fontsize=11, fontweight="normal", color=MUTED, loc="right")
+    return figure
+
+
+def _draw_along(width: int, held: npt.NDArray[np.float64], title: str, layers: list[int], marks: dict[str, int]) -> Figure:
+    n_layers, n_tokens = held.shape
+    n_bins = max(1, min(n_tokens, width // 4))
+    edges = np.linspace(0, n_tokens, n_bins + 1).round().astype(int)
+    binned = np.add.reduceat(held, edges[:-1], axis=1) / np.diff(edges)
+    row = max(3.0, min(18.0, 300 / n_layers))
+    figure = _figure(width, 150 + row * n_layers + 84 + 24 * bool(title))
+    over, below = figure.subplots(2, 1, sharex=True, height_ratios=(150, max(40.0, row * n_layers)))
+    mean = 100 * binned.mean(0)
+    over.stairs(mean, edges, fill=True, color=ACCENT, alpha=0.85, linewidth=0)
+    over.set_ylim(0, max(1.0, min(100.0, 1.08 * mean.max())))
+    over.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}%"))
+    over.yaxis.set_major_locator(MaxNLocator(4))
+    over.set_title((f"{title}\n" if title else "") + "share of the entries that are kept", fontsize=12)
+    for name, at in marks.items():
+        for axes in (over, below):
+            axes.axvline(at, color=INK, linewidth=1.0, linestyle=_DOTTED)
+        left = at > n_tokens / 2
+        over.annotate(
+            name, (at, 1), xycoords=("data", "axes fraction"), xytext=(-4 if left else 4, -3), textcoords="offset points",
+            ha="right" if left else "left", va="top", fontsize=11, color=INK,
+        )  # fmt: skip
+    below.grid(False)
+    # One picture: a rectangle for each would be thousands.
+    below.imshow(binned, aspect="auto", extent=(0, n_tokens, n_layers, 0), cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
+    for side in below.spines.values():
+        side.set_visible(False)
+    every = math.ceil(13 / row)
+    below.set_yticks(np.arange(0, n_layers, every) + 0.5, [str(n) for n in layers[::every]])
+    below.tick_params(length=0)
+    below.xaxis.set_major_locator(MaxNLocator(7 if width >= 560 else 4, integer=True))
+    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    below.set_xlabel("position in tokens")
+    below.set_title("by layer: dark, no KV head holds it; yellow, all do", fontsize=11, fontweight="normal", color=MUTED)
+    return figure
+
+
+def _draw_distributions(
+    width: int, values: dict[int, npt.NDArray[np.float64]], kept: dict[int, npt.NDArray[np.bool_]] | None, title: str, x: str
+) -> Figure:
+    everything = np.concatenate([v[np.isfinite(v)] for v in values.values()]) if values else np.zeros(0)
+    logarithmic = everything.size > 0 and everything.min() >= 0 and everything.max() > 0
+    usable = everything[everything > 0] if logarithmic else everything
+    if not usable.size:
+        usable = np.array([0.0, 1.0])
+    low, high = np.quantile(usable, (0.002, 1.0) if logarithmic else (0.001, 0.999))
+    if logarithmic:
+        low, high = math.log10(low), math.log10(high)
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, 81 if width >= 560 else 49)
+
+    row = max(11.0, min(34.0, 560 / max(1, len(values))))
+    figure = _figure(width, row * (len(values) + 1.4) + 96 + 24 * bool(title))
+    axes = figure.add_subplot()
+    axes.grid(False, axis="y")
+    for i, (layer, all_of) in enumerate(values.items()):
+        fine = np.isfinite(all_of)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # What lies beyond the ends is counted at the ends: every entry is in the picture.
+            at = np.clip(np.log10(all_of) if logarithmic else all_of, low, high)
+        counts = np.histogram(at[fine], edges)[0]
+        tallest = counts.max() or 1
+        base = len(values) - 1 - i
+        axes.stairs(base + 1.45 * counts / tallest, edges, baseline=base, fill=True, facecolor=QUIET, alpha=0.45, linewidth=0, zorder=2 + i)
+        axes.stairs(base + 1.45 * counts / tallest, edges, baseline=None, color=QUIET, linewidth=0.9, zorder=2 + i)
+        if kept is not None:
+            part = np.histogram(at[fine & kept[layer]], edges)[0]
+            axes.stairs(base + 1.45 * part / tallest, edges, baseline=base, fill=True, color=ACCENT, linewidth=0, zorder=2.2 + i)
+        axes.axhline(base, color=RULE, linewidth=0.8, zorder=1.5)
+    every = math.ceil(13 / row)
+    names = list(values)
+    axes.set_yticks([len(values) - 1 - i for i in range(0, len(values), every)], [str(n) for n in names[::every]])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(-0.08, len(values) + 0.55)
+    axes.set_xlim(low, high)
+    if logarithmic:
+        step = max(1, math.ceil((high - low) / (8 if width >= 560 else 4)))
+        whole = range(math.ceil(low), math.floor(high) + 1, step)
+        axes.xaxis.set_major_locator(FixedLocator(list(whole) or [low, high]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    axes.set_xlabel(x)
+    axes.set_title((f"{title}\n" if title else "") + "layer", fontsize=12)
+    if kept is not None:
+        from matplotlib.patches import Patch
+
+        figure.legend(
+            handles=[Patch(color=ACCENT, label="kept"), Patch(facecolor=QUIET, alpha=0.45, label="all")], loc="outside lower center", ncols=2
+        )
+    return figure
+
+
+def _power(exponent: float) -> str:
+    if abs(exponent) <= 3:
+        return f"{10.0**exponent:.3g}"
+    return f"{10.0**exponent:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+
+
+def _for_a_page(svg: str, alt: str) -> str:
+    """matplotlib's SVG file as an element of an HTML page: scheme colours, the page's font, ids of its own."""
+    from html import escape
+
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r"font: ([^;\"]*?px) '[^;\"]*", r"font: \1 var(--font)", svg)
+    prefix = f"c{zlib.crc32(svg.encode()):08x}-"
+    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
+    svg = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{prefix}", svg)
+    opening = re.compile(r'<svg ([^>]*?)width="[^"]*"([^>]*?)height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"')
+    return opening.sub(lambda m: f'<svg role="img" aria-label="{escape(alt)}" ' + "".join(g for g in m.groups() if g), svg, count=1)
