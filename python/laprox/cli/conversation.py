@@ -14,10 +14,11 @@ _DOCUMENT = "\x02document\x03"
 class Conversation:
     """What was said so far. The documents open the first question."""
 
-    def __init__(self, vocabulary: LlamaModel, document: str) -> None:
-        """`vocabulary` may be a model that was loaded without its weights."""
+    def __init__(self, vocabulary: LlamaModel, document: str, between: str = "\n\n") -> None:
+        """`vocabulary` may be a model that was loaded without its weights. `between` separates documents and question."""
         self.turns: list[tuple[str, str]] = []  # question, answer
         self._vocabulary = vocabulary
+        self._between = between
         self._document = vocabulary.tokenize(document.encode(), add_bos=False, special=False) if document else []
         self._formatter = _formatter(vocabulary)
 
@@ -50,7 +51,7 @@ class Conversation:
 
     def _render(self, question: str) -> tuple[str, bool]:
         """The prompt with a mark in place of the documents, and whether it brings its own beginning-of-text token."""
-        document = f"{_DOCUMENT}\n\n" if self._document else ""
+        document = f"{_DOCUMENT}{self._between}" if self._document else ""
         if self._formatter is None:
             turns = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in self.turns)
             return f"{document}{turns}Question: {question}\nAnswer:", not self._vocabulary.add_bos_token()
