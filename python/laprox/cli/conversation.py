@@ -49,6 +49,12 @@ class Conversation:
         n = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
         return one[:n]
 
+    def document_end(self) -> int:
+        """How many tokens of every prompt there are up to the end of the documents."""
+        text, has_bos = self._render("?")
+        before = text.partition(_DOCUMENT)[0]
+        return len(self._vocabulary.tokenize(before.encode(), add_bos=not has_bos, special=True)) + len(self._document)
+
     def _render(self, question: str) -> tuple[str, bool]:
         """The prompt with a mark in place of the documents, and whether it brings its own beginning-of-text token."""
         document = f"{_DOCUMENT}{self._between}" if self._document else ""
