@@ -135,6 +135,17 @@ METRICS: dict[str, Score] = {  # answer, reference, classes -> 0 to 1
     "count": lambda answer, reference, _: count(answer, reference),
     "code": lambda answer, reference, _: code_similarity(answer, reference),
 }
+
+
+def score(metric: str, answer: str, references: Sequence[str], classes: Sequence[str] = ()) -> float:
+    """What an answer is worth, 0 to 1: by one of METRICS, the best of the references counting; "recall"; or "any"."""
+    if metric == "recall":
+        return recall(answer, references)
+    if metric == "any":
+        return contains_any(answer, references)
+    return max(METRICS[metric](answer, reference, classes) for reference in references)
+
+
 _NEEDS = {"rouge-l": "rouge_score.rouge_scorer", "code": "rapidfuzz.fuzz"}
 
 

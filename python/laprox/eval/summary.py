@@ -1,0 +1,137 @@
+"""What the rows of `laprox eval` say: means with standard errors over the documents that all policies have read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from laprox.eval.reader import REGIMES
+from laprox.eval.statistics import Mean, mean_with_error
+
+UNANSWERABLE = "facts-unanswerable"  # right without reading, so no part of any mean over tasks
+
+Key = tuple[Any, ...]
+
+
+def key(family: str, length: int, number: int, question: int, regime: str = "", policy: str = "full", budget: str = "") -> Key:
+    """Of a row; the full cache has neither regime nor budget."""
+    return family, length, number, question, regime, policy, budget
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row with the parts of its key."""
+
+    document: tuple[str, int, int]  # family, length, number
+    question: int
+    cell: tuple[str, str, str]  # regime, policy, budget
+    values: Mapping[str, Any]
+
+    @property
+    def length(self) -> int:
+        return self.document[1]
+
+    @property
+    def task(self) -> str:
+        return str(self.values["task"])
+
+
+class Summary:
+    """Means over rows.
+
+    Attributes:
+        complete: Whether every policy has read every document. If not, only those count that all have read; while there is
+            no such document, all do.
+        documents: So many count.
+        lengths, tasks, regimes, policies, budgets: Those that there are; policies without "full".
+    """
+
+    def __init__(self, rows: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]) -> None:
+        """Raises ValueError if there are none."""
+        every = [Row((k[0], k[1], k[2]), k[3], (k[4], k[5], k[6]), values) for k, values in rows]
+        whole = _whole_documents(every)
+        found = {row.document for row in every}
+        self.complete = whole == found
+        self._rows = [row for row in every if row.document in whole] if whole else every
+        if not self._rows:
+            raise ValueError("there are no results yet")
+        self.documents = len(whole or found)
+        self.lengths = sorted({row.length for row in self._rows})
+        self.tasks = _ordered(row.task for row in self._rows)
+        self.regimes = [r for r in REGIMES if any(row.cell[0] == r for row in self._rows)]
+        self.policies = _ordered(row.cell[1] for row in self._rows if row.cell[0])
+        self.budgets = _ordered(row.cell[2] for row in self._rows if row.cell[0])
+        self._cells: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+        for row in self._rows:
+            self._cells[row.cell].append(row)
+
+    def mean(
+        self, name: str, regime: str = "", policy: str = "full", budget: str = "", length: int | None = None, tasks: Sequence[str] = ()
+    ) -> Mean | None:
+        """The mean of a value of the rows ("score", "kl", "bytes", ...), or None if there is none.
+
+        Args:
+            name: Of the value.
+            regime, policy, budget: Which cell; as they are, the full cache's.
+            length: Of the documents; None: all.
+            tasks: Those that count; none named: all but facts-unanswerable, unless there is nothing else.
+        """
+        counted = tasks or self.answerable
+        rows = [
+            row
+            for row in self._cells.get((regime, policy, budget), [])
+            if row.task in counted and (length is None or row.length == length) and name in row.values
+        ]
+        return mean_with_error([row.values[name] for row in rows], [row.document for row in rows]) if rows else None
+
+    @property
+    def answerable(self) -> list[str]:
+        """The tasks that make up a mean over tasks."""
+        return [task for task in self.tasks if task != UNANSWERABLE] or self.tasks
+
+    def table(self, name: str, regime: str, length: int | None = None, tasks: Sequence[str] = ()) -> list[tuple[str, list[Mean | None]]]:
+        """A line per policy, its value at each budget; the full cache's is the first, if it has such a value."""
+        lines = [(policy, [self.mean(name, regime, policy, budget, length, tasks) for budget in self.budgets]) for policy in self.policies]
+        full = self.mean(name, length=length, tasks=tasks)
+        return ([("full", [full] * len(self.budgets))] if full else []) + lines
+
+    def curve(self, regime: str, policy: str, length: int | None = None, tasks: Sequence[str] = ()) -> tuple[list[float], list[float], list[float]]:
+        """Bytes, scores and standard errors at the budgets of a policy; of "full", one point."""
+        cells = [("", "full", "")] if policy == "full" else [(regime, policy, budget) for budget in self.budgets]
+        points = [(self.mean("bytes", *cell, length, tasks), self.mean("score", *cell, length, tasks)) for cell in cells]
+        points = [(b, s) for b, s in points if b and s]
+        return [b.mean for b, _ in points], [s.mean for _, s in points], [s.error for _, s in points]  # type: ignore[union-attr]
+
+    def unequal_bytes(self, within: float = 0.05) -> list[str]:
+        """Where policies differ in what they hold at one budget by more than a share: a sentence each."""
+        said = []
+        for regime in self.regimes:
+            for length in self.lengths:
+                for budget in self.budgets:
+                    held = {p: m.mean for p in self.policies if (m := self.mean("bytes", regime, p, budget, length))}
+                    if not held:
+                        continue
+                    middle = float(np.median(list(held.values())))
+                    off = {p: b / middle - 1 for p, b in held.items() if abs(b / middle - 1) > within}
+                    if off:
+                        which = ", ".join(f"{policy} {share:+.0%}" for policy, share in off.items())
+                        said.append(f"{regime}, {length:,} tokens, {budget}: {which} against the median of {middle / 1024:,.0f} KiB")
+        return said
+
+
+def _whole_documents(rows: Sequence[Row]) -> set[tuple[str, int, int]]:
+    """Documents whose every question was asked in all cells that their family and length have."""
+    wanted: dict[tuple[str, int], set[tuple[str, str, str]]] = defaultdict(set)
+    have: dict[tuple[str, int, int], dict[int, set[tuple[str, str, str]]]] = defaultdict(lambda: defaultdict(set))
+    for row in rows:
+        wanted[row.document[:2]].add(row.cell)
+        have[row.document][row.question].add(row.cell)
+    return {d for d, questions in have.items() if all(cells == wanted[d[:2]] for cells in questions.values())}
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
