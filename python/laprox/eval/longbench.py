@@ -117,9 +117,9 @@ def read_lines(path: Path, prompts: dict[str, tuple[str, int]]) -> list[Line]:
 
 
 def sample(
-    line: Line, longest: int, tokenize: Callable[[str], list[int]], detokenize: Callable[[Sequence[int]], str]
+    line: Line, longest: int, tokenize: Callable[[str], list[int]], detokenize: Callable[[Sequence[int]], str], chat: bool
 ) -> Sample:
-    """A question to be read by a model.
+    """A question to be read by a model, which has a template for `chat` or not.
 
     A prompt of more than `longest` tokens loses its middle: its first and its last half of so many tokens remain. As in
     LongBench, a chat template is put around it only where the model is not to go on with examples or code.
@@ -133,7 +133,7 @@ def sample(
         head, tail = (text.removesuffix(tail), tail) if text.endswith(tail) else (text, "")
     question = Question(line.dataset, tail, line.answers, DATASETS[line.dataset], "", line.predict, line.classes,
                         first_line=line.dataset in _FEW_SHOT)  # fmt: skip
-    return Sample(head, (question,), between="", chat=line.dataset not in _FEW_SHOT + _CODE)
+    return Sample(head, (question,), between="", chat=chat and line.dataset not in _FEW_SHOT + _CODE)
 
 
 def check_packages(lines: Sequence[Line]) -> None:

@@ -105,7 +105,7 @@ class Maker:
     paragraphs: Sequence[Paragraph] = field(default=(), repr=False)
 
     def samples(self, tasks: Sequence[str], length: int, number: int) -> list[tuple[str, Sample]]:
-        """The documents of this number for some tasks, each with its family: all kinds of facts share one document.
+        """The documents of this number for some tasks, each with its family: kinds of facts share one document.
 
         Args:
             tasks: Of TASKS.
@@ -117,7 +117,8 @@ class Maker:
         """
         made: list[tuple[str, Sample]] = []
         if kinds := [kind for kind, task in zip(KINDS, FACTS) if task in tasks]:
-            made.append(("facts", self._facts(kinds, length, number)))
+            family = "facts" if len(kinds) == len(KINDS) else "facts: " + ", ".join(kinds)  # with other kinds, other documents
+            made.append((family, self._facts(kinds, length, number)))
         for task in tasks:
             if task in RULER:
                 rng = random.Random(f"laprox eval {task} {self.seed} {length} {number}")

@@ -10,7 +10,7 @@ import llama_cpp
 import numpy as np
 
 from laprox.eval.metrics import agreement, kl_divergence, score
-from laprox.eval.reader import REGIMES, Reader, Setting
+from laprox.eval.reader import Reader, Setting
 from laprox.eval.tasks import Question
 from laprox.llama import Llama
 
@@ -100,17 +100,6 @@ class Trials:
             row["kl"] = float(kl_divergence(self._full[i][:n], now[:n]).mean())
             row["agreement"] = float(agreement(self._full[i][:n], now[:n]).mean())
         return row
-
-
-def settings(regime: str, policies: Sequence[str], budgets: Sequence[str]) -> list[Setting]:
-    """All combinations.
-
-    Raises:
-        ValueError: There is no such regime.
-    """
-    if regime not in REGIMES:
-        raise ValueError(f"--regime is {regime!r}; accepted: {', '.join(REGIMES)}, both")
-    return [Setting(policy, budget, regime) for policy in policies for budget in budgets]
 
 
 def _is_end(llm: Llama, token: int) -> bool:
