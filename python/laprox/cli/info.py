@@ -90,9 +90,9 @@ def info(
         _show(facts)
 
 
-def measure(weights: LlamaModel, type_k: options.CacheType, type_v: options.CacheType) -> Cache:
-    """Ask a small context what it would compress. Raises LaproxError if nothing."""
-    _core.model_set_params(weights.model, KVConfig().params())
+def measure(weights: LlamaModel, type_k: options.CacheType, type_v: options.CacheType, config: KVConfig = KVConfig()) -> Cache:
+    """Ask a small context what it would compress. Raises LaproxError if nothing, or not with these settings."""
+    _core.model_set_params(weights.model, config.params())
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = 256
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED

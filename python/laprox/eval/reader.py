@@ -16,15 +16,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 from llama_cpp.llama import LlamaState
 
 from laprox import _core
-from laprox.eval.metrics import agreement, kl_divergence, log_softmax
+from laprox.eval.metrics import log_softmax
 from laprox.llama import Llama
 from laprox.policy import Policy
 from laprox.profiling import last_logits
@@ -71,27 +69,12 @@ class Start:
     Attributes:
         logprobs: Of the first token to come: float64 [vocabulary]. Under "aware" they are the full cache's, as in any run.
         cost: None if this Llama has no compressing cache.
-        seconds: What reading the question took, by the clock.
+        seconds: What reading the question took, by the clock; 0 if a copy of the cache had it.
     """
 
     logprobs: Floats
     cost: Cost | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question about the document, as tokens that follow it.
-
-    Attributes:
-        tokens: The question, up to where the answer begins.
-        answer: The reference, its end-of-turn token included, to be forced; None: the model answers by itself,
-        predict: with at most so many tokens.
-    """
-
-    tokens: Sequence[int]
-    answer: Sequence[int] | None = None
-    predict: int = 64
 
 
 @dataclass
@@ -109,10 +92,13 @@ class Reader:
     Attributes:
         llm: Made with `min_tokens=0`, or small budgets will not be reached on short documents; with the policy of
             made_with(), where a policy needs that; or with kv=None, if nothing is ever compressed.
+        keep_asked: Whether to keep a copy of the cache after a question, which saves reading it again where several settings
+            in a row are tried on one question.
         decoding: Adds up over all trials; set it to a new Decoding() where another sum begins.
     """
 
     llm: Llama
+    keep_asked: bool = True
     decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
@@ -120,13 +106,9 @@ class Reader:
         self._read: LlamaState | None = None  # with the whole document in the cache
         self._logprobs: Floats | None = None  # after it
         self._compressed: tuple[Setting, LlamaState, Cost] | None = None  # the last "agnostic" one
-        self._asked: list[Asked] = []
-        self._full: list[Floats] = []  # [tokens of the answer, vocabulary] of each forced one, on the full cache
-        self._whole: list[dict[str, Any]] = []
+        self._questioned: tuple[list[int], LlamaState, Floats] | None = None  # with the last "aware" question in the cache
         self.read_seconds = 0.0
         self.read_cpu_seconds = 0.0
-
-    # --- one trial ---
 
     def read(self, document: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> None:
         """Read a document and keep a copy of the cache.
@@ -139,7 +121,7 @@ class Reader:
             ValueError: They do not fit into the context.
         """
         self._document = list(document)
-        self._compressed, self._asked, self._full, self._whole = None, [], [], []
+        self._compressed, self._questioned = None, None
         clock, cpu = time.perf_counter(), time.process_time()
         self._evaluate_document(progress)
         self.read_seconds, self.read_cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
@@ -149,7 +131,7 @@ class Reader:
     @property
     def state_bytes(self) -> int:
         """What the copies of the cache take, beside the cache itself."""
-        states = [self._read, self._compressed[1] if self._compressed else None]
+        states = [self._read, self._compressed and self._compressed[1], self._questioned and self._questioned[1]]
         return sum(state.llama_state_size + state.scores.nbytes for state in states if state)
 
     def start(self, question: Sequence[int], setting: Setting = Setting()) -> Start:
@@ -166,13 +148,11 @@ class Reader:
         if setting.regime not in REGIMES:
             raise ValueError(f"regime is {setting.regime!r}; accepted: {', '.join(REGIMES)}")
         if setting.policy is None:
-            self._restore(setting.policy)
-            logprobs, seconds = self._ask(question)
+            logprobs, seconds = self._restore_asked(question, None)
             return Start(logprobs, self._held() if self.llm.kv_config else None, seconds)
         self.llm.kv.set(policy=setting.policy, budget=setting.budget)
         if setting.regime == "aware":
-            self._restore(setting.policy)
-            logprobs, seconds = self._ask(question)
+            logprobs, seconds = self._restore_asked(question, setting.policy)
             return Start(logprobs, self._compress(), seconds)
         if self._compressed is None or self._compressed[0] != setting:
             self._compressed = None  # two copies at a time are enough
@@ -204,8 +184,6 @@ class Reader:
                 return tokens
             logprobs = self._decode(token)
 
-    # --- several questions under several settings ---
-
     def able(self, policies: Sequence[str]) -> dict[str, str]:
         """Why some of these policies can't run on this model: a file that it doesn't have, say."""
         reasons = {}
@@ -215,56 +193,6 @@ class Reader:
             except _core.LaproxError as error:
                 reasons[policy] = str(error)
         return reasons
-
-    def ask(self, asked: Sequence[Asked]) -> None:
-        """From now on measure() is about these questions. Answers them on the full cache."""
-        self._asked, self._full, self._whole = list(asked), [], []
-        for question in self._asked:
-            start = self.start(question.tokens)
-            if question.answer is None:
-                self._full.append(np.empty((0, 0)))
-                self._whole.append({"tokens": self.greedy(start, question.predict)})
-            else:
-                self._full.append(np.array(list(self.force(start, question.answer))))
-                self._whole.append({"right": _right(self._full[-1], question.answer)})
-
-    def whole(self) -> dict[str, Any]:
-        """On the full cache: {"answers": [{"right"} or {"tokens"} per question], "bytes", "entries", "read_ms"}."""
-        self._restore(None)
-        held = self._held()
-        return {"answers": self._whole, "bytes": held.kv_bytes, "entries": held.entries_held, "read_ms": 1000 * self.read_cpu_seconds}
-
-    def measure(self, regime: str, policy: str | Policy, budget: str) -> dict[str, Any]:
-        """The same with a compressed cache.
-
-        Returns:
-            {"answers": [...], "bytes", "entries", "score_ms", "rest_ms"}. A forced answer has {"right", "kl", "agreement"}:
-            whether greedy decoding would give exactly it; the KL divergence from the full cache's next-token
-            distributions, in nats, and the share of equal likeliest tokens, both over the answer's tokens. Another one
-            has its {"tokens"}. Milliseconds are processor time, the mean over the compressions.
-        """
-        setting = Setting(policy, budget, regime)
-        answers, costs = [], []
-        for question, full in zip(self._asked, self._full):
-            start = self.start(question.tokens, setting)
-            assert start.cost is not None
-            costs.append(start.cost)
-            if question.answer is None:
-                answers.append({"tokens": self.greedy(start, question.predict)})
-                continue
-            now = np.array(list(self.force(start, question.answer)))
-            answers.append({
-                "right": _right(now, question.answer),
-                "kl": float(kl_divergence(full, now).mean()),
-                "agreement": float(agreement(full, now).mean()),
-            })  # fmt: skip
-        return {
-            "answers": answers,
-            "bytes": float(np.mean([c.kv_bytes for c in costs])),
-            "entries": float(np.mean([c.entries_held for c in costs])),
-            "score_ms": float(np.mean([1000 * c.cpu_seconds * c.score_share for c in costs])),
-            "rest_ms": float(np.mean([1000 * c.cpu_seconds * (1 - c.score_share) for c in costs])),
-        }
 
     # --- the cache ---
 
@@ -276,6 +204,19 @@ class Reader:
             self._evaluate_document()  # its sums over the queries are in no state
         else:
             self.llm.load_state(self._read)
+
+    def _restore_asked(self, question: Sequence[int], policy: str | Policy | None) -> tuple[Floats, float]:
+        """The whole document and a question in the cache: what comes next, and the seconds to read the question."""
+        again = policy is not None and made_with(policy) == "expected"
+        if not again and self._questioned is not None and self._questioned[0] == list(question):
+            self.llm.load_state(self._questioned[1])
+            return self._questioned[2], 0.0
+        self._restore(policy)
+        logprobs, seconds = self._ask(question)
+        if self.keep_asked and question and not again:
+            self._questioned = None  # one copy at a time is enough
+            self._questioned = list(question), self.llm.save_state(), logprobs
+        return logprobs, seconds
 
     def _evaluate_document(self, progress: Callable[[int], None] = lambda n: None) -> None:
         self.llm.reset()
@@ -326,7 +267,3 @@ def made_with(policy: str | Policy | None) -> str:
     meaning = dict(zip(_core.policies(), _core.meanings())).get(policy, policy) if isinstance(policy, str) else ""
     scorer = meaning.partition(":")[0]
     return scorer if scorer in ("expected", "retention") else "laprox"
-
-
-def _right(logprobs: Floats, answer: Sequence[int]) -> bool:
-    return bool((logprobs.argmax(-1) == np.asarray(answer)).all())
