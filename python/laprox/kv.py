@@ -70,6 +70,19 @@ class KV:
         """Positions held for a KV head: [n], ascending. Every head of every layer has its own."""
         return _core.positions(self._ctx, layer, head)
 
+    def held(self) -> dict[int, npt.NDArray[np.bool_]]:
+        """Which tokens each KV head of each compressed layer holds: {layer: bool [KV heads, positions seen]}.
+
+        The sum over an array's last axis is what each head kept; over all heads of all layers, how many of them still hold
+        each token. What a layer holds that is not compressed is not told: all of it, or its window.
+        """
+        n = _core.stats(self._ctx)["tokens_seen"]
+        held = {layer: np.zeros((n_head_kv, n), bool) for layer, n_head_kv in self.layers.items()}
+        for layer, heads in held.items():
+            for head, row in enumerate(heads):
+                row[self.positions(layer, head)] = True
+        return held
+
     def scores(self, layer: int | None = None, head: int | None = None) -> Any:
         """Score what is held with the current policy and observation window. Evicts nothing.
 

@@ -21,6 +21,7 @@ from laprox.reading import read_documents
 
 HELP = """\
 /stats          what the cache holds, and what compressing it cost
+/view           the text, shaded by what is held; /view FILE.html writes a page
 /budget 10%     keep at most this much; what is evicted stays so until /reread
 /reread         read everything again with the last question in view, and answer it again
 /reread TEXT    the same with a new question
@@ -185,6 +186,8 @@ class Chat:
             notes.print(HELP, markup=False)
         elif command == "/stats":
             self._show_stats()
+        elif command == "/view":
+            self._view(argument)
         elif command == "/budget":
             self._set_budget(argument)
         elif command == "/reread":
@@ -204,6 +207,11 @@ class Chat:
             f"(scoring {stats.score_seconds:.2f}, selecting {stats.select_seconds:.2f}, moving {stats.compact_seconds:.2f})",
             markup=False,
         )
+
+    def _view(self, path: str) -> None:
+        from laprox.cli.view import view_held  # it takes chat's options
+
+        view_held(self._session.llm, notes, Path(path).expanduser() if path else None)
 
     def _set_budget(self, text: str) -> None:
         kv = self._session.llm.kv

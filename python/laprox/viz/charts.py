@@ -15,11 +15,13 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 WIDE, NARROW = 720, 344  # pixels of a chart on a screen and on a phone
+
+GAP = 20  # between charts that are saved together
 
 # In a page these become CSS variables, which follow the reader's light or dark scheme; colours of data are the same in both.
 INK, MUTED, RULE, PAPER = "#1b1e24", "#5b626e", "#dcdfe4", "#fffffe"
@@ -97,6 +99,37 @@ class Chart:
         """
         with matplotlib.rc_context({**_STYLE, "svg.fonttype": "path"}):
             self.draw(width).savefig(path, dpi=72 * scale, facecolor="white")
+
+
+def save_together(rows: Sequence[Sequence[tuple[Chart, int]]], path: str | Path, scale: float = 2.0) -> None:
+    """Write charts as one light PNG: rows from the top, each of charts and their widths from the left.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    from PIL import Image  # matplotlib brings it
+
+    drawn = []
+    for row in rows:
+        drawn.append([])
+        for chart, width in row:
+            file = io.BytesIO()
+            with matplotlib.rc_context(_STYLE):
+                chart.draw(width - GAP).savefig(file, format="png", dpi=72 * scale, facecolor="white")
+            drawn[-1].append(Image.open(file).convert("RGB"))
+    gap = int(GAP * scale)
+    whole = Image.new(
+        "RGB", (max(sum(i.width + gap for i in row) for row in drawn) + gap, sum(max(i.height for i in row) + gap for row in drawn) + gap), "white"
+    )
+    y = gap
+    for row in drawn:
+        x = gap
+        for image in row:
+            whole.paste(image, (x, y))
+            x += image.width + gap
+        y += max(image.height for image in row) + gap
+    # A palette is enough for flat colours, and a third of the bytes.
+    whole.quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
 
 
 class Mark(NamedTuple):
@@ -252,7 +285,7 @@ def distributions(
     title: str = "",
     x: str = "score",
 ) -> Chart:
-    """How values are spread, one ridge per layer: all of them, and among them those of a part.
+    """How values are spread, one ridge per layer: all of them, and among them those of a part. Heights are roots of counts.
 
     Args:
         scores: {layer: values of any shape}. A logarithmic axis where none is negative. What is not finite is left out.
@@ -276,6 +309,13 @@ def size(n_bytes: float) -> str:
 
 def _figure(width: int, height: float) -> Figure:
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+
+
+def _titles(figure: Figure, axes: Axes, title: str, y: str) -> None:
+    """The title, and over the axis what it is of: turned by 90 degrees it would take width that a phone doesn't have."""
+    axes.set_title(y, fontsize=11, fontweight="normal", color=MUTED)
+    if title:
+        figure.suptitle(title, x=0.004, ha="left", fontsize=13, fontweight="bold", color=INK)
 
 
 def _draw_against_bytes(
@@ -318,8 +358,7 @@ def _draw_against_bytes(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}%"))
     elif log_y:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    # A rotated label takes width that a phone doesn't have.
-    axes.set_title(title + (f"\n{y}" if title else y), fontsize=12)
+    _titles(figure, axes, title, y)
     figure.legend(loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4)
     return figure
 
@@ -354,7 +393,7 @@ def _draw_heat_map(width: int, values: npt.NDArray[np.float64], title: str, unit
     every = math.ceil(n_heads / (width / 24))
     axes.set_xticks(np.arange(0, n_heads, every) + 0.5, [str(n) for n in range(0, n_heads, every)])
     axes.set_xlabel("KV head")
-    axes.set_title((f"{title}\n" if title else "") + "layer", fontsize=12)
+    _titles(figure, axes, title, "layer")
 
     def written(value: float) -> str:
         return f"{100 * value:.3g}%" if percent else f"{value:,.0f}" if top >= 10 else f"{value:.2g}"
@@ -383,10 +422,12 @@ def _draw_along(width: int, held: npt.NDArray[np.float64], title: str, layers: l
     over, below = figure.subplots(2, 1, sharex=True, height_ratios=(150, max(40.0, row * n_layers)))
     mean = 100 * binned.mean(0)
     over.stairs(mean, edges, fill=True, color=ACCENT, alpha=0.85, linewidth=0)
-    over.set_ylim(0, max(1.0, min(100.0, 1.08 * mean.max())))
+    # The end of a text is always kept, whole: on an even scale little else would be seen.
+    over.set_yscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
+    over.set_ylim(0, 100)
     over.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}%"))
-    over.yaxis.set_major_locator(MaxNLocator(4))
-    over.set_title((f"{title}\n" if title else "") + "share of the entries that are kept", fontsize=12)
+    over.yaxis.set_major_locator(FixedLocator([1, 5, 20, 50, 100]))
+    _titles(figure, over, title, "share of the entries that are kept")
     for name, at in marks.items():
         for axes in (over, below):
             axes.axvline(at, color=INK, linewidth=1.0, linestyle=_DOTTED)
@@ -397,7 +438,7 @@ def _draw_along(width: int, held: npt.NDArray[np.float64], title: str, layers: l
         )  # fmt: skip
     below.grid(False)
     # One picture: a rectangle for each would be thousands.
-    below.imshow(binned, aspect="auto", extent=(0, n_tokens, n_layers, 0), cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
+    below.imshow(binned, aspect="auto", extent=(0, n_tokens, n_layers, 0), cmap=MAP, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     for side in below.spines.values():
         side.set_visible(False)
     every = math.ceil(13 / row)
@@ -406,7 +447,7 @@ def _draw_along(width: int, held: npt.NDArray[np.float64], title: str, layers: l
     below.xaxis.set_major_locator(MaxNLocator(7 if width >= 560 else 4, integer=True))
     below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     below.set_xlabel("position in tokens")
-    below.set_title("by layer: dark, no KV head holds it; yellow, all do", fontsize=11, fontweight="normal", color=MUTED)
+    _titles(figure, below, "", "by layer: dark, no KV head holds it; yellow, all do")
     return figure
 
 
@@ -418,9 +459,9 @@ def _draw_distributions(
     usable = everything[everything > 0] if logarithmic else everything
     if not usable.size:
         usable = np.array([0.0, 1.0])
-    low, high = np.quantile(usable, (0.002, 1.0) if logarithmic else (0.001, 0.999))
+    low, high = np.quantile(usable, (0.01, 1.0) if logarithmic else (0.001, 0.999))
     if logarithmic:
-        low, high = math.log10(low), math.log10(high)
+        low, high = math.log10(max(low, high * 1e-8)), math.log10(high)
     if not high > low:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, 81 if width >= 560 else 49)
@@ -434,13 +475,14 @@ def _draw_distributions(
         with np.errstate(divide="ignore", invalid="ignore"):
             # What lies beyond the ends is counted at the ends: every entry is in the picture.
             at = np.clip(np.log10(all_of) if logarithmic else all_of, low, high)
-        counts = np.histogram(at[fine], edges)[0]
+        # Roots: a part of a hundredth would be a line on the ground.
+        counts = np.sqrt(np.histogram(at[fine], edges)[0])
         tallest = counts.max() or 1
         base = len(values) - 1 - i
         axes.stairs(base + 1.45 * counts / tallest, edges, baseline=base, fill=True, facecolor=QUIET, alpha=0.45, linewidth=0, zorder=2 + i)
         axes.stairs(base + 1.45 * counts / tallest, edges, baseline=None, color=QUIET, linewidth=0.9, zorder=2 + i)
         if kept is not None:
-            part = np.histogram(at[fine & kept[layer]], edges)[0]
+            part = np.sqrt(np.histogram(at[fine & kept[layer]], edges)[0])
             axes.stairs(base + 1.45 * part / tallest, edges, baseline=base, fill=True, color=ACCENT, linewidth=0, zorder=2.2 + i)
         axes.axhline(base, color=RULE, linewidth=0.8, zorder=1.5)
     every = math.ceil(13 / row)
@@ -456,7 +498,7 @@ def _draw_distributions(
         axes.xaxis.set_major_locator(FixedLocator(list(whole) or [low, high]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
     axes.set_xlabel(x)
-    axes.set_title((f"{title}\n" if title else "") + "layer", fontsize=12)
+    _titles(figure, axes, title, "layer")
     if kept is not None:
         from matplotlib.patches import Patch
 

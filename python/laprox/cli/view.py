@@ -1,0 +1,146 @@
+"""`laprox view`: what is remembered of a document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from laprox import KVConfig, Llama, models
+from laprox.cli import log, options
+from laprox.cli.chat import context_size
+from laprox.cli.conversation import Conversation
+from laprox.cli.loading import load, load_vocabulary
+from laprox.cli.options import DEFAULT
+from laprox.cli.session import Sampling, Session
+from laprox.cli.show import notes, printable, read, size
+from laprox.partial import check_writable
+from laprox.reading import read_documents
+
+if TYPE_CHECKING:
+    from laprox.viz.remembered import Remembered
+
+DEMO = "demo"
+
+
+def view(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file; demo = the shipped toy.", show_default=False)],
+    document: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DOCUMENT]", help="Text, Markdown, HTML or PDF; the toy has one of its own.", show_default=False),
+    ] = None,
+    question: Annotated[
+        str, typer.Option("--question", "-q", help="Compress with this in view; without it, before any question.", show_default=False)
+    ] = "",
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page to look at in a browser.", show_default=False)] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write a picture.", show_default=False)] = None,
+    lines: Annotated[int, typer.Option("--lines", min=1, max=400, help="Lines of the text in the picture.")] = 30,
+    ctx_size: options.ContextSize = 0,
+    kv_budget: options.KVBudget = str(DEFAULT.budget),
+    kv_policy: options.KVPolicy = str(DEFAULT.policy),
+    kv_window: options.KVWindow = DEFAULT.window,
+    kv_sink: options.KVSink = DEFAULT.sink,
+    kv_recent: options.KVRecent = DEFAULT.recent,
+    kv_min_tokens: options.KVMinTokens = DEFAULT.min_tokens,
+    kv_prefill: options.KVPrefill = DEFAULT.prefill,
+    kv_profile: options.KVProfile = None,
+    kv_gates: options.KVGates = None,
+    kv_floor: options.KVFloor = DEFAULT.floor,
+    cache_type_k: options.CacheTypeK = "f16",
+    cache_type_v: options.CacheTypeV = "f16",
+    threads: options.Threads = 0,
+    gpu_layers: options.GPULayers = 0,
+    batch_size: options.BatchSize = 512,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show what is remembered of a document: its text, shaded by how many layers and heads still hold each token.
+
+    In the terminal, or as a page or a picture.
+    """
+    # Everything that can be wrong without the model is found before it is loaded.
+    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile, kv_gates, kv_floor)
+    if not kv.on:
+        raise ValueError(f"--kv-policy {kv_policy} keeps everything, so there is nothing to show")
+    type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
+    for output in (html, png):
+        if output is not None:
+            check_writable(output)
+    if png is not None and png.suffix.lower() != ".png":
+        raise ValueError(f"{png}: the picture is a .png file")
+    if str(model) == DEMO and not model.exists():
+        model = models.demo_model()
+        if not document:
+            document = [models.demo_document()]
+            question = question or json.loads(models.demo_questions().read_text())[0]["question"]
+    if not document:
+        raise typer.BadParameter("name a document: laprox view MODEL DOCUMENT")
+    text = read_documents(document)
+
+    log.record(verbose)
+    conversation = Conversation(load_vocabulary(model), text)
+    tokens = conversation.prompt(question) if question else conversation.opening()
+    llm = load(
+        model,
+        verbose,
+        kv=kv,
+        n_ctx=context_size(conversation, [question] if question else [], 1, ctx_size),
+        n_batch=batch_size,
+        n_threads=threads or None,
+        n_gpu_layers=gpu_layers,
+        type_k=type_k.ggml,
+        type_v=type_v.ggml,
+    )
+    read(Session(llm, conversation, Sampling()), tokens)
+
+    from laprox.viz.remembered import look, score_all
+
+    scores = score_all(llm)  # of everything that is in, before something goes
+    llm.kv.compress()
+    remembered = look(llm, scores, {"question": len(conversation.opening())} if question else None)
+    show(remembered, Console(highlight=False), model.name, ", ".join(path.name for path in document), question, html, png, lines)
+
+
+def view_held(llm: Llama, console: Console, html: Path | None) -> None:
+    """Show what a Llama in use holds, scored as it is now.
+
+    Raises:
+        ValueError: The page can't be written, or nothing was read yet.
+        LaproxError: The cache is not compressed.
+    """
+    from laprox.viz.remembered import look
+
+    if html is not None:
+        check_writable(html)
+    show(look(llm), console, Path(llm.model_path).name, "", "", html, None)
+
+
+def show(
+    remembered: Remembered, console: Console, model: str, document: str, question: str, html: Path | None, png: Path | None, lines: int = 30
+) -> None:
+    """Into the files, or else into the terminal."""
+    from laprox.viz.remembered import page, picture
+    from laprox.viz.terminal import show as show_in
+
+    if html is None and png is None:
+        show_in(remembered, console)
+    stats = remembered.stats
+    notes.print(
+        f"{stats.tokens_seen:,} tokens seen · {stats.entries_held:,} of {stats.entries_full:,} entries held "
+        f"({stats.entries_held / stats.entries_full:.1%}) · {size(stats.kv_bytes)} now, {size(stats.kv_bytes_full)} without laprox",
+        markup=False,
+    )
+    if stats.entries_held == stats.entries_full:
+        notes.print(
+            f"Nothing was evicted: the text is within the budget ({remembered.config.budget}), or within "
+            f"min_tokens ({remembered.config.min_tokens})."
+        )
+    if html is not None:
+        page(remembered, model, document, question).save(html)
+        notes.print(printable(str(html)), markup=False)
+    if png is not None:
+        picture(remembered, png, lines)
+        notes.print(printable(str(png)), markup=False)

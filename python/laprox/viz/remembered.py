@@ -1,0 +1,352 @@
+"""What a Llama remembers of the text that it has seen: gathered from `llm.kv`, as an HTML page and as a PNG."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import ctypes
+import unicodedata
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from laprox.config import KVConfig
+from laprox.kv import KVStats
+
+if TYPE_CHECKING:
+    from laprox.llama import Llama
+    from laprox.viz.page import Page
+
+# Shades of the text: the share of (layer, KV head) pairs up to which each goes. The same for every model and document, so that
+# pictures can be compared; finer at the low end, where most of a compressed text is.
+SHADES = (0.05, 0.10, 0.20, 0.35, 0.50, 0.75, 0.999, 1.0)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A text and what is held of it.
+
+    Attributes:
+        pieces: The bytes of each token seen, in order; a character may be spread over several.
+        control: [tokens] whether a token is one of the model's own, such as the beginning of a turn.
+        held: {layer: bool [KV heads, tokens]}, as `llm.kv.held()` gives it.
+        scores: {layer: float32 [KV heads, tokens]}, NaN where there is none; empty if nobody asked.
+        config: The settings that were in force.
+        stats: The cache in numbers.
+        marks: Positions with a name: {"question": 2013}.
+    """
+
+    pieces: list[bytes]
+    control: npt.NDArray[np.bool_]
+    held: dict[int, npt.NDArray[np.bool_]]
+    scores: dict[int, npt.NDArray[np.float32]]
+    config: KVConfig
+    stats: KVStats
+    marks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """All (layer, KV head), in the order of `rows`."""
+        return [(layer, head) for layer, heads in self.held.items() for head in range(len(heads))]
+
+    @property
+    def rows(self) -> npt.NDArray[np.bool_]:
+        """What each pair holds: [pairs, tokens]."""
+        return np.concatenate(list(self.held.values()))
+
+    @property
+    def entries(self) -> npt.NDArray[np.float64]:
+        """How many entries each head kept: [layers, most heads], NaN where a layer has fewer heads."""
+        table = np.full((len(self.held), max(map(len, self.held.values()))), np.nan)
+        for row, heads in zip(table, self.held.values()):
+            row[: len(heads)] = heads.sum(1)
+        return table
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The shortest part of the text that is whole tokens and whole characters.
+
+    Attributes:
+        text: Safe to show: control characters and what would turn the reading direction around are made visible.
+        start: The first token,
+        stop: and the one after the last.
+        control: One of the model's own tokens.
+    """
+
+    text: str
+    start: int
+    stop: int
+    control: bool
+
+
+def look(llm: Llama, scores: dict[int, npt.NDArray[np.float32]] | None = None, marks: Mapping[str, int] | None = None) -> Remembered:
+    """What a Llama holds now.
+
+    Args:
+        llm: One whose cache is compressed.
+        scores: Of all entries, taken with `score_all` before something was evicted; None scores what is held now.
+        marks: Positions to show by name.
+
+    Raises:
+        LaproxError: Its cache is not compressed; or it can't be scored.
+        ValueError: It has seen nothing yet.
+    """
+    stats = llm.kv.stats()
+    if not stats.tokens_seen:
+        raise ValueError("nothing was read yet, so there is nothing to show")
+    tokens = [int(token) for token in llm.input_ids[: stats.tokens_seen]]
+    vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
+    control = np.array([llama_cpp.llama_vocab_is_control(vocabulary, token) for token in tokens], bool)
+    return Remembered(
+        [_piece(vocabulary, token) for token in tokens],
+        control,
+        llm.kv.held(),
+        score_all(llm) if scores is None else scores,
+        llm.kv.config,
+        stats,
+        dict(marks or {}),
+    )
+
+
+def score_all(llm: Llama) -> dict[int, npt.NDArray[np.float32]]:
+    """`llm.kv.scores()` by token: {layer: float32 [KV heads, positions seen]}, NaN where nothing is held."""
+    n = llm.kv.stats().tokens_seen
+    dense = {layer: np.full((n_head_kv, n), np.nan, np.float32) for layer, n_head_kv in llm.kv.layers.items()}
+    for layer, heads in llm.kv.scores().items():
+        for head, values in enumerate(heads):
+            dense[layer][head, llm.kv.positions(layer, head)] = values
+    return dense
+
+
+def cells(remembered: Remembered) -> list[Cell]:
+    """The text, cut where both a token and a character end."""
+    made: list[Cell] = []
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text, start = "", 0
+    for i, (piece, control) in enumerate(zip(remembered.pieces, remembered.control)):
+        if control:
+            if start < i:
+                made.append(Cell(visible(text + decoder.decode(b"", True)), start, i, False))
+            decoder.reset()
+            made.append(Cell(visible(piece.decode(errors="replace")), i, i + 1, True))
+            text, start = "", i + 1
+            continue
+        text += decoder.decode(piece)
+        if not text or decoder.getstate()[0]:
+            continue
+        if made and start and _joins(made[-1], text):
+            before = made.pop()
+            made.append(Cell(before.text + visible(text), before.start, i + 1, False))
+        else:
+            made.append(Cell(visible(text), start, i + 1, False))
+        text, start = "", i + 1
+    if start < len(remembered.pieces):
+        made.append(Cell(visible(text + decoder.decode(b"", True)), start, len(remembered.pieces), False))
+    return made
+
+
+def held_by(remembered: Remembered, parts: Sequence[Cell]) -> npt.NDArray[np.bool_]:
+    """Which pairs hold a cell, that is, any token of it: [pairs, cells]."""
+    return np.logical_or.reduceat(remembered.rows, [cell.start for cell in parts], axis=1)
+
+
+def shade(count: int, n_pairs: int) -> int:
+    """0 for what nothing holds, up to len(SHADES) for what all pairs do."""
+    if not count:
+        return 0
+    return 1 + next(i for i, top in enumerate(SHADES) if count <= top * n_pairs or top == 1.0)
+
+
+def page(remembered: Remembered, model: str, document: str = "", question: str = "") -> Page:
+    """The page.
+
+    Args:
+        remembered: What to show.
+        model: Its name, as people know it.
+        document: The same of the document.
+        question: What was asked about it; "" if nothing was, yet.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    from laprox.viz.page import Page
+
+    about = " · ".join(part for part in (model, document) if part)
+    made = Page(f"What is remembered of {document}" if document else "What is remembered", about + (f" · asked: {question}" if question else ""))
+    made.facts(numbers(remembered))
+
+    made.section("The text")
+    made.text(
+        "Every token is shaded by how many of the "
+        f"{len(remembered.pairs)} pairs of a layer and a KV head still hold it. Point at one, or walk with the arrow keys, to see which."
+    )
+    templates = jinja2.Environment(loader=jinja2.PackageLoader("laprox.viz"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    parts = cells(remembered)
+    held = held_by(remembered, parts)
+    counts = held.sum(0)
+    some = counts > 0
+    bits = np.packbits(held[:, some], axis=1)
+    style = templates.get_template("remembered.css").render()
+    box = templates.get_template("remembered.html").render(
+        style=Markup(style),
+        text=Markup(_marked_up(parts, counts, len(held), remembered.marks)),
+        bits=base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode(),
+        stride=bits.shape[1],
+        n_pairs=len(held),
+        pairs=remembered.pairs,
+        entries=remembered.rows.sum(1).tolist(),
+        layers=[[layer, len(heads)] for layer, heads in remembered.held.items()],
+        starts=" ".join(str(cell.start) for cell, any_ in zip(parts, some) if any_),
+        shades=_legend(len(held)),
+    )
+    made.html(Markup(box), templates.get_template("remembered.js").render())
+
+    pictures = charts_of(remembered)
+    made.section("The numbers")
+    made.figure(pictures["along"], "Above, the share of all entries at a position that are kept; below, of those of each layer.")
+    made.figure(pictures["heads"], "Entries per layer and KV head. Not all heads need the same: most policies give much to few.")
+    if "scores" in pictures:
+        made.figure(
+            pictures["scores"],
+            f"How the scores of {policy_name(remembered.config)} are spread in each layer: the kept entries in colour, in front of all that "
+            "were scored; heights are square roots of counts. Scores are as the policy defines them. Pooling, and how heads and layers "
+            "share the budget, come after, so a kept entry may score less than an evicted one.",
+        )
+    made.details(settings(remembered))
+    return made
+
+
+def picture(remembered: Remembered, path: str | Path, lines: int = 30) -> None:
+    """Write the same as a PNG, light. Of a long text, the lines of which most is kept.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    from laprox.viz import charts
+    from laprox.viz.excerpt import excerpt
+
+    pictures = charts_of(remembered)
+    width = 960
+    rows = [[(excerpt(remembered, lines), width)], [(pictures["along"], width)]]
+    below = [pictures[name] for name in ("heads", "scores") if name in pictures]
+    rows.append([(chart, width // len(below)) for chart in below])
+    charts.save_together(rows, path)
+
+
+def charts_of(remembered: Remembered) -> dict[str, object]:
+    """The charts that go with the text: "along" it, by "heads", and "scores" where there are any."""
+    from laprox.viz import charts
+
+    layers = list(remembered.held)
+    made = {
+        "along": charts.along(
+            [heads.mean(0) for heads in remembered.held.values()], title="Where in the text", layers=layers, marks=remembered.marks
+        ),
+        "heads": charts.heat_map(remembered.entries, layers=layers, title="Entries kept"),
+    }
+    if remembered.scores:
+        made["scores"] = charts.distributions(remembered.scores, remembered.held, title="Scores")
+    return made
+
+
+def numbers(remembered: Remembered) -> dict[str, str]:
+    """The few numbers that everyone should see."""
+    from laprox.viz.charts import size
+
+    stats = remembered.stats
+    return {
+        "tokens seen": f"{stats.tokens_seen:,}",
+        "entries held": f"{stats.entries_held:,} of {stats.entries_full:,}",
+        "share": f"{stats.entries_held / stats.entries_full:.1%}",
+        "KV cache": f"{size(stats.kv_bytes)}, not {size(stats.kv_bytes_full)}",
+    }
+
+
+def settings(remembered: Remembered) -> dict[str, str]:
+    """How the cache was set, and laprox's version."""
+    from laprox import __version__
+
+    config = remembered.config
+    names = ("budget", "window", "sink", "recent", "min_tokens", "prefill", "profile", "gates", "floor")
+    chosen = {name: str(getattr(config, name)) for name in names if getattr(config, name) is not None}
+    return {"policy": policy_name(config), **chosen, "compressions": str(remembered.stats.compressions), "laprox": __version__}
+
+
+def policy_name(config: KVConfig) -> str:
+    """As the user named it; one of Python by its class."""
+    return config.policy if isinstance(config.policy, str) else type(config.policy).__name__
+
+
+def visible(text: str) -> str:
+    """Text that can be shown: no control characters but line breaks and tabs, nothing that reorders its surroundings."""
+    return "".join(_visible(c) for c in text.replace("\r\n", "\n"))
+
+
+def _visible(c: str) -> str:
+    if c in "\n\t" or c.isprintable():
+        return c
+    category = unicodedata.category(c)
+    if ord(c) < 0x20:
+        return chr(0x2400 + ord(c))  # a picture of it
+    if c == "\x7f":
+        return "\u2421"
+    if category in ("Cc", "Cs", "Co", "Cn") or unicodedata.bidirectional(c) in _REORDERING or c in "\u2028\u2029":
+        return "\ufffd"
+    return c  # other spaces, joiners
+
+
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def _joins(before: Cell, text: str) -> bool:
+    """Whether a character begins in one token and is changed by the next: accents, emoji sequences."""
+    if before.control or not before.text:
+        return False
+    first = text[0]
+    modifies = unicodedata.category(first) in ("Mn", "Me") or first == "\u200d" or "\U0001f3fb" <= first <= "\U0001f3ff"
+    return modifies or before.text[-1] == "\u200d"
+
+
+def _piece(vocabulary: ctypes.c_void_p, token: int) -> bytes:
+    room = 64
+    while True:
+        buffer = ctypes.create_string_buffer(room)
+        n = llama_cpp.llama_token_to_piece(vocabulary, token, buffer, room, 0, True)
+        if n >= 0:
+            return buffer.raw[:n]
+        room = -n
+
+
+def _legend(n_pairs: int) -> list[tuple[int, str]]:
+    """The shades that this many pairs can have, and the counts that each stands for."""
+    ranges: dict[int, tuple[int, int]] = {}
+    for count in range(1, n_pairs + 1):
+        low, _ = ranges.get(shade(count, n_pairs), (count, count))
+        ranges[shade(count, n_pairs)] = (low, count)
+    return [(0, "0")] + [(level, str(low) if low == high else f"{low}–{high}") for level, (low, high) in ranges.items()]
+
+
+def _marked_up(parts: Sequence[Cell], counts: npt.NDArray[np.int64], n_pairs: int, marks: Mapping[str, int]) -> str:
+    """HTML: one <i> for each cell that something holds, and plain text between. Most of the text is between: pages stay small."""
+    return "".join(_pieces(parts, counts, n_pairs, marks))
+
+
+def _pieces(parts: Sequence[Cell], counts: npt.NDArray[np.int64], n_pairs: int, marks: Mapping[str, int]) -> Iterator[str]:
+    from html import escape
+
+    waiting = sorted((at, name) for name, at in marks.items())
+    for cell, count in zip(parts, counts.tolist()):
+        while waiting and waiting[0][0] < cell.stop:
+            yield f"<em>{escape(waiting.pop(0)[1])}</em>"
+        text = escape(cell.text)
+        if cell.control:
+            text = f"<b>{text}</b>"
+        level = shade(count, n_pairs)
+        yield f"<i class=l{level}>{text}</i>" if level else text

@@ -1,0 +1,103 @@
+"""Shaded text in a terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Console, Group
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from laprox.viz.remembered import Remembered, cells, held_by, shade
+
+# The dark scheme of the page for backgrounds, which all carry dark or light text of their own: right on any terminal.
+_STYLES = (
+    Style(dim=True),
+    *(Style(color="#fbf3e4", bgcolor=b) for b in ("#33291a", "#47361c", "#5f451c", "#7d581d")),
+    *(Style(color="#16130d", bgcolor=b) for b in ("#a9741f", "#d39127", "#f3ad3b", "#ffc966")),
+)
+_BARS = " ▁▂▃▄▅▆▇█"
+LONG, AROUND = 60, 12  # tokens: forgotten stretches longer than this are cut down to so many at either end
+
+
+def shaded(remembered: Remembered, colours: bool = True) -> Text:
+    """The text, shaded by how many (layer, KV head) pairs hold each token.
+
+    Long stretches that hardly anything holds are left out, and counted. Without colours, as in a pipe, everything is left out
+    that nothing holds: "⋯" stands there.
+    """
+    parts = cells(remembered)
+    counts = held_by(remembered, parts).sum(0)
+    n_pairs = len(remembered.pairs)
+    levels = np.array([shade(int(count), n_pairs) for count in counts])
+    text = Text(no_wrap=False, overflow="fold")
+    i = 0
+    while i < len(parts):
+        if levels[i]:
+            text.append(parts[i].text, _STYLES[levels[i]])
+            i += 1
+            continue
+        end = i
+        while end < len(parts) and not levels[end]:
+            end += 1
+        _forgotten(text, [part.text for part in parts[i:end]], colours)
+        i = end
+    return text
+
+
+def strip(remembered: Remembered, width: int) -> Text:
+    """Where in the text the kept entries lie, in one line of so many columns."""
+    share = remembered.rows.mean(0)
+    edges = np.linspace(0, len(share), min(width, len(share)) + 1).astype(int)
+    means = np.add.reduceat(share, edges[:-1]) / np.diff(edges)
+    top = means.max() or 1.0
+    return Text("".join(_BARS[min(8, int(np.ceil(8 * mean / top)))] for mean in means))
+
+
+def heads(remembered: Remembered) -> Table:
+    """The entries that each layer's heads kept."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("layer", justify="right")
+    entries = remembered.entries
+    for head in range(entries.shape[1]):
+        table.add_column(f"head {head}" if entries.shape[1] <= 12 else str(head), justify="right")
+    top = np.nanmax(entries) or 1.0
+    for layer, row in zip(remembered.held, entries):
+        table.add_row(str(layer), *("" if np.isnan(n) else Text(f"{n:,.0f}", _STYLES[1 + min(7, int(8 * n / top))]) for n in row))
+    return table
+
+
+def legend(n_pairs: int) -> Text:
+    """What the shades mean."""
+    text = Text("held by ")
+    ranges: dict[int, list[int]] = {}
+    for count in range(n_pairs + 1):
+        ranges.setdefault(shade(count, n_pairs), []).append(count)
+    for level, counts in ranges.items():
+        text.append(f" {counts[0]} " if len(counts) == 1 else f" {counts[0]}–{counts[-1]} ", _STYLES[level])
+    return text.append(f" of {n_pairs} (layer, KV head) pairs")
+
+
+def show(remembered: Remembered, console: Console) -> None:
+    """All of it."""
+    colours = console.color_system is not None
+    console.print(shaded(remembered, colours))
+    console.print()
+    if colours:
+        console.print(legend(len(remembered.pairs)))
+        console.print()
+    console.print(Group(Text("Where in the text the kept entries lie:"), strip(remembered, console.width)))
+    console.print()
+    if remembered.entries.shape[1] * 7 <= console.width:
+        console.print(Group(Text("Entries kept:"), heads(remembered)))
+
+
+def _forgotten(text: Text, pieces: list[str], colours: bool) -> None:
+    if not colours:
+        text.append(" ⋯ " if any(piece.strip() for piece in pieces) else "".join(pieces))
+    elif len(pieces) <= LONG:
+        text.append("".join(pieces), _STYLES[0])
+    else:
+        text.append("".join(pieces[:AROUND]), _STYLES[0])
+        text.append(f" ⋯ {len(pieces) - 2 * AROUND:,} more ⋯ ", Style(italic=True, dim=True))
+        text.append("".join(pieces[-AROUND:]), _STYLES[0])
