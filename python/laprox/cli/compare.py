@@ -136,7 +136,7 @@ def compare(
 
     from laprox.viz import comparison  # matplotlib takes its time
 
-    comparison.page(rows, table, sentence, materials, vocabulary.metadata().get("general.name", "")).save(output)
+    comparison.page(rows, table, sentence, materials).save(output)
     notes.print(f"{output} has the report, {results} every number.", markup=False)
 
 
@@ -393,35 +393,36 @@ def _progress() -> Iterator[Advance]:
 def show(table: Sequence[Entry], sentence: str) -> None:
     """The table and the verdict."""
     console = Console(highlight=False)
-    view = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("", "budget", "bytes", "of full", "right", "KL", "same token", "perplexity", "decoding", "reading", "memory"):
-        view.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    view = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("", "bytes", "right", "KL", "same", "perplexity", "decode", "read", "memory"):
+        view.add_column(name, justify="right" if name else "left", no_wrap=True)
     budget = ""
     for e in table:
         if e.budget != budget:
-            view.add_section()
             budget = e.budget
-        view.add_row(*cells(e))
+            view.add_row(f"[bold]at {budget}[/]")
+        view.add_row(*_cells(e))
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # nothing is cut off in a pipe
     console.print(view)
-    console.print("decoding (tokens/s) and reading (seconds) relative to the full cache; these and memory differ from run to run", style="dim")
+    console.print(
+        "KL and same token: against the full cache, on the document's own end. decode, read: tokens/s and seconds relative to\n"
+        "the full cache; these and memory differ from run to run.",
+        style="dim", soft_wrap=True,
+    )  # fmt: skip
     for e in table:
-        if e.why_not:
-            console.print(f"{e.label}: {e.why_not}", style="dim", markup=False, soft_wrap=True)
-        elif e.unequal:
-            console.print(e.unequal, style="dim", markup=False, soft_wrap=True)
+        if e.why_not or e.unequal:
+            console.print(f"{e.label} was not measured: {e.why_not}" if e.why_not else e.unequal, style="dim", markup=False, soft_wrap=True)
     console.print()
     console.print(sentence, style="bold", markup=False, soft_wrap=True)
 
 
-def cells(e: Entry) -> list[str]:
-    """An entry as texts, one per column."""
+def _cells(e: Entry) -> list[str]:
     if e.right is None or e.kl is None or e.agreement is None:
-        return [e.name, e.budget, *9 * ["-"]]
+        return [e.name, *8 * ["-"]]
     return [
         e.name,
-        e.budget,
         size(e.allocated or 0),
-        f"{e.share:.1%}",
         e.right.percent() + "%",
         f"{e.kl.mean:.3f}",
         f"{e.agreement.mean:.0%}",
