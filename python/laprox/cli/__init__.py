@@ -7,7 +7,7 @@ import sys
 import typer
 
 from laprox import LaproxError
-from laprox.cli import chat, convert_gates, demo, info, profile, serve, train_gates
+from laprox.cli import chat, compare, convert_gates, demo, eval, info, profile, serve, train_gates, view
 
 app = typer.Typer(
     name="laprox",
@@ -19,6 +19,9 @@ app = typer.Typer(
 app.command("chat")(chat.chat)
 app.command("info")(info.info)
 app.command("demo")(demo.demo)
+app.command("compare")(compare.compare)
+app.command("eval")(eval.evaluate)
+app.command("view")(view.view)
 app.command("profile")(profile.profile)
 app.command("convert-gates")(convert_gates.convert_gates)
 app.command("train-gates")(train_gates.train_gates)

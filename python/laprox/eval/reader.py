@@ -129,6 +129,11 @@ class Reader:
         self._read = self.llm.save_state()
 
     @property
+    def document(self) -> Sequence[int]:
+        """The tokens that were read."""
+        return self._document
+
+    @property
     def state_bytes(self) -> int:
         """What the copies of the cache take, beside the cache itself."""
         states = [self._read, self._compressed and self._compressed[1], self._questioned and self._questioned[1]]

@@ -90,11 +90,14 @@ class Rows:
             if name.split(".")[0] not in _FREE and old.get(name) != new.get(name):
                 raise ValueError(
                     f"{self.path} is of another run: its {name} is {json.dumps(old.get(name))}, now it is "
-                    f"{json.dumps(new.get(name))}. Give the same settings to go on with it, --restart to begin anew, or another file"
+                    f"{json.dumps(new.get(name))}. Give the same settings to go on with it, --restart to begin anew, or "
+                    "another file"
                 )
 
 
-def make_header(kind: str, command: Sequence[str], settings: dict[str, Any], inputs: Sequence[Path], model: dict[str, Any]) -> dict[str, Any]:
+def make_header(
+    kind: str, command: Sequence[str], settings: dict[str, Any], inputs: Sequence[Path], model: dict[str, Any]
+) -> dict[str, Any]:
     """What a results file says of itself.
 
     Args:
