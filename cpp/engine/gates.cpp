@@ -136,6 +136,32 @@ private:
 
 }
 
+// The memory of the layer's device. On a CPU, the one that the layer's own matrices are in if a matrix of a gate can be
+// multiplied there too: it may rearrange them, which is faster.
+static ggml_backend_buffer_type_t place_for(const llama_model & model, uint32_t il, const ggml_tensor * matrix) {
+    const ggml_backend_dev_t         dev     = model.dev_layer(il);
+    const ggml_backend_buffer_type_t generic = ggml_backend_dev_buffer_type(dev);
+    if (ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+        return generic;
+    }
+    const llama_layer & layer = model.layers[il];
+    for (const ggml_tensor * own : { layer.wq, layer.wqkv, layer.wo, layer.ffn_down }) {
+        ggml_backend_buffer_type_t buft = own && own->buffer ? ggml_backend_buffer_get_type(own->buffer) : generic;
+        if (buft == generic || ggml_backend_buft_get_device(buft) != dev) {
+            continue;
+        }
+        const ggml_context_ptr ctx { ggml_init({ 4*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }) };
+        ggml_tensor * w  = ggml_dup_tensor(ctx.get(), matrix);
+        ggml_tensor * op = ggml_mul_mat(ctx.get(), w, ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, w->ne[0], 512));
+        const ggml_backend_buffer_ptr empty { ggml_backend_buft_alloc_buffer(buft, 0) };
+        w->buffer = empty.get();
+        if (ggml_backend_dev_supports_op(dev, op)) {
+            return buft;
+        }
+    }
+    return generic;
+}
+
 gate_set::gate_set(const llama_model & model, const std::string & path) : path(path) {
     const gate_file file(path);
     const auto & hparams = model.hparams;
@@ -163,7 +189,7 @@ gate_set::gate_set(const llama_model & model, const std::string & path) : path(p
     same("dimensions", "laprox.gates.embedding_length", hparams.n_embd);
     const int64_t hidden = file.number("laprox.gates.hidden_length");
 
-    // every tensor goes to the device of its layer; a shared one to that of each
+    // every tensor goes to the device of its layer; one that layers share to that of each
     std::map<ggml_backend_buffer_type_t, std::pair<ggml_context_ptr, std::map<const ggml_tensor *, ggml_tensor *>>> places;
     layers.resize(hparams.n_layer());
     for (uint32_t il = 0; il < hparams.n_layer(); il++) {
@@ -171,11 +197,7 @@ gate_set::gate_set(const llama_model & model, const std::string & path) : path(p
             continue;
         }
         same("KV heads", "laprox.gates.head_count_kv", hparams.n_head_kv(il));
-        auto & [ctx, copies] = places[ggml_backend_dev_buffer_type(model.dev_layer(il))];
-        if (!ctx) {
-            ctx.reset(ggml_init({ (6*(size_t) hparams.n_layer() + 2)*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }));
-        }
-        const auto place = [&, ctx = ctx.get(), &copies = copies](const char * name, const std::vector<int64_t> & ne, bool needed) -> ggml_tensor * {
+        const auto place = [&](const char * name, const std::vector<int64_t> & ne, bool needed) -> ggml_tensor * {
             const std::string own = "blk." + std::to_string(il) + "." + name;
             const ggml_tensor * t = file.tensor({ own, name }, ne);
             if (!t) {
@@ -184,9 +206,13 @@ gate_set::gate_set(const llama_model & model, const std::string & path) : path(p
                 }
                 return nullptr;
             }
+            auto & [ctx, copies] = places[ne.size() > 1 ? place_for(model, il, t) : ggml_backend_dev_buffer_type(model.dev_layer(il))];
+            if (!ctx) {
+                ctx.reset(ggml_init({ (6*(size_t) hparams.n_layer() + 2)*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }));
+            }
             ggml_tensor *& copy = copies[t];
             if (!copy) {
-                copy = ggml_dup_tensor(ctx, t);
+                copy = ggml_dup_tensor(ctx.get(), t);
                 ggml_set_name(copy, t->name);
             }
             return copy;
