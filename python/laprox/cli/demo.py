@@ -6,6 +6,7 @@ from statistics import median
 from typing import Annotated
 
 import typer
+from llama_cpp._internals import LlamaModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,15 +17,16 @@ from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.session import Answer, Sampling, Session
 from laprox.cli.show import printable, read, size
-from laprox.documents import Question, make_document
+from laprox.documents import Document, Question, make_document
 
 LONGEST_ANSWER = 64
+LENGTH = 2000
 
 
 def demo(
     kv_budget: options.KVBudget = str(options.DEFAULT.budget),
     n_questions: Annotated[int, typer.Option("--questions", min=1, max=12, help="Ask so many.")] = 6,
-    n_tokens: Annotated[int, typer.Option("--tokens", min=600, max=12000, help="Length of the document; the longer, the more the toy itself misses.")] = 2000,
+    n_tokens: Annotated[int, typer.Option("--tokens", min=600, max=12000, help="Length of the document; the longer, the more the toy itself misses.")] = LENGTH,
     threads: options.Threads = 0,
     verbose: options.Verbose = False,
 ) -> None:
@@ -32,11 +34,7 @@ def demo(
     compressed = KVConfig(budget=kv_budget)
     log.record(verbose)
     vocabulary = load_vocabulary(models.demo_model())
-    # Names, attributes and wordings that the toy was not trained on.
-    document = make_document(
-        "demo f", n_tokens, questions=12, share=0.35, split="eval", kinds=("single", "unanswerable"), rephrased=0.0,
-        count=lambda text: len(vocabulary.tokenize(text.encode(), add_bos=False, special=False)),
-    )
+    document = make_example(vocabulary, n_tokens)
     questions = document.questions[:n_questions]
 
     def make_session(kv: KVConfig) -> Session:
@@ -73,6 +71,14 @@ def demo(
             f"{median(speed):.0f} tokens/s",
             markup=False,
         )
+
+
+def make_example(vocabulary: LlamaModel, n_tokens: int = LENGTH) -> Document:
+    """A document and twelve questions about it, of names, attributes and wordings that the toy was not trained on."""
+    return make_document(
+        "demo f", n_tokens, questions=12, share=0.35, split="eval", kinds=("single", "unanswerable"), rephrased=0.0,
+        count=lambda text: len(vocabulary.tokenize(text.encode(), add_bos=False, special=False)),
+    )
 
 
 def _marked(answer: Answer, question: Question) -> Text:

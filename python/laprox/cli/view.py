@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +12,7 @@ from laprox import KVConfig, Llama, models
 from laprox.cli import log, options
 from laprox.cli.chat import context_size
 from laprox.cli.conversation import Conversation
+from laprox.cli.demo import make_example
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
@@ -73,15 +72,16 @@ def view(
         raise ValueError(f"{png}: the picture is a .png file")
     if str(model) == DEMO and not model.exists():
         model = models.demo_model()
-        if not document:
-            document = [models.demo_document()]
-            question = question or json.loads(models.demo_questions().read_text())[0]["question"]
-    if not document:
-        raise typer.BadParameter("name a document: laprox view MODEL DOCUMENT")
-    text = read_documents(document)
-
     log.record(verbose)
-    conversation = Conversation(load_vocabulary(model), text)
+    vocabulary = load_vocabulary(model)
+    if document:
+        text, name = read_documents(document), ", ".join(path.name for path in document)
+    elif model == models.demo_model():
+        example = make_example(vocabulary)
+        text, name, question = example.text, "laprox demo's document", question or example.questions[0].text
+    else:
+        raise typer.BadParameter("name a document: laprox view MODEL DOCUMENT")
+    conversation = Conversation(vocabulary, text)
     tokens = conversation.prompt(question) if question else conversation.opening()
     llm = load(
         model,
@@ -101,7 +101,7 @@ def view(
     scores = score_all(llm)  # of everything that is in, before something goes
     llm.kv.compress()
     remembered = look(llm, scores, {"question": len(conversation.opening())} if question else None)
-    show(remembered, Console(highlight=False), model.name, ", ".join(path.name for path in document), question, html, png, lines)
+    show(remembered, Console(highlight=False), model.name, name, question, html, png, lines)
 
 
 def view_held(llm: Llama, console: Console, html: Path | None) -> None:
@@ -142,5 +142,5 @@ def show(
         page(remembered, model, document, question).save(html)
         notes.print(printable(str(html)), markup=False)
     if png is not None:
-        picture(remembered, png, lines)
+        picture(remembered, png, model, document, question, lines)
         notes.print(printable(str(png)), markup=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
+import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +20,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from laprox.viz.text import visible
 
 WIDE, NARROW = 720, 344  # pixels of a chart on a screen and on a phone
 
@@ -85,8 +91,8 @@ class Chart:
 
     def svg(self, width: int = WIDE) -> str:
         """An `<svg>` element for a page that defines the CSS variables --ink, --muted, --rule, --paper and --font."""
-        with matplotlib.rc_context(_STYLE):
-            file = io.StringIO()
+        file = io.StringIO()
+        with _look():
             self.draw(width).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
         return _for_a_page(file.getvalue(), self.alt)
 
@@ -97,7 +103,7 @@ class Chart:
             OSError: It can't be written.
             ValueError: matplotlib doesn't know the suffix.
         """
-        with matplotlib.rc_context({**_STYLE, "svg.fonttype": "path"}):
+        with _look({"svg.fonttype": "path"}):
             self.draw(width).savefig(path, dpi=72 * scale, facecolor="white")
 
 
@@ -114,7 +120,7 @@ def save_together(rows: Sequence[Sequence[tuple[Chart, int]]], path: str | Path,
         drawn.append([])
         for chart, width in row:
             file = io.BytesIO()
-            with matplotlib.rc_context(_STYLE):
+            with _look():
                 chart.draw(width - GAP).savefig(file, format="png", dpi=72 * scale, facecolor="white")
             drawn[-1].append(Image.open(file).convert("RGB"))
     gap = int(GAP * scale)
@@ -293,15 +299,23 @@ def distributions(
         title: Over the chart.
         x: What the values are.
     """
-    values = {layer: np.asarray(v, np.float64).ravel() for layer, v in scores.items()}
-    masks = None if kept is None else {layer: np.asarray(k, bool).ravel() for layer, k in kept.items()}
-    return Chart(f"Distribution of the {x} in each layer", lambda width: _draw_distributions(width, values, masks, title, x))
+    values = {layer: np.asarray(v).ravel() for layer, v in scores.items()}
+    masks = {} if kept is None else {layer: np.asarray(k, bool).ravel() for layer, k in kept.items()}
+    ridges = _count(values, masks)
+    return Chart(f"Distribution of the {x} in each layer", lambda width: _draw_distributions(width, ridges, title, x))
 
 
 def size(n_bytes: float) -> str:
     """1536 -> "1.5 KiB"."""
     unit = min(3, int(math.log(n_bytes, 1024))) if n_bytes >= 1 else 0
     return f"{n_bytes / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+
+
+@contextlib.contextmanager
+def _look(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
+    with matplotlib.rc_context({**_STYLE, **(changes or {})}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names and documents are in any script
+        yield
 
 
 # --- Drawing ---------------------------------------------------------------------------------------------------------
@@ -403,7 +417,7 @@ def _draw_heat_map(width: int, values: npt.NDArray[np.float64], title: str, unit
         for i, j in np.argwhere(np.isfinite(values)):
             light = values[i, j] < 0.5 * top
             axes.text(j + 0.5, i + 0.5, written(values[i, j]), ha="center", va="center", fontsize=10.5, color="#f6f6f4" if light else "#16181d")
-    bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02, format=FuncFormatter(lambda value, _: written(value)))
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02, aspect=32, format=FuncFormatter(lambda value, _: written(value)))
     bar.outline.set_visible(False)
     bar.locator = MaxNLocator(5)
     bar.update_ticks()
@@ -451,57 +465,76 @@ def _draw_along(width: int, held: npt.NDArray[np.float64], title: str, layers: l
     return figure
 
 
-def _draw_distributions(
-    width: int, values: dict[int, npt.NDArray[np.float64]], kept: dict[int, npt.NDArray[np.bool_]] | None, title: str, x: str
-) -> Figure:
-    everything = np.concatenate([v[np.isfinite(v)] for v in values.values()]) if values else np.zeros(0)
+class _Ridges(NamedTuple):
+    """Counts between edges, which are powers of ten where the axis is logarithmic."""
+
+    edges: npt.NDArray[np.float64]
+    logarithmic: bool
+    everything: dict[int, npt.NDArray[np.int64]]
+    kept: dict[int, npt.NDArray[np.int64]]
+
+
+def _count(values: dict[int, npt.NDArray[Any]], kept: dict[int, npt.NDArray[np.bool_]]) -> _Ridges:
+    everything = np.concatenate([v[np.isfinite(v)] for v in values.values()] or [np.zeros(0)])
     logarithmic = everything.size > 0 and everything.min() >= 0 and everything.max() > 0
     usable = everything[everything > 0] if logarithmic else everything
     if not usable.size:
         usable = np.array([0.0, 1.0])
-    low, high = np.quantile(usable, (0.01, 1.0) if logarithmic else (0.001, 0.999))
+    some = usable[:: max(1, usable.size // 200_000)]
     if logarithmic:
-        low, high = math.log10(max(low, high * 1e-8)), math.log10(high)
+        high = float(usable.max())
+        low, high = math.log10(max(float(np.quantile(some, 0.01)), high * 1e-8)), math.log10(high)
+    else:
+        low, high = np.quantile(some, (0.001, 0.999)).tolist()
     if not high > low:
         low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, 81 if width >= 560 else 49)
+    edges = np.linspace(low, high, 73)
 
-    row = max(11.0, min(34.0, 560 / max(1, len(values))))
-    figure = _figure(width, row * (len(values) + 1.4) + 96 + 24 * bool(title))
+    def count(part: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        # What lies beyond the ends is counted at the ends: every entry is in the picture.
+        with np.errstate(divide="ignore"):
+            return np.histogram(np.clip(np.log10(part) if logarithmic else part, low, high), edges)[0]
+
+    fine = {layer: np.isfinite(v) for layer, v in values.items()}
+    return _Ridges(
+        edges, logarithmic, {layer: count(v[fine[layer]]) for layer, v in values.items()},
+        {layer: count(values[layer][fine[layer] & kept[layer]]) for layer in values if layer in kept},
+    )  # fmt: skip
+
+
+def _draw_distributions(width: int, ridges: _Ridges, title: str, x: str) -> Figure:
+    edges, logarithmic, everything, kept = ridges
+    low, high = float(edges[0]), float(edges[-1])
+    n = len(everything)
+    row = max(11.0, min(34.0, 560 / max(1, n)))
+    figure = _figure(width, row * (n + 1.4) + 96 + 24 * bool(title))
     axes = figure.add_subplot()
     axes.grid(False, axis="y")
-    for i, (layer, all_of) in enumerate(values.items()):
-        fine = np.isfinite(all_of)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # What lies beyond the ends is counted at the ends: every entry is in the picture.
-            at = np.clip(np.log10(all_of) if logarithmic else all_of, low, high)
+    for i, (layer, counts) in enumerate(everything.items()):
+        base = n - 1 - i
         # Roots: a part of a hundredth would be a line on the ground.
-        counts = np.sqrt(np.histogram(at[fine], edges)[0])
-        tallest = counts.max() or 1
-        base = len(values) - 1 - i
-        axes.stairs(base + 1.45 * counts / tallest, edges, baseline=base, fill=True, facecolor=QUIET, alpha=0.45, linewidth=0, zorder=2 + i)
-        axes.stairs(base + 1.45 * counts / tallest, edges, baseline=None, color=QUIET, linewidth=0.9, zorder=2 + i)
-        if kept is not None:
-            part = np.sqrt(np.histogram(at[fine & kept[layer]], edges)[0])
-            axes.stairs(base + 1.45 * part / tallest, edges, baseline=base, fill=True, color=ACCENT, linewidth=0, zorder=2.2 + i)
+        scale = 1.45 / math.sqrt(counts.max() or 1)
+        heights = base + scale * np.sqrt(counts)
+        axes.stairs(heights, edges, baseline=base, fill=True, facecolor=QUIET, alpha=0.45, linewidth=0, zorder=2 + i)
+        axes.stairs(heights, edges, baseline=None, color=QUIET, linewidth=0.9, zorder=2 + i)
+        if layer in kept:
+            axes.stairs(base + scale * np.sqrt(kept[layer]), edges, baseline=base, fill=True, color=ACCENT, linewidth=0, zorder=2.2 + i)
         axes.axhline(base, color=RULE, linewidth=0.8, zorder=1.5)
     every = math.ceil(13 / row)
-    names = list(values)
-    axes.set_yticks([len(values) - 1 - i for i in range(0, len(values), every)], [str(n) for n in names[::every]])
+    axes.set_yticks([n - 1 - i for i in range(0, n, every)], [str(layer) for layer in list(everything)[::every]])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_ylim(-0.08, len(values) + 0.55)
+    axes.set_ylim(-0.08, n + 0.55)
     axes.set_xlim(low, high)
     if logarithmic:
         step = max(1, math.ceil((high - low) / (8 if width >= 560 else 4)))
-        whole = range(math.ceil(low), math.floor(high) + 1, step)
-        axes.xaxis.set_major_locator(FixedLocator(list(whole) or [low, high]))
+        axes.xaxis.set_major_locator(FixedLocator(list(range(math.ceil(low), math.floor(high) + 1, step)) or [low, high]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(7 if width >= 560 else 4))
     axes.set_xlabel(x)
     _titles(figure, axes, title, "layer")
-    if kept is not None:
-        from matplotlib.patches import Patch
-
+    if kept:
         figure.legend(
             handles=[Patch(color=ACCENT, label="kept"), Patch(facecolor=QUIET, alpha=0.45, label="all")], loc="outside lower center", ncols=2
         )
@@ -516,9 +549,7 @@ def _power(exponent: float) -> str:
 
 def _for_a_page(svg: str, alt: str) -> str:
     """matplotlib's SVG file as an element of an HTML page: scheme colours, the page's font, ids of its own."""
-    from html import escape
-
-    svg = svg[svg.index("<svg") :]
+    svg = visible(svg[svg.index("<svg") :])
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
@@ -527,4 +558,4 @@ def _for_a_page(svg: str, alt: str) -> str:
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{prefix}", svg)
     opening = re.compile(r'<svg ([^>]*?)width="[^"]*"([^>]*?)height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"')
-    return opening.sub(lambda m: f'<svg role="img" aria-label="{escape(alt)}" ' + "".join(g for g in m.groups() if g), svg, count=1)
+    return opening.sub(lambda m: f'<svg role="img" aria-label="{escape(visible(alt))}" ' + "".join(g for g in m.groups() if g), svg, count=1)

@@ -15,10 +15,21 @@ import jinja2
 from markupsafe import Markup
 
 from laprox.viz.charts import NARROW, WIDE, Chart
+from laprox.viz.text import visible
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("laprox.viz"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    loader=jinja2.PackageLoader("laprox.viz"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+    finalize=lambda value: visible(value) if type(value) is str else value,
 )
+
+
+def template(name: str, **values: Any) -> Markup:
+    """A file of viz/templates, filled in. Values that aren't Markup are escaped."""
+    return Markup(_TEMPLATES.get_template(name).render(**values))
 
 
 @dataclass
@@ -80,8 +91,8 @@ class Page:
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
         """A table, as text as `str` gives it. None is an empty cell.
 
-        Columns without a letter at their cells' start (numbers, "83 ± 8", "1.2 MiB", "-") are set flush right. A wide table
-        scrolls on a narrow screen, its first column in place.
+        Columns without a letter at their cells' start (numbers, "83 ± 8", "1.2 MiB", "-") are set flush right; in a column with
+        a text of more than 30 characters, lines are broken. A wide table scrolls on a narrow screen, its first column in place.
 
         Raises:
             ValueError: A row isn't as long as the header.
@@ -90,8 +101,9 @@ class Page:
         for row in texts:
             if len(row) != len(header):
                 raise ValueError(f"a row of {len(row)} cells under a header of {len(header)}: {row}")
-        numeric = [bool(texts) and not any(row[i][:1].isalpha() for row in texts) for i in range(len(header))]
-        self._add("table", header=header, rows=texts, caption=caption, numeric=numeric)
+        columns = list(zip(*texts)) or [()] * len(header)
+        kinds = ["prose" if _longest(c) > 30 else "number" if c and not any(text[:1].isalpha() for text in c) else "" for c in columns]
+        self._add("table", header=header, rows=texts, caption=caption, kinds=kinds)
 
     def figure(self, chart: Chart, caption: str = "") -> None:
         """A chart, drawn once for screens and once for phones."""
@@ -136,6 +148,10 @@ class Page:
 
     def _add(self, part: str, **values: Any) -> None:
         self._sections[-1].parts.append(Markup(getattr(_TEMPLATES.get_template("parts.html").module, part)(**values)))
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(map(len, texts), default=0)
 
 
 def _umask() -> int:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from laprox.config import KVConfig
 from laprox.kv import KVStats
+from laprox.viz.text import visible
 
 if TYPE_CHECKING:
     from laprox.llama import Llama
@@ -164,6 +165,15 @@ def shade(count: int, n_pairs: int) -> int:
     return 1 + next(i for i, top in enumerate(SHADES) if count <= top * n_pairs or top == 1.0)
 
 
+def legend(n_pairs: int) -> list[tuple[int, str]]:
+    """The shades that this many pairs can have, and the counts that each stands for."""
+    ranges: dict[int, tuple[int, int]] = {}
+    for count in range(1, n_pairs + 1):
+        low, _ = ranges.get(shade(count, n_pairs), (count, count))
+        ranges[shade(count, n_pairs)] = (low, count)
+    return [(0, "0")] + [(level, str(low) if low == high else f"{low}–{high}") for level, (low, high) in ranges.items()]
+
+
 def page(remembered: Remembered, model: str, document: str = "", question: str = "") -> Page:
     """The page.
 
@@ -173,13 +183,11 @@ def page(remembered: Remembered, model: str, document: str = "", question: str =
         document: The same of the document.
         question: What was asked about it; "" if nothing was, yet.
     """
-    import jinja2
     from markupsafe import Markup
 
-    from laprox.viz.page import Page
+    from laprox.viz.page import Page, template
 
-    about = " · ".join(part for part in (model, document) if part)
-    made = Page(f"What is remembered of {document}" if document else "What is remembered", about + (f" · asked: {question}" if question else ""))
+    made = Page(*heading(remembered, model, document, question))
     made.facts(numbers(remembered))
 
     made.section("The text")
@@ -187,15 +195,14 @@ def page(remembered: Remembered, model: str, document: str = "", question: str =
         "Every token is shaded by how many of the "
         f"{len(remembered.pairs)} pairs of a layer and a KV head still hold it. Point at one, or walk with the arrow keys, to see which."
     )
-    templates = jinja2.Environment(loader=jinja2.PackageLoader("laprox.viz"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     parts = cells(remembered)
     held = held_by(remembered, parts)
     counts = held.sum(0)
     some = counts > 0
     bits = np.packbits(held[:, some], axis=1)
-    style = templates.get_template("remembered.css").render()
-    box = templates.get_template("remembered.html").render(
-        style=Markup(style),
+    box = template(
+        "remembered.html",
+        style=template("remembered.css"),
         text=Markup(_marked_up(parts, counts, len(held), remembered.marks)),
         bits=base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode(),
         stride=bits.shape[1],
@@ -204,9 +211,9 @@ def page(remembered: Remembered, model: str, document: str = "", question: str =
         entries=remembered.rows.sum(1).tolist(),
         layers=[[layer, len(heads)] for layer, heads in remembered.held.items()],
         starts=" ".join(str(cell.start) for cell, any_ in zip(parts, some) if any_),
-        shades=_legend(len(held)),
+        shades=legend(len(held)),
     )
-    made.html(Markup(box), templates.get_template("remembered.js").render())
+    made.html(box, template("remembered.js"))
 
     pictures = charts_of(remembered)
     made.section("The numbers")
@@ -223,8 +230,8 @@ def page(remembered: Remembered, model: str, document: str = "", question: str =
     return made
 
 
-def picture(remembered: Remembered, path: str | Path, lines: int = 30) -> None:
-    """Write the same as a PNG, light. Of a long text, the lines of which most is kept.
+def picture(remembered: Remembered, path: str | Path, model: str, document: str = "", question: str = "", lines: int = 30) -> None:
+    """Write the same as a PNG, light. Of a long text, so many lines: the passages of which most is kept.
 
     Raises:
         OSError: It can't be written.
@@ -234,10 +241,20 @@ def picture(remembered: Remembered, path: str | Path, lines: int = 30) -> None:
 
     pictures = charts_of(remembered)
     width = 960
-    rows = [[(excerpt(remembered, lines), width)], [(pictures["along"], width)]]
+    rows = [[(excerpt(remembered, lines, *heading(remembered, model, document, question)), width)], [(pictures["along"], width)]]
     below = [pictures[name] for name in ("heads", "scores") if name in pictures]
     rows.append([(chart, width // len(below)) for chart in below])
     charts.save_together(rows, path)
+
+
+def heading(remembered: Remembered, model: str, document: str = "", question: str = "") -> tuple[str, str]:
+    """What it is, and how it came about."""
+    stats = remembered.stats
+    when = f" with “{question}” in view" if question else " before any question" if document else ""
+    return (
+        f"What {model} remembers" + (f" of {document}" if document else ""),
+        f"{stats.entries_held / stats.entries_full:.1%} of the entries, chosen by {policy_name(remembered.config)}{when}.",
+    )
 
 
 def charts_of(remembered: Remembered) -> dict[str, object]:
@@ -284,27 +301,6 @@ def policy_name(config: KVConfig) -> str:
     return config.policy if isinstance(config.policy, str) else type(config.policy).__name__
 
 
-def visible(text: str) -> str:
-    """Text that can be shown: no control characters but line breaks and tabs, nothing that reorders its surroundings."""
-    return "".join(_visible(c) for c in text.replace("\r\n", "\n"))
-
-
-def _visible(c: str) -> str:
-    if c in "\n\t" or c.isprintable():
-        return c
-    category = unicodedata.category(c)
-    if ord(c) < 0x20:
-        return chr(0x2400 + ord(c))  # a picture of it
-    if c == "\x7f":
-        return "\u2421"
-    if category in ("Cc", "Cs", "Co", "Cn") or unicodedata.bidirectional(c) in _REORDERING or c in "\u2028\u2029":
-        return "\ufffd"
-    return c  # other spaces, joiners
-
-
-_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-
-
 def _joins(before: Cell, text: str) -> bool:
     """Whether a character begins in one token and is changed by the next: accents, emoji sequences."""
     if before.control or not before.text:
@@ -322,15 +318,6 @@ def _piece(vocabulary: ctypes.c_void_p, token: int) -> bytes:
         if n >= 0:
             return buffer.raw[:n]
         room = -n
-
-
-def _legend(n_pairs: int) -> list[tuple[int, str]]:
-    """The shades that this many pairs can have, and the counts that each stands for."""
-    ranges: dict[int, tuple[int, int]] = {}
-    for count in range(1, n_pairs + 1):
-        low, _ = ranges.get(shade(count, n_pairs), (count, count))
-        ranges[shade(count, n_pairs)] = (low, count)
-    return [(0, "0")] + [(level, str(low) if low == high else f"{low}–{high}") for level, (low, high) in ranges.items()]
 
 
 def _marked_up(parts: Sequence[Cell], counts: npt.NDArray[np.int64], n_pairs: int, marks: Mapping[str, int]) -> str:

@@ -47,7 +47,7 @@
     cells[i].classList.add("here");
     const count = draw(i);
     tip.querySelector("strong").textContent = `held by ${count} of ${total}`;
-    tip.querySelector("span").textContent = `token ${starts[i].toLocaleString("en")} · layers down, KV heads across`;
+    tip.querySelector("span").textContent = `token ${starts[i].toLocaleString("en")}\u2003layers ↓ KV heads →`;
     const at = cells[i].getClientRects()[0] || cells[i].getBoundingClientRect(), size = tip.getBoundingClientRect();
     const below = at.bottom + 8 + size.height <= window.innerHeight;
     const x = Math.max(8, Math.min(at.left, window.innerWidth - size.width - 8));

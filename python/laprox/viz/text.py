@@ -1,0 +1,26 @@
+"""Text from anywhere, made safe to show."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# What turns the reading direction of its surroundings around. Left-to-right and Arabic letters need none of it.
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def visible(text: str) -> str:
+    """Text that can be shown: no control characters but line breaks and tabs, nothing that reorders its surroundings."""
+    return "".join(_visible(c) for c in text.replace("\r\n", "\n"))
+
+
+def _visible(c: str) -> str:
+    if c in "\n\t" or c.isprintable():
+        return c
+    category = unicodedata.category(c)
+    if ord(c) < 0x20:
+        return chr(0x2400 + ord(c))  # a picture of it
+    if c == "\x7f":
+        return "\u2421"
+    if category in ("Cc", "Cs", "Co", "Cn") or unicodedata.bidirectional(c) in _REORDERING or c in "\u2028\u2029":
+        return "\ufffd"
+    return c  # other spaces, joiners
