@@ -1,0 +1,224 @@
+"""What `laprox eval` and `laprox compare` compute from answers and distributions, against a second way to compute it."""
+
+import importlib
+import math
+import random
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from laprox.eval import metrics
+from laprox.eval.metrics import (
+    agreement, check_packages, classification, code_similarity, contains_any, count, f1, kl_divergence, log_softmax, perplexity,
+    recall, retrieval, rouge_l, score,
+)  # fmt: skip
+from laprox.eval.statistics import mean_with_error
+from laprox.eval.summary import Summary, key
+
+WORDS = "the a an cat sat mat dog ran far away over hill 12 7 it's end".split()
+
+
+def sentence(rng, longest=9):
+    text = " ".join(rng.choice(WORDS) for _ in range(rng.randrange(longest)))
+    return text.title() + "." if rng.random() < 0.3 else text
+
+
+# --- distributions ---------------------------------------------------------------------------------------------------
+
+
+def test_distributions_against_the_formulas(rng):
+    full, now = (log_softmax(rng.normal(scale=5, size=(6, 40)).astype(np.float32)) for _ in range(2))
+    tokens = rng.integers(0, 40, 6).tolist()
+    for row in range(6):
+        assert math.isclose(math.fsum(math.exp(x) for x in full[row]), 1, rel_tol=1e-12)
+        expected = math.fsum(math.exp(p) * (p - q) for p, q in zip(full[row].tolist(), now[row].tolist()))
+        assert math.isclose(kl_divergence(full, now)[row], expected, rel_tol=1e-9)
+        best = [max(range(40), key=row_.tolist().__getitem__) for row_ in (full[row], now[row])]
+        assert agreement(full, now)[row] == (best[0] == best[1])
+    assert (kl_divergence(full, full) == 0).all() and agreement(full, full).all()
+    product = math.prod(math.exp(full[i, t]) for i, t in enumerate(tokens))
+    assert math.isclose(perplexity(full, tokens), product ** (-1 / 6), rel_tol=1e-9)
+
+
+def test_distributions_at_the_edges():
+    huge = log_softmax([1e30, 0.0, -1e30])
+    assert huge.tolist() == [0.0, -1e30, -2e30]
+    assert kl_divergence(huge, huge) == 0
+    never = np.array([0.0, -np.inf])
+    assert kl_divergence(never, never) == 0  # 0 log 0 is 0
+    assert kl_divergence(np.log([0.5, 0.5]), never) == np.inf
+    with pytest.raises(ValueError, match="0 distributions of 0 tokens"):
+        perplexity(np.empty((0, 4)), [])
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def plain(text):
+    return [w for w in re.sub(r"[^\w\s]|_", "", text.lower()).split() if w not in ("a", "an", "the")]
+
+
+def test_f1_against_matching_words_one_by_one():
+    rng = random.Random(0)
+    for _ in range(2000):
+        a, b = sentence(rng), sentence(rng)
+        left, same = plain(b), 0
+        for word in plain(a):
+            if word in left:
+                left.remove(word)
+                same += 1
+        precision, recalled = (Fraction(same, n) if n else Fraction(0) for n in (len(plain(a)), len(plain(b))))
+        expected = 2 * precision * recalled / (precision + recalled) if same else 0
+        assert math.isclose(f1(a, b), expected, abs_tol=1e-12), (a, b)
+    assert f1("The Cat!", "a cat") == 1 and f1("", "cat") == 0 and f1("the", "a") == 0
+
+
+def longest_common(a, b):
+    if not a or not b:
+        return 0
+    if a[-1] == b[-1]:
+        return 1 + longest_common(a[:-1], b[:-1])
+    return max(longest_common(a[:-1], b), longest_common(a, b[:-1]))
+
+
+def test_rouge_l_against_a_recursion():
+    rng = random.Random(1)
+    for _ in range(300):
+        a, b = sentence(rng, 7), sentence(rng, 7)
+        x, y = (re.findall(r"[a-z0-9]+", text.lower()) for text in (a, b))
+        common = longest_common(x, y)
+        expected = 2 * common / (len(x) + len(y)) if common else 0
+        assert math.isclose(rouge_l(a, b), expected, abs_tol=1e-12), (a, b)
+
+
+def edits(a, b):
+    """Insertions and deletions."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], last if x == y else 1 + min(row[j], row[j - 1])
+    return row[-1]
+
+
+def test_code_similarity_against_edit_distance():
+    rng = random.Random(2)
+    for _ in range(300):
+        a, b = ("".join(rng.choice("xy =()") for _ in range(rng.randrange(12))) for _ in range(2))
+        total = len(a) + len(b)
+        assert math.isclose(code_similarity(a, b), 1 - edits(a, b) / total if total else 1, abs_tol=1e-12), (a, b)
+    assert code_similarity("\n# why\n`x`\nreturn x // 2\nreturn x", "return x") == 1
+    assert code_similarity("# only this", "return x") == 0
+
+
+def test_needles():
+    assert recall("They are 12, 34 and Foo.", ["12", "foo", "56"]) == pytest.approx(2 / 3)
+    assert contains_any("It is PARIS.", ["London", "paris"]) == 1 and contains_any("", ["x"]) == 0
+
+
+def test_classification():
+    classes = ["Location", "Other location", "Number", "Date"]
+    assert classification("Date", "Date", classes) == 1
+    assert classification("Date or Number", "Date", classes) == 0.5
+    assert classification("Number", "Date", classes) == classification("", "Date", classes) == 0
+    inside = ["city", "Other city", "Other"]
+    assert classification("Other city", "Other city", inside) == 1  # "city" and "Other" are parts of it
+
+
+def test_numbers():
+    assert retrieval("Paragraph 3", "Paragraph 3") == 1 and retrieval("3 or 13", "Paragraph 3") == 0.5 and retrieval("none", "Paragraph 3") == 0
+    assert retrieval("段落7", "段落7") == 1
+    assert count("17, no: 16", "16") == 0.5 and count("", "16") == 0
+    with pytest.raises(ValueError, match="names no paragraph"):
+        retrieval("3", "the third")
+
+
+def test_the_best_reference_counts():
+    assert score("f1", "the cat", ["dog", "cat"]) == 1
+    assert score("recall", "1 2", ["1", "3"]) == 0.5 and score("any", "1 2", ["1", "3"]) == 1
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    check_packages(["f1", "classification", "retrieval", "count", "recall"])
+    for metric, package in (("rouge-l", "rouge-score"), ("code", "rapidfuzz")):
+        with pytest.raises(ValueError, match=rf'{package}: pip install "laprox\[eval\]"'):
+            check_packages([metric])
+    assert set(metrics._NEEDS) <= set(metrics.METRICS)
+
+
+# --- means -----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_independent_values(rng):
+    values = rng.normal(size=50).tolist()
+    mean = mean_with_error(values, range(50))
+    assert math.isclose(mean.mean, np.mean(values)) and (mean.n, mean.clusters) == (50, 50)
+    assert math.isclose(mean.error, np.std(values, ddof=1) / math.sqrt(50))
+
+
+def test_questions_about_one_document_are_not_independent(rng):
+    """Values that are all alike within a document count once; the spread of resampled documents says so, too."""
+    documents = rng.integers(0, 2, 12)
+    values, clusters = np.repeat(documents, 10), np.repeat(np.arange(12), 10)
+    mean = mean_with_error(values.tolist(), clusters.tolist())
+    assert math.isclose(mean.error, np.std(documents, ddof=1) / math.sqrt(12))
+    again = [documents[rng.integers(0, 12, 12)].mean() for _ in range(4000)]
+    assert math.isclose(mean.error, np.std(again), rel_tol=0.1)
+    assert mean_with_error(values.tolist(), range(120)).error < 0.4 * mean.error
+
+
+def test_means_at_the_edges():
+    assert math.isnan(mean_with_error([1.0], ["a"]).error)
+    assert mean_with_error([1, 1, 1], ["a", "a", "b"]).error == 0
+    assert mean_with_error([True, False, True, False], list("aabb")).percent() == "50 ± 29"
+    with pytest.raises(ValueError, match="no mean"):
+        mean_with_error([], [])
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def row(task, score, **more):
+    return {"task": task, "score": score, "bytes": 1000, "entries": 10, **more}
+
+
+def test_summary_of_rows():
+    rows = {}
+    for number in range(3):
+        for question, task in enumerate(["facts-single", "facts-unanswerable"]):
+            rows[key("facts", 1000, number, question)] = row(task, 1.0, read_ms=5.0)
+            for policy, right in (("laprox", number > 0), ("random", False)):
+                rows[key("facts", 1000, number, question, "aware", policy, "5%")] = row(task, float(right), kl=0.5 * number)
+    summary = Summary(rows.items())
+    assert summary.complete and summary.documents == 3 and summary.policies == ["laprox", "random"]
+    assert (summary.lengths, summary.regimes, summary.budgets) == ([1000], ["aware"], ["5%"])
+    assert summary.answerable == ["facts-single"]  # abstaining is right without reading
+    laprox = summary.mean("score", "aware", "laprox", "5%")
+    assert laprox.mean == 2 / 3 and laprox.n == 3
+    assert summary.mean("score", "aware", "laprox", "5%", tasks=summary.tasks).n == 6
+    assert summary.mean("kl", "aware", "laprox", "5%").mean == 0.5
+    assert summary.mean("kl") is None and summary.mean("score", "agnostic", "laprox", "5%") is None
+    assert [name for name, _ in summary.table("score", "aware")] == ["full", "laprox", "random"]
+    assert summary.curve("aware", "laprox")[:2] == ([1000], [2 / 3])
+
+    # What not all have read doesn't count.
+    del rows[key("facts", 1000, 2, 1, "aware", "random", "5%")]
+    summary = Summary(rows.items())
+    assert not summary.complete and summary.documents == 2
+    assert summary.mean("score", "aware", "laprox", "5%").mean == 0.5
+    with pytest.raises(ValueError, match="no results"):
+        Summary([])
+
+
+def test_unequal_bytes_are_told():
+    rows = {key("facts", 1000, 0, 0): row("facts-single", 1.0)}
+    for policy, held in (("laprox", 1000), ("snapkv", 1020), ("cake", 990), ("adakv", 1100)):
+        rows[key("facts", 1000, 0, 0, "aware", policy, "5%")] = row("facts-single", 1.0) | {"bytes": held}
+    (said,) = Summary(rows.items()).unequal_bytes()
+    assert "adakv +9%" in said and "snapkv" not in said
