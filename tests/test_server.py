@@ -511,6 +511,43 @@ def test_sleeping_and_waking(model):
         assert server.metrics()["laprox:compressions_total"] == 2
 
 
+# --- a client ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_openai_package():
+    """Chat, stream, follow-up and tools, as docs/server.md has it; `kv` comes along where a reply has timings."""
+    openai = pytest.importorskip("openai")
+    with Server(laprox.demo_model(), *KV, "-c", "4096") as server:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-", max_retries=0)
+        chat = lambda messages, **more: client.chat.completions.create(model="any", messages=messages, **{"max_tokens": 16, **more})
+        messages = [{"role": "user", "content": "a long document " * 60 + "and a question"}]
+
+        whole = chat(messages, extra_body={"kv": {"budget": "50%", "policy": "snapkv"}})
+        assert (whole.kv["budget"], whole.kv["policy"], whole.kv["compressions"]) == ("50%", "snapkv", 1)
+
+        again = {"kv": {"budget": "50%", "policy": "snapkv"}, "cache_prompt": False}
+        events = list(chat(messages, stream=True, extra_body=again))
+        assert "".join(e.choices[0].delta.content or "" for e in events if e.choices) == whole.choices[0].message.content
+        assert [e.kv["policy"] for e in events if hasattr(e, "kv")] == ["snapkv"]
+
+        messages += [{"role": "assistant", "content": whole.choices[0].message.content}, {"role": "user", "content": "And?"}]
+        assert chat(messages).kv["tokens_reread"] == 0
+
+        schema = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+        shape = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
+        reply = chat(messages[:1], response_format=shape, max_tokens=100)
+        assert json.loads(reply.choices[0].message.content)["city"] in ("Oslo", "Rome") and reply.kv["compressions"] == 1
+
+        # a tool was called and has answered; whether a tool is called at all is the model's choice, and this one knows none
+        call = {"id": "1", "type": "function", "function": {"name": "where", "arguments": '{"city": "Oslo"}'}}
+        messages += [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "north"}]
+        tool = {"type": "function", "function": {"name": "where", "parameters": schema}}
+        assert chat(messages, tools=[tool]).choices[0].finish_reason in ("stop", "length")
+
+        with pytest.raises(openai.BadRequestError, match="accepted: off, laprox"):
+            chat(messages, extra_body={"kv": {"policy": "best"}})
+
+
 # --- the shipped model, and the commands -------------------------------------------------------------------------------
 
 
@@ -531,6 +568,25 @@ def test_the_demo_model_answers_from_a_part_of_its_cache():
                 held = reply["kv"]["entries_held"] / reply["kv"]["entries_full"]
                 assert held < 0.05 + 64 / 2000 if budget == "5%" else held == 1  # what was kept, and the answer
     assert right["100%"] >= 1 and right["5%"] >= right["100%"] - 1, right  # a toy: not all, but as many
+
+
+def test_many_questions_about_a_document_that_was_read_once():
+    """As in docs/server.md: the document is a message of its own, and retention gates don't need to know the questions."""
+    from laprox.documents import make_document
+
+    right = 0
+    with Server(laprox.demo_model(), "-c", "4096", "--kv-policy", "retention", "--kv-budget", "20%", "--kv-min-tokens", "128") as server:
+        count = lambda text: len(server.post("/tokenize", content=text)["tokens"])
+        document = make_document("many", 1500, questions=8, share=0.35, split="eval", kinds=("single",), rephrased=0.0, count=count)
+        messages = [{"role": "user", "content": document.text}]
+        read = server.post("/v1/chat/completions", messages=messages, add_generation_prompt=False, max_tokens=1)
+        assert read["kv"]["entries_held"] == pytest.approx(0.2 * read["kv"]["entries_full"], abs=32)
+        for question in document.questions:
+            asked = [*messages, {"role": "user", "content": question.text}]
+            reply = server.post("/v1/chat/completions", messages=asked, max_tokens=48)
+            assert reply["timings"]["prompt_n"] < 40 and reply["kv"]["tokens_reread"] == 0 and reply["kv"]["compressions"] == 1
+            right += question.value in reply["choices"][0]["message"]["content"]
+    assert right >= len(document.questions) // 2, right  # a toy
 
 
 @pytest.mark.parametrize("command", [["-m", "laprox", "serve"], ["-c", "from laprox.cli.serve import main; main()"]])
