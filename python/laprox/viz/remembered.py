@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from laprox.llama import Llama
     from laprox.viz.page import Page
 
-# Shades of the text: the share of (layer, KV head) pairs up to which each goes. The same for every model and document, so that
-# pictures can be compared; finer at the low end, where most of a compressed text is.
-SHADES = (0.05, 0.10, 0.20, 0.35, 0.50, 0.75, 0.999, 1.0)
+# Shades of the text: the share of (layer, KV head) pairs up to which each goes; the last is for all of them. The same for every
+# model and document, so that pictures can be compared; finer at the low end, where most of a compressed text is.
+SHADES = (0.05, 0.10, 0.20, 0.35, 0.50, 0.75, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def cells(remembered: Remembered) -> list[Cell]:
             text, start = "", i + 1
             continue
         text += decoder.decode(piece)
-        if not text or decoder.getstate()[0]:
+        if not text or decoder.getstate()[0] or text.endswith("\r"):  # which may be half of a line break
             continue
         if made and start and _joins(made[-1], text):
             before = made.pop()
@@ -160,9 +160,9 @@ def held_by(remembered: Remembered, parts: Sequence[Cell]) -> npt.NDArray[np.boo
 
 def shade(count: int, n_pairs: int) -> int:
     """0 for what nothing holds, up to len(SHADES) for what all pairs do."""
-    if not count:
-        return 0
-    return 1 + next(i for i, top in enumerate(SHADES) if count <= top * n_pairs or top == 1.0)
+    if count in (0, n_pairs):
+        return len(SHADES) if count else 0
+    return 1 + next(i for i, top in enumerate(SHADES) if count <= top * n_pairs)
 
 
 def legend(n_pairs: int) -> list[tuple[int, str]]:
