@@ -1,0 +1,367 @@
+"""`laprox eval`: its documents and questions, LongBench's files, and the command."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+from gguf_factory import CHATML
+
+from laprox import Llama, _core
+from laprox.cli import main
+from laprox.cli.conversation import Conversation
+from laprox.cli.loading import load_vocabulary
+from laprox.documents import make_document
+from laprox.eval import longbench, tasks
+from laprox.eval.rows import Rows
+from laprox.eval.tasks import Maker, Paragraph
+from laprox.models import demo_model
+
+PAIRS = 3 * 2  # layers and KV heads of the toy
+LAPROX = [sys.executable, "-m", "laprox"]
+PARAGRAPHS = [
+    Paragraph(f"Who lives at number {i}?", (f"Person {i}",), f"At number {i} lives Person {i}. " + "It rains. " * (i % 7)) for i in range(99)
+]
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return load_vocabulary(demo_model())
+
+
+@pytest.fixture(scope="module")
+def count(vocabulary):
+    return lambda text: len(vocabulary.tokenize(text.encode(), add_bos=False, special=False))
+
+
+def made(maker, task, length, number=0):
+    ((_, sample),) = maker.samples([task], length, number)
+    return sample
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_makes_the_same_documents(count):
+    def texts(seed, number=0, chosen=tasks.TASKS):
+        return dict(Maker(count, seed, paragraphs=PARAGRAPHS).samples(chosen, 700, number))
+
+    once = texts(1)
+    assert once == texts(1) and set(once) == {"facts", *tasks.RULER}
+    for other in (texts(2), texts(1, 1)):
+        assert all(other[family].document != once[family].document for family in once)
+    assert texts(1, chosen=["common-words"]) == {"common-words": once["common-words"]}  # whatever else is measured
+    assert set(texts(1, chosen=["facts-single", "facts-several"])) == {"facts: single, several"}
+
+
+@pytest.mark.parametrize("length", [500, 1100, 6000])
+def test_lengths_are_in_tokens_of_the_model(count, length):
+    for task in tasks.TASKS[: None if length < 2000 else -1]:  # there are paragraphs for so many tokens
+        n = count(made(Maker(count, paragraphs=PARAGRAPHS), task, length).document)
+        assert length - 60 <= n <= length, task
+
+
+def test_length_counts_the_callers_tokens():
+    """Not characters, nor another tokenizer's."""
+    by_words = made(Maker(lambda text: len(text.split())), "niah-multikey", 400).document
+    assert 380 <= len(by_words.split()) <= 400
+
+
+def test_needles_are_there_and_found_by_reading(count):
+    for number in range(3):
+        for task in ("niah-single", "niah-multikey", "niah-multikey-dense", "niah-multivalue", "niah-multiquery"):
+            sample = made(Maker(count, questions=3), task, 900, number)
+            there = re.findall(r"(?:The|One) secret number of (\w+) is (\d{7})\.", sample.document)
+            for question in sample.questions:
+                names = re.fullmatch(r"What (?:is|are) (?:all )?the secret numbers? of (.*)\?", question.text)[1]
+                names = re.split(r", | and ", names)
+                assert sorted(question.references) == sorted(value for name, value in there if name in names), task
+                assert question.prefix.endswith(("is", "are")) and all(name in question.prefix for name in names)
+            n = {"niah-single": 1, "niah-multikey-dense": len(there)}.get(task, 4)
+            assert len(there) == n and (task != "niah-multikey-dense" or n > 30)
+            assert len(sample.questions) == (3 if "multikey" in task else 1)
+            assert len(set(question.references for question in sample.questions)) == len(sample.questions)
+
+
+def test_needles_lie_everywhere(count):
+    depths = []
+    for number in range(40):
+        document = made(Maker(count), "niah-single", 600, number).document
+        depths.append(document.index("The secret number of") / len(document))
+    assert min(depths) < 0.15 and max(depths) > 0.8 and 0.35 < sum(depths) / 40 < 0.65
+
+
+def test_variables_by_running_the_text(count):
+    for number in range(3):
+        sample = made(Maker(count), "variable-tracking", 700, number)
+        values = {}
+        for name, value in re.findall(r"Set (\w+) to (\w+)\.", sample.document):
+            values[name] = values.get(value, value)  # what a variable is set to was set before
+        assert len(sample.questions) == 2
+        for question in sample.questions:
+            (value,) = re.findall(r"value (\d{5})", question.text)
+            assert sorted(question.references) == sorted(name for name, v in values.items() if v == value)
+            assert len(question.references) == 5
+
+
+@pytest.mark.parametrize(("length", "often", "seldom"), [(1000, 6, 1), (4200, 30, 3)])
+def test_common_words_by_counting(count, length, often, seldom):
+    sample = made(Maker(count), "common-words", length)
+    numbers, words = zip(*re.findall(r"(\d+)\. (\w+)", sample.document))
+    assert list(map(int, numbers)) == list(range(1, len(words) + 1))
+    found = Counter(words)
+    assert sorted(sample.questions[0].references) == sorted(w for w, n in found.items() if n == often)
+    assert set(found.values()) == {often, seldom} and len(sample.questions[0].references) == 10
+
+
+def test_paragraphs(count):
+    asked = set()
+    for number in range(5):
+        sample = made(Maker(count, paragraphs=PARAGRAPHS), "qa", 500, number)
+        (question,) = sample.questions
+        (answer,) = question.references
+        assert sample.document.count(f"lives {answer}.") == 1 and len(re.findall(r"Paragraph \d+:", sample.document)) > 5
+        asked.add(answer)
+    assert len(asked) == 5  # each document asks for another one
+    with pytest.raises(ValueError, match="too few for documents of 90,000"):
+        made(Maker(count, paragraphs=PARAGRAPHS), "qa", 90_000)
+    with pytest.raises(ValueError, match="99 questions, fewer than --documents"):
+        made(Maker(count, paragraphs=PARAGRAPHS), "qa", 500, 99)
+
+
+def test_filler_of_the_user(count):
+    text = "One morning it rained. Nobody came! Why? " * 9
+    sample = made(Maker(count, filler=tasks.sentences(text)), "niah-single", 400)
+    rest = re.sub(r"The secret number of \w+ is \d+\. ?", "", sample.document)
+    assert set(tasks.sentences(rest)) == {"One morning it rained.", "Nobody came!", "Why?"}
+
+
+def test_facts_are_those_of_the_generator(count):
+    sample = made(Maker(count, seed=3, questions=4), "facts-two-hop", 600)
+    document = make_document("laprox eval facts 3 600 0", 600, kinds=["two-hop"], questions=4, depths=tasks.DEPTHS, count=count)
+    if sample.document == document.text:  # or it was made a few tokens shorter
+        assert [q.text for q in sample.questions] == [q.text for q in document.questions]
+    assert {q.task for q in sample.questions} <= {"facts-two-hop", "facts-single"}  # a document may have too few chains
+    assert all(q.metric == "right" and len(q.references) == 1 for q in sample.questions)
+
+
+def test_a_length_that_is_too_short_is_refused(count):
+    for task in set(tasks.TASKS) - {"niah-single"}:
+        with pytest.raises(ValueError, match="--lengths has 20, too short for"):
+            made(Maker(count, paragraphs=[Paragraph("Who?", ("me",), "It was me. " * 20)]), task, 20)
+
+
+def test_choice_of_tasks():
+    assert tasks.choose_tasks("ruler, facts-single") == ["facts-single", *tasks.RULER[:-1]]
+    assert tasks.choose_tasks("") == []
+    with pytest.raises(ValueError, match="--tasks has 'needle'; accepted: facts, ruler, "):
+        tasks.choose_tasks("facts,needle")
+
+
+# --- LongBench -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """bench(lines, template): a file of LongBench and its prompts."""
+
+    def write(lines, template="Story: {context}\n\nQuestion: {input}\nAnswer:", dataset="qasper", name=None):
+        file = tmp_path / f"{name or dataset}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / "prompts.json").write_text(json.dumps({dataset: template, "trec": "{context}\n{input}"}))
+        (tmp_path / "lengths.json").write_text(json.dumps({dataset: 32, "trec": 8}))
+        return file, longbench.read_prompts(tmp_path / "prompts.json", tmp_path / "lengths.json")
+
+    return write
+
+
+def line(**changes):
+    return {"input": "Who?", "context": "It was {me}. {input}", "answers": ["me", "I"], "all_classes": None, "dataset": "qasper",
+            "language": "en", "length": 3, "_id": "0"} | changes  # fmt: skip
+
+
+def test_longbench_lines(bench):
+    (found,) = longbench.read_lines(*bench([line()]))
+    assert found.head == "Story: It was {me}. {input}" and found.tail == "\n\nQuestion: Who?\nAnswer:"  # braces are text
+    assert (found.dataset, found.answers, found.predict) == ("qasper", ("me", "I"), 32)
+    without = {k: v for k, v in line().items() if k != "dataset"}
+    assert longbench.read_lines(*bench([without], name="qasper_e"))[0].dataset == "qasper"  # the file's name says it
+
+
+def test_longbench_prompts_are_cut_in_the_middle(bench, vocabulary):
+    context = " ".join(f"word{i}" for i in range(400))
+    (found,) = longbench.read_lines(*bench([line(context=context)]))
+
+    def tokenize(text):
+        return vocabulary.tokenize(text.encode(), add_bos=False, special=False)
+
+    def detokenize(tokens):
+        return vocabulary.detokenize(tokens).decode(errors="replace")
+
+    whole = longbench.sample(found, 10_000, tokenize, detokenize, chat=True)
+    assert whole.document + whole.questions[0].text == f"Story: {context}\n\nQuestion: Who?\nAnswer:" and whole.chat
+    cut = longbench.sample(found, 301, tokenize, detokenize, chat=True)
+    prompt = tokenize(found.head + found.tail)
+    assert cut.document + cut.questions[0].text == detokenize(prompt[:150]) + detokenize(prompt[-150:])
+    assert cut.questions[0].text == found.tail  # the question stays told apart
+    tiny = longbench.sample(found, 8, tokenize, detokenize, chat=False)
+    assert tiny.questions[0].text == "" and not tiny.chat
+
+
+def test_longbench_examples_have_no_chat_template(bench):
+    (found,) = longbench.read_lines(*bench([line(dataset="trec", all_classes=["A", "B"], answers=["A"])]))
+    sample = longbench.sample(found, 999, lambda text: list(text.encode()), lambda t: bytes(t).decode(), chat=True)
+    assert not sample.chat and sample.questions[0].first_line and sample.questions[0].classes == ("A", "B")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "dureader"}, "line 2: dureader is scored by Chinese words"),
+        ({"dataset": "mine"}, "line 2: the dataset is 'mine'; accepted: narrativeqa, "),
+        ({"dataset": "lcc"}, "--prompts and --max-lengths don't both have lcc"),
+        ({"answers": []}, '"answers" must be a list'),
+        ({"context": 3}, '"context" and "input" must be texts'),
+        ({"dataset": "trec"}, '"all_classes" must name the classes'),
+    ],
+)
+def test_longbench_lines_that_are_refused(bench, changes, message):
+    with pytest.raises(ValueError, match=message):
+        longbench.read_lines(*bench([line(), line(**changes)]))
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(toy):
+    return str(toy(chat_template=CHATML, n_ctx_train=4096))
+
+
+def evaluate(model, output, *args, policies="streaming,snapkv", budgets="20%,50%"):
+    command = ["eval", model, "-o", output, "--policies", policies, "--budgets", budgets, "-t", "1", "--questions", "2", *args]
+    return subprocess.run([*LAPROX, *map(str, command)], capture_output=True, text=True, timeout=300)
+
+
+def rows_of(path):
+    return {k: {n: v for n, v in row.items() if not n.endswith("_ms")} for k, row in Rows.load(path)}
+
+
+def test_the_command(model, tmp_path):
+    output = tmp_path / "rows.jsonl"
+    args = ["--tasks", "facts,niah-multikey", "--lengths", "400", "-d", "1", "--regime", "both"]
+    done = evaluate(model, output, *args, "--html", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert "Question inside the window, 400 tokens" in done.stdout and "snapkv" in done.stdout
+    assert "<html" in (tmp_path / "report.html").read_text()
+    header = Rows.load(output).header
+    assert header["versions"]["llama_cpp_python"] and header["model"]["fingerprint"] and "--tasks" in header["command"]
+    rows = rows_of(output)
+    assert len(rows) == 4 * (1 + 2 * 2 * 2)
+    for (family, length, number, question, regime, policy, budget), row in rows.items():
+        assert 0 <= row["score"] <= 1 and length == 400 and number == 0
+        assert ("kl" in row) == (family.startswith("facts") and policy != "full") and ("answer" in row) == (family == "niah-multikey")
+
+    # Exactly the budget.
+    for k, row in rows.items():
+        if k[4] == "aware":
+            seen, left_over = divmod(rows[*k[:4], "", "full", ""]["entries"], PAIRS)
+            assert left_over == 0 and row["entries"] == _core.budget_entries(k[6], seen, PAIRS)
+
+    # The same again, bit for bit, also when the second half was measured by a second run that found a broken line.
+    lines = output.read_bytes().splitlines(keepends=True)
+    half = tmp_path / "half.jsonl"
+    half.write_bytes(b"".join(lines[:10]) + lines[10][:30])
+    assert evaluate(model, half, *args).returncode == 0
+    assert rows_of(half) == rows
+
+    # More of it goes into the same file; other settings don't.
+    assert evaluate(model, half, *args, budgets="20%,50%,80%").returncode == 0
+    assert len(rows_of(half)) == len(rows) + 4 * 2 * 2
+    refused = evaluate(model, half, *args, "--seed", "2")
+    assert refused.returncode == 1 and "its settings.seed is 1, now it is 2" in refused.stderr
+
+
+def test_an_interrupted_run_goes_on(model, tmp_path):
+    output = tmp_path / "rows.jsonl"
+    command = [*LAPROX, "eval", model, "-o", str(output), "--tasks", "facts", "--lengths", "500,900", "--policies", "snapkv", "-t", "1", "-d", "9"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not output.exists() or output.read_bytes().count(b"\n") < 5):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on with it" in said
+    assert len(Rows.load(output)) >= 4
+
+
+def test_longbench_by_the_command(model, tmp_path, bench):
+    file, _ = bench([line(context="It was me. " * 60), line(context="It was me, too. " * 99)])
+    args = ["--longbench", file, "--prompts", tmp_path / "prompts.json", "--max-lengths", tmp_path / "lengths.json", "--max-prompt", "300"]
+    done = evaluate(model, tmp_path / "rows.jsonl", *args, "-d", "0", budgets="20%")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "rows.jsonl")
+    assert len(rows) == 2 * 3 and {k[0] for k in rows} == {"longbench qasper"}
+    assert all(isinstance(row["answer"], str) for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "nothing to measure: --tasks takes facts, ruler, "),
+        (["--tasks", "needle"], "--tasks has 'needle'; accepted: "),
+        (["--tasks", "qa"], "needs --paragraphs"),
+        (["--tasks", "facts", "--lengths", "1k"], "--lengths is '1k'; accepted: numbers of tokens"),
+        (["--tasks", "facts", "--lengths", "9000"], "the model was trained for 4,096: shorter --lengths"),
+        (["--tasks", "facts", "--lengths", "30"], "--lengths has 30, too short for"),
+        (["--tasks", "facts", "--policies", "laprox,best"], "kv policy is 'best'; accepted: "),
+        (["--tasks", "facts", "--policies", "full"], "--policies has 'full'"),
+        (["--tasks", "facts", "--policies", "lukv"], "lukv does not run on this model: "),
+        (["--tasks", "facts", "--budgets", "5%,lots"], "lots"),
+        (["--tasks", "facts", "--regime", "none"], "--regime is 'none'; accepted: aware, agnostic, both"),
+        (["--tasks", "facts", "--html", "/nowhere/at/all.html"], "/nowhere/at/all.html can't be written: "),
+        (["--longbench", "x.jsonl"], "--longbench needs --prompts and --max-lengths"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(model, tmp_path, monkeypatch, capsys, args, message):
+    output = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(sys, "argv", ["laprox", "eval", model, "-o", str(output), "-t", "1", *args])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr()
+    assert left.value.code == 1 and said.out == "" and not output.exists()
+    assert said.err.startswith("laprox: ") and said.err.count("\n") == 1 and message in said.err
+
+
+# --- what a score means ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("policy", "budget"), [("full", ""), ("laprox", "50%"), ("retention", "30%")])
+def test_right_is_what_a_user_would_be_told(tmp_path_factory, count, policy, budget):
+    """A score of 1 means that greedy decoding, through create_completion(), gives exactly the reply."""
+    output = tmp_path_factory.getbasetemp() / "right.jsonl"
+    if not output.exists():
+        for name, share in (("laprox", "50%"), ("retention", "30%")):
+            args = ["--tasks", "facts", "--lengths", "400", "-d", "2", "--questions", "5"]
+            done = evaluate(str(demo_model()), output, *args, policies=name, budgets=share)
+            assert done.returncode == 0, done.stderr
+    rows = rows_of(output)
+    kv = {} if policy == "full" else {"kv_policy": policy, "kv_budget": budget, "kv_min_tokens": 0}
+    llm = Llama(str(demo_model()), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False, **kv)
+    right = 0
+    for number in range(2):
+        sample = dict(Maker(count).samples(tasks.FACTS, 400, number))["facts"]
+        for i, question in enumerate(sample.questions):
+            llm.reset()
+            prompt = Conversation(llm._model, sample.document).prompt(question.text)
+            text = llm.create_completion(prompt, max_tokens=60, temperature=0.0, repeat_penalty=1.0)["choices"][0]["text"]
+            row = rows["facts", 400, number, i, *(("aware", policy, budget) if kv else ("", "full", ""))]
+            assert (text == question.references[0]) == bool(row["score"]), (text, question.references)
+            right += row["score"]
+    assert right  # or this shows nothing
