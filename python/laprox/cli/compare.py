@@ -172,28 +172,29 @@ def check_model(
     """Ask small contexts.
 
     Returns:
-        The bytes of a token's K and V in the layers that can be compressed, by cache type; and why some contenders can't run.
+        The bytes of a token's K and V in the layers that can be compressed, by cache type; and why some of the default
+        contenders can't run.
 
     Raises:
         ValueError: The model can't be compressed at all, or not by one of the contenders that were asked for.
     """
-    found: dict[str, float] = {}
-    refused: dict[str, str] = {}
+    f16 = options.CACHE_TYPES["f16"]
     try:
-        found["f16"] = measure(weights, *2 * [options.CACHE_TYPES["f16"]]).bytes_per_token
+        per_element = measure(weights, f16, f16).bytes_per_token / f16.bytes_per_element
     except LaproxError as error:
         raise ValueError(f"{model} can't be compressed, so there is nothing to compare: {error}") from None
+    refused: dict[str, str] = {}
     for contender in contenders:
-        config = replace(base, policy=contender.policy) if contender.policy else base
+        if contender.policy is None:
+            continue
+        cache_type = options.CACHE_TYPES[contender.cache_type]
         try:
-            cache = measure(weights, *2 * [options.CACHE_TYPES[contender.cache_type]], config)
+            measure(weights, cache_type, cache_type, replace(base, policy=contender.policy))
         except LaproxError as error:
-            if contender.policy and contender.name not in POLICIES:
+            if contender.name not in POLICIES:
                 raise ValueError(f"--policies {contender.name}: {error}") from None
             refused[contender.name] = str(error)
-        else:
-            found.setdefault(contender.cache_type, cache.bytes_per_token)
-    return found, refused
+    return {name: per_element * cache_type.bytes_per_element for name, cache_type in options.CACHE_TYPES.items()}, refused
 
 
 def prepare(
@@ -232,10 +233,17 @@ def prepare(
     conversation = Conversation(vocabulary, body)
     end = conversation.document_end()
     prompts = [conversation.prompt(q.text) for q in questions]
-    start = end - len(tokenize(body))
-    return Material(
-        name, prompts[0][:start], prompts[0][start:end], tokenize(text[at:])[:n_continue], questions, [p[end:] for p in prompts]
-    )
+    read = tokenize(body)
+    start = end - len(read)
+    if len(read) > 2 * len(tokens):
+        raise ValueError(
+            f"--questions {n_questions} puts {len(read) - len(tokens):,} tokens of facts into {name}, which is {len(tokens):,} tokens "
+            "itself: take fewer questions or a longer document"
+        )
+    # Some tokenizers put a space before a text, which is not there within one.
+    whole = tokenize(body + text[at:])
+    continuation = whole[len(read) :] if whole[: len(read)] == read else tokenize(text[at:])
+    return Material(name, prompts[0][:start], read, continuation[:n_continue], questions, [p[end:] for p in prompts])
 
 
 def _split(text: str, option: str) -> list[str]:

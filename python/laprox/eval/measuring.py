@@ -20,6 +20,10 @@ READING = 0.2  # of the time of a token that is evaluated by itself, what one ta
 Advance = Callable[[str, float, float | None], None]  # what is being done, by how much, and of how much (None: as before)
 
 
+class Unable(ValueError):
+    """llama.cpp makes no such context; says why."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A row to measure: a contender, at a budget if it has one, on a document."""
@@ -120,14 +124,16 @@ class Comparison:
             n_read = int(group[0].budget.tokens(n_read, self._bytes["f16"]))
             if n_read <= len(material.prefix):
                 why_not = "the chat template alone is longer"
-        if why_not:
-            for job in group:
-                self._rows.add(job.key, {"why_not": why_not})
-            return
-        with self._read(contender, examiner, n_read, advance) as reader:
-            for job in group:
-                measure = self._stock if contender.policy is None else self._compressed
-                self._rows.add(job.key, measure(job, examiner, reader, full, advance))
+        try:
+            if why_not is None:
+                with self._read(contender, examiner, n_read, advance) as reader:
+                    for job in group:
+                        measure = self._stock if contender.policy is None else self._compressed
+                        self._rows.add(job.key, measure(job, examiner, reader, full, advance))
+        except Unable as error:
+            why_not = str(error)
+        for job in group if why_not else ():
+            self._rows.add(job.key, {"why_not": why_not})
 
     @contextmanager
     def _read(self, contender: Contender, examiner: Examiner, n_read: int, advance: Callable[[str, float], None]) -> Iterator[Reader]:
@@ -140,7 +146,10 @@ class Comparison:
             advance(f"reading for {contender.name}", READING * (n - done))
             done = n
 
-        llm = self._open(contender, material.context_size(n_read, examiner.predict))
+        try:
+            llm = self._open(contender, material.context_size(n_read, examiner.predict))
+        except ValueError as error:
+            raise Unable(error) from None
         try:
             reader = Reader(llm, keep_asked=False)
             reader.read(material.last(n_read), progress)

@@ -42,7 +42,7 @@ class Rows:
         self.path = path
         self.header: dict[str, Any] = json.loads(json.dumps(header))
         self._rows: dict[tuple[Key, ...], dict[str, Any]] = {}
-        if restart or not path.exists() or not path.read_bytes().strip():
+        if restart or not path.exists() or _only_begun(path.read_bytes()):
             with open(path, "wb") as file:
                 _write(file, {"header": self.header})
             return
@@ -136,6 +136,12 @@ def _write(file: Any, line: dict[str, Any]) -> None:
     file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
+
+
+def _only_begun(data: bytes) -> bool:
+    """Whether not even the header is complete, but it is one."""
+    opening = b'{"header":'
+    return b"\n" not in data and data[: len(opening)] == opening[: len(data)]
 
 
 def _load(path: Path) -> Rows:

@@ -1,0 +1,393 @@
+"""`laprox compare`: equal bytes, the same numbers each time, nothing lost, a verdict that follows from the table."""
+
+import ctypes
+import json
+import re
+
+import llama_cpp
+import numpy as np
+import pytest
+import typer
+from gguf_factory import CHATML
+
+from laprox import KVConfig, Llama
+from laprox.cli import compare as command
+from laprox.cli.loading import load_vocabulary
+from laprox.documents import make_document
+from laprox.eval import facts
+from laprox.eval.comparison import Entry, entries, verdict
+from laprox.eval.contenders import ROOM, Budget, make_contenders
+from laprox.eval.examiner import Examiner, reference
+from laprox.eval.metrics import log_softmax
+from laprox.eval.reader import Reader, Setting, made_with
+from laprox.eval.rows import Rows
+from laprox.eval.statistics import Mean
+
+FAST = {"n_questions": 3, "n_continue": 24, "n_predict": 6, "threads": 1, "budgets": "20%,40%", "policies": "snapkv,laprox@q8_0"}
+SHAPE = {"chat_template": CHATML, "n_ctx_train": 4096, "n_layer": 2, "n_embd": 128, "n_head": 4, "head_dim": 64, "n_ff": 128}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_documents():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "LEAST", 256)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(toy):
+    return toy(**SHAPE)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents")
+    for i in range(2):
+        (folder / f"{i}.txt").write_text(make_document(f"compare {i}", 300, split="train").text)
+    return [folder / "0.txt", folder / "1.txt"]
+
+
+def context(model, kv=None, **kwargs):
+    return Llama(str(model), kv=kv, flash_attn=True, n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False, **kwargs)
+
+
+def measured(path):
+    """Rows without what is measured by the clock."""
+    return {key: {name: value for name, value in row.items() if name != "timings"} for key, row in Rows.load(path)}
+
+
+def of_the_first(rows):
+    """Rows of the first document: how many others there are must not matter."""
+    return {key: row for key, row in rows.items() if key[0] == 0}
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["One. Two went by! (Three?) Four.\n\nFive\n" * 60, "这是一个句子。" * 200, "no sentence at all " * 100])
+def test_facts_are_put_between(text):
+    changed, questions = facts.insert_facts(text, 5, seed=3)
+    assert (changed, [q.text for q in questions]) == (facts.insert_facts(text, 5, seed=3)[0], [q.text for q in questions])
+    assert facts.insert_facts(text, 5, seed=4)[0] != changed
+    told = {s for s in re.findall(r"[A-Z][^.。!?]*\.", changed)} - set(re.findall(r"[A-Z][^.。!?]*\.", text))
+    assert len(told) == 5 * facts.PER_QUESTION
+    rest = changed
+    for sentence in told:
+        assert rest.count(sentence + " ") == 1
+        rest = rest.replace(sentence + " ", "")
+    assert rest == text
+
+    for i, question in enumerate(questions):
+        assert abs(question.depth - (i + 0.5) / 5) < 0.15
+        (fact,) = question.facts
+        assert fact.value in changed and question.text.rstrip("?.") not in changed
+        near = [s for s in told if fact.attribute in s or fact.name in s]
+        assert len(near) >= 2  # itself, and one that it could be mistaken for
+        assert not re.search(rf"\b{fact.name}\b", text)
+
+
+def test_names_that_the_document_has_are_not_used():
+    text = "A sentence. " * 300
+    changed, questions = facts.insert_facts(text, 5, seed=3)
+    name = questions[0].facts[0].name
+    changed, questions = facts.insert_facts(text + name, 5, seed=3)
+    assert changed.count(name) == 1
+
+
+def test_a_document_of_one_word():
+    with pytest.raises(ValueError, match="one word"):
+        facts.insert_facts("x" * 5000, 3, seed=1)
+
+
+def test_says():
+    assert facts.says("It is 4,821.", "4821") and facts.says("Granite  ISLAND? granite island", "granite Island")
+    assert not facts.says("It is 4 821 or 1,4821", "48211")
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def test_budgets():
+    assert Budget("10%").bytes(3000, 100.0) == 100 * (300 + ROOM)
+    assert Budget("500").bytes(3000, 100.0) == 100 * (500 + ROOM)
+    assert Budget("1MiB").bytes(30000, 100.0) == 2**20
+    for text, words in (("100%", "all of x"), ("2%", "from 3% on"), ("1KiB", "0 of the"), ("3000", "all of x")):
+        with pytest.raises(ValueError, match=f"--budgets {text} .*{words}"):
+            Budget(text).check("x", 3000, 100.0)
+    with pytest.raises(ValueError, match="5 apples"):
+        Budget("5 apples")
+
+
+def test_contenders():
+    names = [c.name for c in make_contenders(["laprox", "keydiff:global", "laprox", "expected@q8_0"])]
+    assert names == ["full", "q8_0", "q4_0", "shorter context", "laprox", "keydiff:global", "expected@q8_0"]
+    assert make_contenders(["expected@q8_0"])[-1].context == ("expected", "q8_0")
+    for name, words in (("nonesuch", "nonesuch"), ("laprox@q5", "q8_0, q4_0"), ("full", "always there"), ("off", "always")):
+        with pytest.raises(ValueError, match=words):
+            make_contenders([name])
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0", "q4_0"])
+def test_stock_bytes_are_llama_cpps_own(model, cache_type):
+    lines = []
+    keep = llama_cpp.llama_log_callback(lambda level, text, data: lines.append(text.decode()))
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+    try:
+        ggml = command.options.CACHE_TYPES[cache_type].ggml
+        context(model, type_k=ggml, type_v=ggml).close()
+    finally:
+        command.log.record(verbose=False)
+    (size,) = re.findall(r"KV buffer size = *([\d.]+) MiB", "".join(lines))
+    weights = command.load_weights(model, use_extra_bufts=False)
+    found, refused = command.check_model(model, weights, make_contenders(["laprox"]), KVConfig())
+    assert not refused and found[cache_type] * 2048 / 2**20 == pytest.approx(float(size), abs=0.006)
+
+
+# --- the reader ------------------------------------------------------------------------------------------------------
+
+
+def forced(llm, tokens):
+    """The logits after each of them but the last."""
+    logits = []
+    for token in tokens[:-1]:
+        llm.eval([token])
+        row = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
+        logits.append(np.ctypeslib.as_array(row, shape=(llm.n_vocab(),)).copy())
+    return logits
+
+
+def step_by_step(model, *parts):
+    """Log-probabilities of the tokens of the last part, in a context that did nothing before."""
+    llm = context(model)
+    for part in parts[:-1]:
+        llm.eval(part)
+    row = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
+    first = np.ctypeslib.as_array(row, shape=(llm.n_vocab(),)).copy()
+    return log_softmax([first, *forced(llm, parts[-1])])
+
+
+def test_reader_against_whole_evaluations(model, rng):
+    """What a trial sees is what a context that does nothing else would compute."""
+    document, question, answer = (rng.integers(262, 512, n).tolist() for n in (700, 20, 12))
+    expected = step_by_step(model, document, question, answer)
+    stock = Reader(context(model))
+    stock.read(document)
+    for _ in range(2):  # from a copy, too
+        now = np.array(list(stock.force(stock.start(question), answer)))
+        np.testing.assert_array_equal(now, expected)
+    assert stock.greedy(stock.start(question), 1) == [int(expected[0].argmax())]
+
+    for regime in ("aware", "agnostic"):
+        kv = KVConfig(policy="snapkv", budget="20%", min_tokens=0)
+        by_hand = context(model, kv)
+        by_hand.eval(document)
+        if regime == "agnostic":
+            by_hand.kv.compress()
+        by_hand.eval(question)
+        if regime == "aware":
+            by_hand.kv.compress()
+        held = by_hand.kv.stats()
+        logits = forced(by_hand, answer)
+        reader = Reader(context(model, KVConfig(min_tokens=0)), keep_asked=regime == "aware")
+        reader.read(document)
+        for _ in range(2):
+            start = reader.start(question, Setting("snapkv", "20%", regime))
+            assert start.cost.kv_bytes == held.kv_bytes and start.cost.entries_full == (700 + 20 * (regime == "aware")) * 4
+            now = np.array(list(reader.force(start, answer)))[1:]
+            np.testing.assert_array_equal(now, log_softmax(logits))
+        assert reader.decoding.tokens == 2 * 11 and reader.decoding.seconds > 0 and reader.state_bytes > 0
+
+
+def test_expected_is_read_again(model, rng):
+    """Its sums over the queries are in no state: the second trial must score as the first one did."""
+    assert (made_with("expected"), made_with("expected:ada"), made_with("retention"), made_with("lukv")) == (
+        "expected", "expected", "retention", "laprox",
+    )  # fmt: skip
+    document, question = rng.integers(262, 512, 300).tolist(), rng.integers(262, 512, 10).tolist()
+    reader = Reader(context(model, KVConfig(policy="expected", min_tokens=0)))
+    reader.read(document)
+    held = []
+    for _ in range(2):
+        reader.start(question, Setting("expected", "20%"))
+        held.append([reader.llm.kv.positions(0, 0).tolist(), reader.llm.kv.positions(1, 1).tolist()])
+    assert held[0] == held[1]
+
+
+def test_fidelity(model, texts):
+    """KL, agreement and perplexity from a context that evaluates everything at once; a shorter one sees the end only."""
+    vocabulary = load_vocabulary(model)
+    material = command.prepare("x", texts[0].read_text(), vocabulary, 3, 24, 0, 1)
+    text = texts[0].read_text()
+    back = vocabulary.detokenize(material.continuation).decode(errors="ignore")
+    at = text.index(back)
+    assert back.startswith(" ") and at > len(text) - 400
+    body = facts.insert_facts(text[:at], 3, seed=1)[0]
+    assert material.body == vocabulary.tokenize(body.encode(), add_bos=False, special=False)
+    prefix, asked = (vocabulary.detokenize(tokens, special=True).decode() for tokens in (material.prefix, material.asked[0]))
+    assert prefix.replace(" ", "") == "<|im_start|>user\n"
+    assert asked.replace(" ", "") == f"\n\n{material.questions[0].text}<|im_end|>\n<|im_start|>assistant\n".replace(" ", "")
+
+    full = step_by_step(model, [*material.prefix, *material.body], material.continuation)[1:]
+    cut = step_by_step(model, [*material.prefix, *material.body[-180:]], material.continuation)[1:]
+    examiner = Examiner(material, lambda t: "", [], 2, "aware")
+    reader = Reader(context(model))
+    reader.read(material.last(material.n_read))
+    logprobs = reference(reader, material)
+    np.testing.assert_array_equal(logprobs, full.astype(np.float32))
+    row = examiner.examine(reader, logprobs)
+    assert max(row["kl"]) < 1e-6 and all(row["agreement"])
+    nll = -full[np.arange(23), material.continuation[1:]]
+    np.testing.assert_allclose(row["nll"], nll, rtol=1e-12)
+
+    reader.read(material.last(180 + len(material.prefix)))
+    row = examiner.examine(reader, logprobs)
+    np.testing.assert_allclose(row["kl"], (np.exp(full) * (full - cut)).sum(1), atol=1e-5)
+    assert row["agreement"] == (full.argmax(1) == cut.argmax(1)).tolist()
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(model, texts, tmp_path_factory):
+    """A comparison that ran through: its .jsonl."""
+    output = tmp_path_factory.mktemp("done") / "report.html"
+    command.compare(model, texts, output=output, **FAST)
+    return output.with_suffix(".jsonl")
+
+
+def test_equal_bytes(done):
+    rows = Rows.load(done)
+    assert len(rows) == 2 * (3 + 2 * 3)
+    for (_, name, budget), row in rows:
+        assert "why_not" not in row, row
+        if budget:
+            assert abs(row["allocated"] / row["target"] - 1) < 0.05, (name, budget)
+        if name == "laprox@q8_0":
+            assert row["entries"] > 1.5 * rows[0, "snapkv", budget]["entries"]
+    table = entries(rows, make_contenders(FAST["policies"].split(",")), ["20%", "40%"], 2)
+    assert [e.label for e in table[:5]] == ["full", "q8_0", "q4_0", "shorter context at 20%", "snapkv at 20%"]
+    full, q8, q4 = table[:3]
+    assert full.kl.mean == pytest.approx(0, abs=1e-6) and (full.agreement.mean, full.share, full.decode) == (1, 1, 1)
+    assert q8.share == pytest.approx(17 / 32) and q4.share == pytest.approx(9 / 32)
+    assert 0 < q8.kl.mean < q4.kl.mean and not any(e.unequal for e in table)
+    assert full.resident > 1e6 and full.right.n == 6 and full.right.clusters == 2
+
+
+def test_the_report(done, texts):
+    page = done.with_suffix(".html").read_text()
+    for words in ("laprox@q8_0", "shorter context", "sha256", "Look for yourself", "0.txt, 1.txt", "No verdict"):
+        assert words in page, words
+    assert page.count("<svg") == 4
+
+
+def test_the_same_again(done, model, texts, tmp_path):
+    command.compare(model, texts[:1], output=tmp_path / "again.html", **FAST)
+    assert measured(tmp_path / "again.jsonl") == of_the_first(measured(done))
+
+
+def test_interrupted(done, model, texts, tmp_path, monkeypatch):
+    """Ctrl-C within a row, then a line cut off by a crash: what is there stays, and the end is the same."""
+    output, results = tmp_path / "report.html", tmp_path / "report.jsonl"
+    examine, calls = Examiner.examine, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return examine(self, *args, **kwargs)
+
+    monkeypatch.setattr(Examiner, "examine", interrupted)
+    with pytest.raises(typer.Exit) as stopped:
+        command.compare(model, texts[:1], output=output, **FAST)
+    assert stopped.value.exit_code == 130 and not output.exists() and len(Rows.load(results)) == 3
+
+    results.write_bytes(results.read_bytes()[:-10])
+    command.compare(model, texts[:1], output=output, **FAST)
+    assert len(calls) == 4 + len(Rows.load(results)) - 2 and measured(results) == of_the_first(measured(done)) and output.exists()
+    command.compare(model, texts[:1], output=output, **FAST)
+    assert len(calls) == 4 + len(Rows.load(results)) - 2  # nothing is left to do
+    with pytest.raises(ValueError, match="settings.seed is 1, now it is 2"):
+        command.compare(model, texts[:1], output=output, **FAST, seed=2)
+
+
+def test_before_the_question(model, texts, tmp_path, capsys):
+    fast = {**FAST, "budgets": "25%", "policies": "snapkv"}
+    command.compare(model, texts[:1], output=tmp_path / "r.html", before_question=True, n_tokens=600, **fast)
+    rows = measured(tmp_path / "r.jsonl")
+    assert rows[0, "snapkv", "25%"]["right"] and rows[0, "full", ""]["read"] < 1200
+    out = capsys.readouterr().out
+    assert "at 25%" in out and "snapkv" in out and max(len(line.rstrip()) for line in out.splitlines()[:7]) <= 80
+
+
+def test_what_is_refused(model, texts, toy, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("Too short. " * 20)
+    output = tmp_path / "r.html"
+
+    def refused(words, model=model, texts=texts, **settings):
+        with pytest.raises(ValueError, match=words):
+            command.compare(model, texts, **{**FAST, "output": output, **settings})
+        assert list(tmp_path.glob("r.*")) == []
+
+    refused("short.txt is .* tokens, too short to compress: accepted are 280", texts=[texts[0], short])
+    refused("--tokens 200 cuts it", n_tokens=200)
+    refused("--questions 50 puts .* tokens of facts into 0.txt", n_questions=50)
+    refused("missing.txt: No such file", texts=[tmp_path / "missing.txt"])
+    refused("can't be compressed, so there is nothing to compare: .*ALiBi", model=toy("alibi", chat_template=CHATML))
+    refused("nowhere.*can't be written", output=tmp_path / "nowhere" / "r.html")
+    refused("is an .html file", output=tmp_path / "r.txt")
+    refused("'nonesuch'; accepted", policies="laprox,nonesuch")
+    refused("--policies is empty", policies=" , ")
+    refused("5 apples", budgets="5 apples")
+    refused("--budgets 1% is .* tokens of 0.txt, of which 36 are always kept", budgets="10%,1%")
+    refused("--policies retention: .*gates", policies="retention")
+    results = tmp_path / "x.jsonl"
+    results.write_text("not ours\n")
+    refused("no results file", output=tmp_path / "x.html")
+
+
+def test_longer_than_trained(model, texts, capsys):
+    material = command.prepare("0.txt", texts[0].read_text(), load_vocabulary(model), 3, 24, 0, 1)
+    command._warn_if_long([material], 4096)
+    assert capsys.readouterr().err == ""
+    command._warn_if_long([material], 256)
+    assert "but the model was trained for 256" in capsys.readouterr().err
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def entry(name, budget="", kept=0, known=10, n=12, share=None, kl=0.1):
+    right = Mean(kept / n, 0.1, n, 1)
+    return Entry(name, budget, allocated=1, share=share, right=right, kept=kept, known=known, kl=Mean(kl, 0, 9, 1), agreement=Mean(0.93, 0, 9, 1))
+
+
+@pytest.mark.parametrize(
+    "kept, words",
+    [
+        ((10, 10, 10), "^5%, the smallest budget tried, is enough here: laprox keeps 10 of the 10 .* 93% .* same bytes keeps 1"),
+        ((5, 9, 10), r"^Don't compress this model below 10%: there laprox keeps 9 .* but at 5% no more than 5 are left \(laprox\)"),
+        ((9, 5, 10), "^Don't compress this model below 20%: .*at 10% no more than 5"),
+        ((9, 10, 8), "^Don't compress this model to 20% or less: there the best, laprox, keeps 8 .*; a q4_0 cache, 28% .*keeps 9"),
+        ((0, 0, 0), "^Don't compress this model to 20% or less: there the best, a shorter context, keeps 1"),
+    ],
+)
+def test_verdicts(kept, words):
+    budgets = ["5%", "10%", "20%"]
+    table = [entry("full", kept=10), entry("q8_0", kept=10, share=0.53), entry("q4_0", kept=9, share=0.28)]
+    for budget, n in zip(budgets, kept):
+        table += [entry("shorter context", budget, 1), entry("laprox", budget, n), entry("snapkv", budget, n, kl=0.2)]
+        table += [Entry("lukv", budget, why_not="no table")]
+    assert re.search(words, verdict(table, budgets)), verdict(table, budgets)
+
+
+def test_no_verdict():
+    assert "answers only 2 of 12" in verdict([entry("full", kept=2, known=2)], ["5%"])
+    assert "not measured" in verdict([], ["5%"])
+
+
+def test_unequal_bytes_are_said():
+    e = Entry("laprox", "5%", allocated=120, target=100)
+    assert e.unequal.startswith("laprox at 5% takes 20% more") and not Entry("laprox", "5%", allocated=96, target=100).unequal
+    assert json.dumps(e.unequal)
