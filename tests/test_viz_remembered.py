@@ -4,7 +4,9 @@ import base64
 import io
 import json
 import random
+import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +14,12 @@ from bs4 import BeautifulSoup
 from gguf_factory import CHATML
 from rich.console import Console
 
+import laprox.viz
 from laprox import KVConfig, LaproxError, Llama
 from laprox.kv import KVStats
 from laprox.viz import terminal
-from laprox.viz.excerpt import Run, choose, excerpt, wrap
-from laprox.viz.remembered import SHADES, Remembered, cells, held_by, legend, look, page, picture, score_all, shade
+from laprox.viz.excerpt import FILLS, GONE, Run, choose, excerpt, wrap
+from laprox.viz.remembered import SHADES, Remembered, cells, charts_of, heading, held_by, legend, look, page, picture, score_all, shade
 
 TEXT = (
     "the quick brown fox jumps over the lazy dog. " * 8
@@ -89,6 +92,18 @@ def test_scores_by_token(llm, remembered):
     assert np.array_equal(now[layer][1][remembered.held[layer][1]], llm.kv.scores(layer, 1))
 
 
+@pytest.mark.parametrize("policy", ["full", "streaming", "random", "keydiff:uniform", "expected"])
+def test_any_policy_can_be_looked_at(model, policy):
+    llm = Llama(model, kv=KVConfig(budget="20%", min_tokens=64, policy=policy), n_ctx=512, n_threads=1, verbose=False)
+    llm.eval(list(range(1, 200)))
+    scores = score_all(llm)
+    llm.kv.compress()
+    seen = look(llm, scores)
+    assert (seen.rows.sum() < seen.rows.size) == (policy != "full")
+    assert ("scores" in charts_of(seen)) == (policy != "full")
+    assert heading(seen, "toy.gguf", "notes.txt")[1].endswith(f"chosen by {policy} before any question.")
+
+
 # --- the text ------------------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +156,31 @@ def test_shades():
         shown = legend(n)
         assert [level for level, _ in shown] == sorted(set(levels))
         assert shown[-1] == (len(SHADES), str(n))
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return np.dot([0.2126, 0.7152, 0.0722], [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts])
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme, paper", [(0, "#ffffff"), (1, "#14161b")])
+def test_every_shade_can_be_read_and_told_from_the_next_in_grey(scheme, paper):
+    css = (Path(laprox.viz.__file__).parent / "templates" / "remembered.css").read_text()
+    blocks = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", blocks[scheme]))
+    levels = [colours[f"l{i}"] for i in range(1, len(SHADES) + 1)]
+    assert contrast(colours["gone"], paper) >= 4.5
+    for i, level in enumerate(levels):
+        assert contrast(level, colours["t1" if i < 4 else "t5"]) >= 4.5, level
+    away = [contrast(paper, level) for level in levels]
+    assert away == sorted(away) and away[0] > 1.04 and min(b / a for a, b in zip(away, away[1:])) > 1.05
+    if scheme == 0:
+        assert list(FILLS[1:]) == levels and GONE == colours["gone"]
 
 
 # --- the page --------------------------------------------------------------------------------------------------------------

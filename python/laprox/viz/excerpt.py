@@ -97,7 +97,7 @@ def _draw(width: int, parts: Sequence[Cell], counts: Sequence[int], n_pairs: int
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     installed = set(fontManager.get_font_names())
-    families = ["DejaVu Sans Mono", *(name for name in FALLBACKS if name in installed)]
+    families = ["DejaVu Sans Mono", "DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
     y = 0.0
     if title:
         axes.text(6, y + 15, textwrap.shorten(title, width // 9, placeholder=" …"), fontsize=14, fontweight="bold", color=INK)
@@ -109,7 +109,8 @@ def _draw(width: int, parts: Sequence[Cell], counts: Sequence[int], n_pairs: int
     y += 34
     for before, number in zip([-1, *shown], [*shown, len(lines)]):
         if number > before + 1:
-            axes.text(6, y + 0.37 * LINE, f"⋯ {number - before - 1} more lines", fontsize=9.5, color=MUTED, va="center")
+            left_out = number - before - 1
+            axes.text(6, y + 0.37 * LINE, f"⋯ {left_out} more line{'s' * (left_out > 1)}", fontsize=9.5, color=MUTED, va="center")
             y += 0.75 * LINE
         if number < len(lines):
             _draw_line(axes, y, lines[number], families)

@@ -117,7 +117,12 @@ def look(llm: Llama, scores: dict[int, npt.NDArray[np.float32]] | None = None, m
 
 
 def score_all(llm: Llama) -> dict[int, npt.NDArray[np.float32]]:
-    """`llm.kv.scores()` by token: {layer: float32 [KV heads, positions seen]}, NaN where nothing is held."""
+    """`llm.kv.scores()` by token: {layer: float32 [KV heads, positions seen]}, NaN where nothing is held.
+
+    Empty under the policy "full", which scores nothing.
+    """
+    if llm.kv.config.policy == "full":
+        return {}
     n = llm.kv.stats().tokens_seen
     dense = {layer: np.full((n_head_kv, n), np.nan, np.float32) for layer, n_head_kv in llm.kv.layers.items()}
     for layer, heads in llm.kv.scores().items():

@@ -1,0 +1,78 @@
+"""`laprox view`, as a user meets it, and `/view` in a chat."""
+
+import pytest
+from bs4 import BeautifulSoup
+from gguf_factory import CHATML
+from PIL import Image
+from test_cli import Terminal, fails, run
+
+FAST = ["-t", "1", "--kv-min-tokens", "64", "--kv-budget", "20%"]
+
+
+@pytest.fixture(scope="module")
+def model(toy):
+    return str(toy(chat_template=CHATML, n_ctx_train=4096))
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    path = tmp_path_factory.mktemp("documents") / "notes.txt"
+    path.write_text("the quick <b>brown</b> fox jumps over the lazy dog. " * 15)
+    return str(path)
+
+
+def test_in_a_pipe(model, document):
+    done = run("view", model, document, *FAST)
+    assert done.returncode == 0, done.stderr
+    assert "⋯" in done.stdout and "Entries kept" in done.stdout and "\x1b" not in done.stdout
+    assert "entries held (20." in done.stderr and "without laprox" in done.stderr
+
+
+def test_into_files(model, document, tmp_path):
+    html, png = tmp_path / "out.html", tmp_path / "out.png"
+    done = run("view", model, document, "--question", "who <i>?", "--html", html, "--png", png, "--lines", 5, *FAST)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and done.stderr.splitlines()[1:] == [str(html), str(png)]
+    soup = BeautifulSoup(html.read_text(), "html.parser")
+    assert soup.h1.get_text() == f"What {model.rsplit('/')[-1]} remembers of notes.txt"
+    assert "with “who <i>?” in view" in soup.find(class_="lead").get_text()
+    text = soup.find(id="text").get_text()
+    assert "<b>brown</b>" in text and "question" in text and "who <i>?" in text
+    assert Image.open(png).format == "PNG"
+
+
+def test_the_shipped_toy_needs_no_document():
+    done = run("view", "demo", "-t", "1", "--kv-min-tokens", "3000")
+    assert done.returncode == 0, done.stderr
+    assert "<|im_start|>" in done.stdout and "Nothing was evicted" in done.stderr
+
+
+def test_what_is_wrong_is_said_before_the_long_work(model, document, tmp_path):
+    assert "name a document" in fails("view", model, status=2)
+    assert fails("view", model, document, "--html", tmp_path / "no" / "x.html").endswith("can't be written: No such file or directory")
+    assert fails("view", model, document, "--png", tmp_path / "x.jpg").endswith("x.jpg: the picture is a .png file")
+    assert "there is nothing to show" in fails("view", model, document, "--kv-policy", "off")
+    assert fails("view", model, tmp_path / "none.txt").endswith("none.txt: No such file or directory")
+    assert fails("view", tmp_path / "none.gguf", document).endswith("none.gguf: no such file")
+    assert "kv budget" in fails("view", model, document, "--kv-budget", "lots")
+
+
+def test_in_a_chat(model, document, tmp_path):
+    terminal = Terminal("chat", model, "-d", document, "-t", "1", "--temp", "0", "-n", "8", "--kv-min-tokens", "64", "--kv-budget", "20%")
+    try:
+        terminal.expect("ctrl-D quits")
+        terminal.say("/view")
+        terminal.expect("Nothing was evicted")
+        terminal.say("who?")
+        terminal.expect("tokens/s")
+        terminal.say("/view")
+        shown = terminal.expect("without laprox")
+        assert "Where in the text" in shown and "Entries kept" in shown
+        terminal.say(f"/view {tmp_path}/out.html")
+        terminal.expect("without laprox")
+        terminal.expect("out.html")
+        terminal.say(f"/view {tmp_path}/no/out.html")
+        terminal.expect("can't be written")
+        assert "who?" in BeautifulSoup((tmp_path / "out.html").read_text(), "html.parser").find(id="text").get_text()
+    finally:
+        terminal.kill()
