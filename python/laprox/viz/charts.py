@@ -135,7 +135,7 @@ def save_together(rows: Sequence[Sequence[tuple[Chart, int]]], path: str | Path,
             x += image.width + gap
         y += max(image.height for image in row) + gap
     # A palette is enough for flat colours, and a third of the bytes.
-    whole.quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
+    whole.quantize(128, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
 
 
 class Mark(NamedTuple):
