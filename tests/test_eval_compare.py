@@ -64,7 +64,9 @@ def of_the_first(rows):
 # --- facts -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["One. Two went by! (Three?) Four.\n\nFive\n" * 60, "这是一个句子。" * 200, "no sentence at all " * 100])
+@pytest.mark.parametrize(
+    "text", ["One. Two went by! (Three?) Four.\n\nFive\n" * 60, "这是一个句子。" * 200, "no sentence at all " * 100]
+)
 def test_facts_are_put_between(text):
     changed, questions = facts.insert_facts(text, 5, seed=3)
     assert (changed, [q.text for q in questions]) == (facts.insert_facts(text, 5, seed=3)[0], [q.text for q in questions])
@@ -359,17 +361,17 @@ def test_longer_than_trained(model, texts, capsys):
 
 
 def entry(name, budget="", kept=0, known=10, n=12, share=None, kl=0.1):
-    right = Mean(kept / n, 0.1, n, 1)
-    return Entry(name, budget, allocated=1, share=share, right=right, kept=kept, known=known, kl=Mean(kl, 0, 9, 1), agreement=Mean(0.93, 0, 9, 1))
+    right, divergence, same = Mean(kept / n, 0.1, n, 1), Mean(kl, 0, 9, 1), Mean(0.93, 0, 9, 1)
+    return Entry(name, budget, allocated=1, share=share, right=right, kept=kept, known=known, kl=divergence, agreement=same)
 
 
 @pytest.mark.parametrize(
     "kept, words",
     [
         ((10, 10, 10), "^5%, the smallest budget tried, is enough here: laprox keeps 10 of the 10 .* 93% .* same bytes keeps 1"),
-        ((5, 9, 10), r"^Don't compress this model below 10%: there laprox keeps 9 .* but at 5% no more than 5 are left \(laprox\)"),
+        ((5, 9, 10), r"^Don't compress this model below 10%: there laprox keeps 9 .* but at 5% no more than 5 are left"),
         ((9, 5, 10), "^Don't compress this model below 20%: .*at 10% no more than 5"),
-        ((9, 10, 8), "^Don't compress this model to 20% or less: there the best, laprox, keeps 8 .*; a q4_0 cache, 28% .*keeps 9"),
+        ((9, 10, 8), "^Don't compress this model to 20% or less: there the best, laprox, keeps 8 .*; a q4_0 cache, .*keeps 9"),
         ((0, 0, 0), "^Don't compress this model to 20% or less: there the best, a shorter context, keeps 1"),
     ],
 )

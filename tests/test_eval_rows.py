@@ -49,7 +49,10 @@ def test_another_run(tmp_path):
     path = tmp_path / "r.jsonl"
     Rows(path, HEADER).add(["a"], {})
     before = path.read_bytes()
-    for settings, words in (({"seed": 2, "budgets": ["5%"]}, "settings.seed is 1, now it is 2"), ({"seed": 1}, "settings.budgets")):
+    for settings, words in (
+        ({"seed": 2, "budgets": ["5%"]}, "settings.seed is 1, now it is 2"),
+        ({"seed": 1}, "settings.budgets"),
+    ):
         with pytest.raises(ValueError, match=words):
             Rows(path, {**HEADER, "settings": settings})
     assert path.read_bytes() == before

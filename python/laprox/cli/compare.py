@@ -237,8 +237,8 @@ def prepare(
     start = end - len(read)
     if len(read) > 2 * len(tokens):
         raise ValueError(
-            f"--questions {n_questions} puts {len(read) - len(tokens):,} tokens of facts into {name}, which is {len(tokens):,} tokens "
-            "itself: take fewer questions or a longer document"
+            f"--questions {n_questions} puts {len(read) - len(tokens):,} tokens of facts into {name}, which is {len(tokens):,} "
+            "tokens itself: take fewer questions or a longer document"
         )
     # Some tokenizers put a space before a text, which is not there within one.
     whole = tokenize(body + text[at:])

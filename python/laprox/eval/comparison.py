@@ -64,7 +64,8 @@ class Entry:
         if self.target is None or self.allocated is None or abs(self.allocated / self.target - 1) <= EQUAL:
             return ""
         off = self.allocated / self.target - 1
-        return f"{self.label} takes {abs(off):.0%} {'more' if off > 0 else 'less'} than the budget's bytes, by whole blocks and padding"
+        by = f"{abs(off):.0%} {'more' if off > 0 else 'less'}"
+        return f"{self.label} takes {by} than the budget's bytes, by whole blocks and padding"
 
 
 def entries(rows: Rows, contenders: Sequence[Contender], budgets: Sequence[str], n_documents: int) -> list[Entry]:

@@ -78,8 +78,9 @@ class Budget:
         if tokens < 2 * PROTECTED:
             least = f"{-(-200 * PROTECTED // n_read)}%"
             raise ValueError(
-                f"--budgets {self.text} is {max(0, int(tokens))} of the {n_read:,} tokens of {name}, of which {PROTECTED} are always "
-                f"kept (the first {PROTECTED - RECENT} and the last {RECENT}): take larger ones, from {least} on, or a longer document"
+                f"--budgets {self.text} is {max(0, int(tokens))} of the {n_read:,} tokens of {name}, of which {PROTECTED} are "
+                f"always kept (the first {PROTECTED - RECENT} and the last {RECENT}): take larger ones, from {least} on, or a "
+                "longer document"
             )
 
 

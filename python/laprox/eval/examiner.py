@@ -144,7 +144,9 @@ class Examiner:
             advance(1)
         return {"kl": kl, "agreement": same, "nll": nll}, start.cost, resident
 
-    def _answer(self, reader: Reader, tokens: Sequence[int], policy: str | None, budget: str, advance: Callable[[int], None]) -> str:
+    def _answer(
+        self, reader: Reader, tokens: Sequence[int], policy: str | None, budget: str, advance: Callable[[int], None]
+    ) -> str:
         start = reader.start(tokens, Setting(policy, budget, self.regime))
         text = self.detokenize(reader.greedy(start, self.predict))
         for stop in self.stop:

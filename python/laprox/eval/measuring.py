@@ -115,7 +115,9 @@ class Comparison:
         for group in others:
             self._group(group, examiner, full, advance)
 
-    def _group(self, group: Sequence[Job], examiner: Examiner, full: Logprobs, advance: Callable[[str, float], None]) -> None:
+    def _group(
+        self, group: Sequence[Job], examiner: Examiner, full: Logprobs, advance: Callable[[str, float], None]
+    ) -> None:
         contender, material = group[0].contender, examiner.material
         n_read = material.n_read
         why_not = self._refused.get(contender.name)
@@ -136,7 +138,9 @@ class Comparison:
             self._rows.add(job.key, {"why_not": why_not})
 
     @contextmanager
-    def _read(self, contender: Contender, examiner: Examiner, n_read: int, advance: Callable[[str, float], None]) -> Iterator[Reader]:
+    def _read(
+        self, contender: Contender, examiner: Examiner, n_read: int, advance: Callable[[str, float], None]
+    ) -> Iterator[Reader]:
         """A reader that has read the document, or as much of its end as n_read tokens hold."""
         material = examiner.material
         done = 0

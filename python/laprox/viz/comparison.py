@@ -13,7 +13,7 @@ from laprox.viz.charts import Line, against_bytes, size
 from laprox.viz.page import Page
 
 MOST = 20  # answers that are shown
-LONGEST = 90  # characters of each
+LONGEST = 60  # characters of each
 
 _HEADER = ["", "budget", "allocated", "of full", "right answers", "KL divergence", "same token", "perplexity"]
 _COSTS = ["", "budget", "decoding", "reading", "process memory", "entries held"]
@@ -24,7 +24,8 @@ def page(rows: Rows, table: Sequence[Entry], sentence: str, materials: Sequence[
     settings, model = rows.header["settings"], rows.header["model"]
     names = ", ".join(m.name for m in materials)
     full = next(e for e in table if e.name == FULL)
-    page = Page("What can this model forget?", f"{model['name']} on {names}: ways to hold a document in less memory, at equal bytes.")
+    lead = f"{model['name']} on {names}: ways to hold a document in less memory, at equal bytes."
+    page = Page("What can this model forget?", lead)
     page.callout(sentence)
     page.facts(
         {
@@ -55,9 +56,9 @@ def page(rows: Rows, table: Sequence[Entry], sentence: str, materials: Sequence[
     page.section("What it costs")
     page.table(_COSTS, [_costs(e, rows) for e in table], "Measured by the clock: these numbers differ from run to run.")
     page.note(
-        "Decoding is in tokens per second and reading in seconds for the whole document, compressing included, both relative to "
-        "stock llama.cpp with the full cache. Process memory is what this process has in RAM while it answers, without the copies "
-        "of the cache that this comparison needs; weights and libraries are part of it."
+        "Decoding is in tokens per second and reading in seconds for the whole document, compressing included, both relative "
+        "to stock llama.cpp with the full cache. Process memory is what this process has in RAM while it answers, without the "
+        "copies of the cache that this comparison needs; weights and libraries are part of it."
     )
     page.section("Look for yourself")
     _answers(page, rows, materials, settings["budgets"])
@@ -114,18 +115,20 @@ def _answers(page: Page, rows: Rows, materials: Sequence[Material], budgets: Seq
     lines = []
     for i, material in enumerate(materials):
         for j, question in enumerate(material.questions):
-            cells: list[str] = [question.text, f"{question.value}, at {question.depth:.0%}"]
+            cells: list[str] = [f"{question.text} ({question.value})"]
             for name, at in columns:
                 row = rows[i, name, at] if (i, name, at) in rows else {}
                 if "right" in row:
                     text = " ".join(row["answers"][j].split())
-                    cells.append(("✓ " if row["right"][j] else "✗ ") + (text if len(text) <= LONGEST else text[:LONGEST] + "…"))
+                    text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
+                    cells.append(f"{'✓' if row['right'][j] else '✗'} {text}")
                 else:
                     cells.append("-")
             lines.append(cells)
     head = [f"{name} at {at}" if at else name for name, at in columns]
     more = f"The first {MOST} of {len(lines)}; all" if len(lines) > MOST else "All"
-    page.table(["question", "the document says", *head], lines[:MOST], f"{more} answers are in {rows.path.name}.")
+    caption = f"In parentheses what is right, in the order of its places in the document. {more} answers are in {rows.path.name}."
+    page.table(["question", *head], lines[:MOST], caption)
 
 
 def _method(settings: dict[str, Any], materials: Sequence[Material], rows: Rows) -> list[str]:
@@ -139,35 +142,37 @@ def _method(settings: dict[str, Any], materials: Sequence[Material], rows: Rows)
         found = [(m, rows[i, SHORTER, budget]) for i, m in enumerate(materials) if (i, SHORTER, budget) in rows]
         cut += [f"{row['read']:,} of {m.n_read:,} tokens at {budget}" for m, row in found if "read" in row]
     return [
-        f"Bytes. A budget is a share of the bytes that the document takes in an uncompressed f16 cache, and on top of it everyone has "
-        f"room for the same {ROOM} tokens to come. Every contender with a budget may allocate exactly these bytes, padding and "
-        f"masks included; those that differ by more than {EQUAL:.0%} are named under the table. q8_0 and q4_0 caches have a size of their own. "
-        "Counted are the layers whose cache can be compressed, right after compressing. llama.cpp rounds a context up to 256 tokens; "
-        "that is not counted against it.",
-        f"Shorter context. What -c does: the end of the document is read, and its beginning is cut off ({'; '.join(cut) or 'not measured'}).",
-        f"Recall. {settings['questions']} of the facts that were put into each document are asked about, in other words, and for each of them "
-        "there are two that share its attribute or its name. An answer is right if it contains the value; decoding is greedy, of at most "
-        f"{settings['predict']} tokens. The cache is compressed {regime}. A verdict counts a contender as holding up if it gives at "
-        f"least {KEPT:.0%} of the right answers of the full cache.",
-        f"Fidelity. The last {settings['continuation']} tokens of each document were held back, the cache compressed with nothing of them "
-        "in view, and the tokens forced upon the model one by one. KL divergence is from the full cache's distribution of the next token; "
-        "same token is where both have the same likeliest one. What the first token meets always comes from the full cache and "
-        "is left out.",
-        "Errors. After ± stands one standard error, over single values or over documents, whichever is larger. Neighbouring tokens and "
-        "the questions of one document are not independent, so with a single document it is too small.",
-        f"The first {PROTECTED - RECENT} and the last {RECENT} tokens are always kept. Nothing is too short to be compressed here "
-        "(min_tokens=0; its default is 512).",
+        "Bytes. A budget is a share of the bytes that the document takes in an uncompressed f16 cache, and on top of it everyone "
+        f"has room for the same {ROOM} tokens to come. Every contender with a budget may allocate exactly these bytes, padding "
+        f"and masks included; those that differ by more than {EQUAL:.0%} are named under the table. q8_0 and q4_0 caches have a "
+        "size of their own. Counted are the layers whose cache can be compressed, right after compressing. llama.cpp rounds a context "
+        "up to 256 tokens; that is not counted against it.",
+        "Shorter context. What -c does: the end of the document is read, and its beginning is cut off "
+        f"({'; '.join(cut) or 'not measured'}).",
+        f"Recall. {settings['questions']} of the facts that were put into each document are asked about, in other words, and for "
+        "each of them there are two that resemble it. An answer is right if it contains the value; decoding is greedy, of at "
+        f"most {settings['predict']} tokens. The cache is compressed {regime}. A verdict counts a contender as holding up if it "
+        f"gives at least {KEPT:.0%} of the right answers of the full cache.",
+        f"Fidelity. The last {settings['continuation']} tokens of each document were held back, the cache compressed with "
+        "nothing of them in view, and the tokens forced upon the model one by one. KL divergence is from the full cache's "
+        "distribution of the next token; same token is where both have the same likeliest one. What the first token meets always comes "
+        "from the full cache and is left out.",
+        "Errors. After ± stands one standard error, over single values or over documents, whichever is larger. Neighbouring "
+        "tokens and the questions of one document are not independent, so with a single document it is too small.",
+        f"The first {PROTECTED - RECENT} and the last {RECENT} tokens are always kept. Nothing is too short to be compressed "
+        "here (min_tokens=0; its default is 512).",
         "While a document is read, a compressing cache holds all of it; the bytes are what remains afterwards.",
     ]
 
 
 def _details(rows: Rows) -> dict[str, str]:
     header = rows.header
+    settings = {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in header["settings"].items()}
     return {
         "command": "laprox " + " ".join(header["command"]),
         **{name: str(value) for name, value in header["versions"].items()},
         "model": f"{header['model']['name']}, {header['model']['bytes']:,} bytes, fingerprint {header['model']['fingerprint']}",
         **{f["name"]: f"sha256 {f['sha256']}" for f in header["inputs"]},
-        **{name: ", ".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in header["settings"].items()},
+        **settings,
         "machine": header["machine"],
     }
