@@ -4,7 +4,6 @@ import ctypes
 import json
 import re
 
-import llama_cpp
 import numpy as np
 import pytest
 import typer
@@ -22,6 +21,8 @@ from laprox.eval.metrics import log_softmax
 from laprox.eval.reader import Reader, Setting, made_with
 from laprox.eval.rows import Rows
 from laprox.eval.statistics import Mean
+
+import llama_cpp  # noqa: E402  (after laprox, which says where its libraries are)
 
 FAST = {"n_questions": 3, "n_continue": 24, "n_predict": 6, "threads": 1, "budgets": "20%,40%", "policies": "snapkv,laprox@q8_0"}
 SHAPE = {"chat_template": CHATML, "n_ctx_train": 4096, "n_layer": 2, "n_embd": 128, "n_head": 4, "head_dim": 64, "n_ff": 128}
