@@ -358,9 +358,13 @@ def _draw_against_bytes(
         errors = None if line.errors is None else np.nan_to_num(np.asarray(line.errors, float)[order] * scale)
         if log_y:
             values = np.where(values > 0, values, np.nan)
-        axes.errorbar(
-            at, values, errors, label=line.name, color=look.colour, marker=look.marker, linestyle=look.dash,
-            elinewidth=1.1, capsize=0, markeredgecolor=PAPER if look.marker != "x" else look.colour, markeredgewidth=0.9 if look.marker != "x" else 1.8,
+        if errors is not None:
+            axes.errorbar(at, values, errors, color=look.colour, linestyle="none", elinewidth=1.2, alpha=0.55)
+        crossed = look.marker == "x"  # has no inside to paint
+        axes.plot(
+            at, values, label=line.name, color=look.colour, marker=look.marker, linestyle=look.dash if len(at) > 1 else "none",
+            markersize=10 if len(at) == 1 else 6.5 if look.marker in "osDx" else 8.5,
+            markeredgecolor=look.colour if crossed else PAPER, markeredgewidth=1.8 if crossed else 0.9,
         )  # fmt: skip
     _ticks_of_sizes(axes, [b for line in [*lines, *([reference] if reference else [])] for b in line.bytes], share, 8 if width >= 560 else 4)
     axes.set_xlabel(x)
