@@ -24,6 +24,7 @@ def full_page():
     page.note(HOSTILE)
     page.figure(against_bytes([Line(HOSTILE, [2**20, 2**21], [0.5, 0.7])], title=HOSTILE), HOSTILE)
     page.table([HOSTILE, "b"], [[HOSTILE, 1], [None, "1.2 MiB"]], HOSTILE)
+    page.table([f"column {i}" for i in range(30)], [["many"] * 30], "a caption " * 40)
     page.details({HOSTILE: HOSTILE}, HOSTILE)
     page.html(Markup("<p id=ours>…</p>"), 'document.getElementById("ours").textContent = "it ran";')
     return page
