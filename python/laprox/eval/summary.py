@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from laprox.config import policies
 from laprox.eval.reader import REGIMES
 from laprox.eval.statistics import Mean, mean_with_error
+from laprox.eval.tasks import TASKS
 
 UNANSWERABLE = "facts-unanswerable"  # right without reading, so no part of any mean over tasks
 
@@ -61,13 +63,20 @@ class Summary:
             raise ValueError("there are no results yet")
         self.documents = len(whole or found)
         self.lengths = sorted({row.length for row in self._rows})
-        self.tasks = _ordered(row.task for row in self._rows)
+        self.tasks = sorted(_ordered(row.task for row in self._rows), key=lambda t: TASKS.index(t) if t in TASKS else len(TASKS))
         self.regimes = [r for r in REGIMES if any(row.cell[0] == r for row in self._rows)]
-        self.policies = _ordered(row.cell[1] for row in self._rows if row.cell[0])
+        known = policies()
+        self.policies = sorted(
+            _ordered(row.cell[1] for row in self._rows if row.cell[0]), key=lambda p: known.index(p) if p in known else len(known)
+        )
         self.budgets = _ordered(row.cell[2] for row in self._rows if row.cell[0])
         self._cells: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         for row in self._rows:
             self._cells[row.cell].append(row)
+
+    def documents_of(self, length: int) -> int:
+        """Those of one length that count."""
+        return len({row.document for row in self._rows if row.length == length})
 
     def mean(
         self, name: str, regime: str = "", policy: str = "full", budget: str = "", length: int | None = None, tasks: Sequence[str] = ()
@@ -99,10 +108,12 @@ class Summary:
         full = self.mean(name, length=length, tasks=tasks)
         return ([("full", [full] * len(self.budgets))] if full else []) + lines
 
-    def curve(self, regime: str, policy: str, length: int | None = None, tasks: Sequence[str] = ()) -> tuple[list[float], list[float], list[float]]:
-        """Bytes, scores and standard errors at the budgets of a policy; of "full", one point."""
+    def curve(
+        self, regime: str, policy: str, length: int | None = None, name: str = "score"
+    ) -> tuple[list[float], list[float], list[float]]:
+        """Bytes, values and standard errors at the budgets of a policy; of "full", one point."""
         cells = [("", "full", "")] if policy == "full" else [(regime, policy, budget) for budget in self.budgets]
-        points = [(self.mean("bytes", *cell, length, tasks), self.mean("score", *cell, length, tasks)) for cell in cells]
+        points = [(self.mean("bytes", *cell, length), self.mean(name, *cell, length)) for cell in cells]
         points = [(b, s) for b, s in points if b and s]
         return [b.mean for b, _ in points], [s.mean for _, s in points], [s.error for _, s in points]  # type: ignore[union-attr]
 

@@ -128,14 +128,14 @@ class Maker:
     def _facts(self, kinds: Sequence[str], length: int, number: int) -> Sample:
         seed = f"laprox eval facts {self.seed} {length} {number}"
         wanted = length
-        for _ in range(10):  # it counts sentence by sentence, so that all together may be a little more
+        while True:  # it counts sentence by sentence, so that all together may be a little more
             document = make_document(seed, wanted, kinds=kinds, questions=self.questions, depths=DEPTHS, count=self.count)
             over = self.count(document.text) - length
             if over <= 0:
                 break
-            wanted -= over
-        else:
-            raise ValueError(f"--lengths has {length}, too short for {self.questions} facts that are asked about")
+            wanted -= max(over, 4)
+            if wanted <= 0:
+                raise ValueError(f"--lengths has {length}, too short for {self.questions} facts that are asked about")
         return Sample(document.text, tuple(Question(f"facts-{q.kind}", q.text, (q.answer,), "right") for q in document.questions))
 
     # --- needles -----------------------------------------------------------------------------------------------------
