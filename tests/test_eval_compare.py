@@ -284,6 +284,20 @@ def test_the_report(done, texts):
     assert page.count("<svg") == 4
 
 
+def test_the_report_in_a_browser(done, browser):
+    """Without a network, nothing is missing, and nothing is wider than the page."""
+    for width, scheme in ((1280, "light"), (400, "dark")):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        page, said = context.new_page(), []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        page.goto(done.with_suffix(".html").as_uri())
+        assert said == [] and page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.get_by_text("laprox@q8_0").count() >= 4
+        context.close()
+
+
 def test_the_same_again(done, model, texts, tmp_path):
     command.compare(model, texts[:1], output=tmp_path / "again.html", **FAST)
     assert measured(tmp_path / "again.jsonl") == of_the_first(measured(done))

@@ -39,7 +39,7 @@ def compare(
     documents: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DOCUMENT...", help="Text, Markdown, HTML or PDF files; each is read by itself.", show_default=False
+            metavar="DOCUMENT", help="Text, Markdown, HTML or PDF files; each is read by itself.", show_default=False
         ),
     ],
     budgets: Annotated[
@@ -85,8 +85,7 @@ def compare(
 ) -> None:
     """Try policies on your own model and documents, against the full cache and what else takes as few bytes.
 
-    Facts are put into the documents and asked about, and the documents' own ends are predicted. Interrupted, it goes on where
-    it was.
+    Facts are put into the documents and asked about, and the documents' ends are predicted. Interrupted, it goes on where it was.
     """
     # Everything that can be wrong is found before the long work starts.
     named = _split(policies, "--policies")
@@ -150,7 +149,8 @@ def compare(
         with _progress() as advance:
             Comparison(rows, contenders, wanted, bytes_per_token, refused, open_llm).run(examiners, advance)
     except KeyboardInterrupt:
-        notes.print(f"Stopped. What is finished is in {results}; the same command goes on with it.", markup=False)
+        again = " without --restart" if restart else ""
+        notes.print(f"Stopped. What is finished is in {results}; the same command{again} goes on with it.", markup=False)
         raise typer.Exit(130) from None
 
     table = entries(rows, contenders, [b.text for b in wanted], len(materials))

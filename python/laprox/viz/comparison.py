@@ -13,9 +13,9 @@ from laprox.viz.charts import Line, against_bytes, size
 from laprox.viz.page import Page
 
 MOST = 20  # answers that are shown
-LONGEST = 60  # characters of each
+LONGEST = 50  # characters of each
 
-_HEADER = ["", "budget", "allocated", "of full", "right answers", "KL divergence", "same token", "perplexity"]
+_HEADER = ["", "budget", "allocated", "of full", "right", "KL divergence", "same token", "perplexity"]
 _COSTS = ["", "budget", "decoding", "reading", "process memory", "entries held"]
 
 
@@ -87,7 +87,7 @@ def _quality(e: Entry) -> list[str | None]:
         return [e.name, e.budget, *6 * ["-"]]
     return [
         e.name, e.budget, size(e.allocated or 0), f"{e.share:.1%}", f"{e.right.percent()} %",
-        f"{e.kl.mean:.4f} ± {e.kl.error:.4f}", f"{e.agreement.percent()} %", f"{e.perplexity:,.2f}",
+        f"{e.kl.mean:.3f} ± {e.kl.error:.3f}", f"{e.agreement.percent()} %", f"{e.perplexity:,.2f}",
     ]  # fmt: skip
 
 
