@@ -301,14 +301,21 @@ def test_an_interrupted_run_goes_on(model, tmp_path):
     assert len(Rows.load(output)) >= 4
 
 
-def test_longbench_by_the_command(model, tmp_path, bench):
-    file, _ = bench([line(context="It was me. " * 60), line(context="It was me, too. " * 99)])
+@pytest.mark.parametrize(("dataset", "template"), [("qasper", CHATML), ("qasper", None), ("trec", CHATML)])
+def test_longbench_by_the_command(toy, tmp_path, bench, dataset, template):
+    """With and without a chat template, which the model or the dataset may not have."""
+    model = str(toy(chat_template=template, n_ctx_train=4096))
+    more = {"dataset": dataset, "all_classes": ["me", "I"]}
+    file, _ = bench([line(context="It was me. " * 60, **more), line(context="It was me, too. " * 99, **more)], dataset="qasper", name=dataset)
     args = ["--longbench", file, "--prompts", tmp_path / "prompts.json", "--max-lengths", tmp_path / "lengths.json", "--max-prompt", "300"]
     done = evaluate(model, tmp_path / "rows.jsonl", *args, "-d", "0", budgets="20%")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "rows.jsonl")
-    assert len(rows) == 2 * 3 and {k[0] for k in rows} == {"longbench qasper"}
+    assert len(rows) == 2 * 3 and {k[0] for k in rows} == {f"longbench {dataset}"}
     assert all(isinstance(row["answer"], str) for row in rows.values())
+    full = [row["entries"] // PAIRS for k, row in rows.items() if k[5] == "full"]
+    around = 60 if template and dataset != "trec" else 4  # the template; or a first token, and spaces that the tokenizer adds
+    assert all(300 <= n <= 300 + around for n in full) and (around == 4 or min(full) > 304)
 
 
 @pytest.mark.parametrize(
