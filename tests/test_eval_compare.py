@@ -352,6 +352,7 @@ def test_what_is_refused(model, texts, toy, tmp_path):
     refused("--questions 50 puts .* tokens of facts into 0.txt", n_questions=50)
     refused("missing.txt: No such file", texts=[tmp_path / "missing.txt"])
     refused("can't be compressed, so there is nothing to compare: .*ALiBi", model=toy("alibi", chat_template=CHATML))
+    refused("can't be compressed, so there is nothing to compare", model=toy("embedder", chat_template=CHATML))
     refused("nowhere.*can't be written", output=tmp_path / "nowhere" / "r.html")
     refused("is an .html file", output=tmp_path / "r.txt")
     refused("'nonesuch'; accepted", policies="laprox,nonesuch")

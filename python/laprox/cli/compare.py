@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -100,10 +100,9 @@ def compare(
 
     log.record(verbose)
     base = KVConfig(min_tokens=0, profile=kv_profile, gates=kv_gates)
-    weights = load_weights(model, use_extra_bufts=False)  # mapped, but neither read nor repacked
-    about = make_model(model, _core.model_fingerprint(weights.model))
-    bytes_per_token, refused = check_model(model, weights, contenders, base)
-    weights.close()
+    with closing(load_weights(model, use_extra_bufts=False)) as weights:  # mapped, but neither read nor repacked
+        bytes_per_token, refused = check_model(model, weights, contenders, base)
+        about = make_model(model, _core.model_fingerprint(weights.model))
     vocabulary = load_vocabulary(model)
     materials = [
         prepare(path.name, text, vocabulary, n_questions, n_continue, n_tokens, seed) for path, text in zip(documents, texts)
@@ -115,13 +114,14 @@ def compare(
     wanted.sort(key=lambda budget: budget.bytes(materials[0].n_read, full_bytes))
     _warn_if_long(materials, Conversation(vocabulary, "").trained_for)
 
+    regime = "agnostic" if before_question else "aware"
     settings = {
         "budgets": [b.text for b in wanted],
         "policies": named,
         "questions": n_questions,
         "continuation": n_continue,
         "tokens": n_tokens,
-        "regime": "agnostic" if before_question else "aware",
+        "regime": regime,
         "predict": n_predict,
         "seed": seed,
         "threads": threads,
@@ -144,7 +144,7 @@ def compare(
         return vocabulary.detokenize(list(tokens)).decode(errors="replace")
 
     stop = Conversation(vocabulary, "").stop
-    examiners = [Examiner(material, detokenize, stop, n_predict, settings["regime"]) for material in materials]
+    examiners = [Examiner(material, detokenize, stop, n_predict, regime) for material in materials]
     try:
         with _progress() as advance:
             Comparison(rows, contenders, wanted, bytes_per_token, refused, open_llm).run(examiners, advance)

@@ -115,7 +115,7 @@ class Examiner:
         """
         fidelity, cost, resident = self._continue(reader, full, policy, budget, advance)
         speed = reader.decoding
-        row = {"answers": [self._answer(reader, tokens, policy, budget, advance) for tokens in self.material.asked]}
+        row: dict[str, Any] = {"answers": [self._answer(reader, tokens, policy, budget, advance) for tokens in self.material.asked]}
         row["right"] = [says(answer, q.value) for answer, q in zip(row["answers"], self.material.questions)]
         row |= fidelity
         if cost is not None:

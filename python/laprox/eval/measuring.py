@@ -84,7 +84,11 @@ class Comparison:
         advance("", 0.0, sum(self._work(i, examiner) for i, examiner in enumerate(examiners)))
         for i, examiner in enumerate(examiners):
             where = f"document {i + 1} of {len(examiners)}: " if len(examiners) > 1 else ""
-            self._document(i, examiner, lambda what, n, where=where: advance(where + what, n, None))
+
+            def step(what: str, n: float, where: str = where) -> None:
+                advance(where + what, n, None)
+
+            self._document(i, examiner, step)
 
     def _groups(self, i: int) -> list[list[Job]]:
         """What is missing of a document, by context."""

@@ -75,10 +75,11 @@ def _chart(measured: Sequence[Entry], value: Any, y: str, **options: Any) -> Any
     lines = []
     for name in names:
         mine = [e for e in measured if e.name == name]
-        lines.append(Line(name, [e.allocated for e in mine], [value(e).mean for e in mine], [value(e).error for e in mine]))
+        at = [float(e.allocated or 0) for e in mine]
+        lines.append(Line(name, at, [value(e).mean for e in mine], [value(e).error for e in mine]))
     reference = None
     if full is not None and not options.get("log_y"):  # its divergence from itself is 0
-        reference = Line(FULL, [full.allocated], [value(full).mean], [value(full).error])
+        reference = Line(FULL, [float(full.allocated or 0)], [value(full).mean], [value(full).error])
     return against_bytes(lines, reference, y=y, x="KV cache, allocated", percent=options.pop("percent", False), **options)
 
 
@@ -110,8 +111,8 @@ def _answers(page: Page, rows: Rows, materials: Sequence[Material], budgets: Seq
     budget = budgets[len(budgets) // 2]
     policies = [name for (_, name, at), row in rows if at == budget and "right" in row and name != SHORTER]
     shown = "laprox" if "laprox" in policies else policies[0] if policies else None
-    columns = [(FULL, ""), *([(shown, budget)] if shown else []), (SHORTER, budget)]
-    columns = [c for c in columns if any(key[1:] == c and "right" in row for key, row in rows)]
+    named = [(FULL, ""), *([(str(shown), budget)] if shown else []), (SHORTER, budget)]
+    columns = [c for c in named if any(key[1:] == c and "right" in row for key, row in rows)]
     lines = []
     for i, material in enumerate(materials):
         for j, question in enumerate(material.questions):
@@ -145,8 +146,8 @@ def _method(settings: dict[str, Any], materials: Sequence[Material], rows: Rows)
         "Bytes. A budget is a share of the bytes that the document takes in an uncompressed f16 cache, and on top of it everyone "
         f"has room for the same {ROOM} tokens to come. Every contender with a budget may allocate exactly these bytes, padding "
         f"and masks included; those that differ by more than {EQUAL:.0%} are named under the table. q8_0 and q4_0 caches have a "
-        "size of their own. Counted are the layers whose cache can be compressed, right after compressing. llama.cpp rounds a context "
-        "up to 256 tokens; that is not counted against it.",
+        "size of their own. Counted are the layers whose cache can be compressed, right after compressing. llama.cpp rounds a "
+        "context up to 256 tokens; that is not counted against it.",
         "Shorter context. What -c does: the end of the document is read, and its beginning is cut off "
         f"({'; '.join(cut) or 'not measured'}).",
         f"Recall. {settings['questions']} of the facts that were put into each document are asked about, in other words, and for "
@@ -155,8 +156,8 @@ def _method(settings: dict[str, Any], materials: Sequence[Material], rows: Rows)
         f"gives at least {KEPT:.0%} of the right answers of the full cache.",
         f"Fidelity. The last {settings['continuation']} tokens of each document were held back, the cache compressed with "
         "nothing of them in view, and the tokens forced upon the model one by one. KL divergence is from the full cache's "
-        "distribution of the next token; same token is where both have the same likeliest one. What the first token meets always comes "
-        "from the full cache and is left out.",
+        "distribution of the next token; same token is where both have the same likeliest one. What the first token meets always "
+        "comes from the full cache and is left out.",
         "Errors. After ± stands one standard error, over single values or over documents, whichever is larger. Neighbouring "
         "tokens and the questions of one document are not independent, so with a single document it is too small.",
         f"The first {PROTECTED - RECENT} and the last {RECENT} tokens are always kept. Nothing is too short to be compressed "
