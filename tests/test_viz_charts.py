@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 from PIL import Image  # noqa: E402
 
 import laprox  # noqa: E402
-from laprox.viz import charts  # noqa: E402
+from laprox.viz import chart, charts, marks  # noqa: E402
 from laprox.viz.charts import Line  # noqa: E402
 
 HOSTILE = 'a<script>alert("1")</script>&\' $x$ \x1b[31m \u202eevil\u05d0 🦊'
@@ -48,8 +48,10 @@ def every_chart():
 
 @pytest.mark.parametrize("name", every_chart())
 def test_charts_are_svg_elements_for_a_page(name):
-    svg = every_chart()[name].svg(charts.NARROW)
-    root = ET.fromstring(re.sub(r"\bxlink:href", "href", svg.replace("<svg ", '<svg xmlns:xlink="x" ', 1) if "xmlns:xlink" not in svg else svg))
+    svg = every_chart()[name].svg(chart.NARROW)
+    root = ET.fromstring(
+        re.sub(r"\bxlink:href", "href", svg.replace("<svg ", '<svg xmlns:xlink="x" ', 1) if "xmlns:xlink" not in svg else svg)
+    )
     ids = [e.get("id") for e in root.iter() if e.get("id")]
     assert len(ids) == len(set(ids))
     assert all(i.startswith(ids[0][:10]) for i in ids)  # other charts of the page have others
@@ -57,7 +59,7 @@ def test_charts_are_svg_elements_for_a_page(name):
     assert all(ref.startswith(("data:image/png", "#")) and (ref[0] != "#" or ref[1:] in ids) for ref in refs)
     assert "<script" not in svg and "\x1b" not in svg and "\u202e" not in svg
     assert root.get("width") is None and root.get("aria-label")
-    assert float(root.get("viewBox").split()[2]) == charts.NARROW
+    assert float(root.get("viewBox").split()[2]) == chart.NARROW
     for variable in re.findall(r"var\((.*?)\)", svg):
         assert variable in ("--ink", "--muted", "--rule", "--paper", "--font")
 
@@ -81,19 +83,18 @@ def test_png_has_the_width_asked_for(tmp_path):
 
 def test_charts_in_one_picture(tmp_path):
     made = every_chart()
-    charts.save_together([[(made["accuracy"], 500)], [(made["heads"], 250), (made["scores"], 250)]], tmp_path / "a.png", scale=1)
-    assert Image.open(tmp_path / "a.png").width == 500 + charts.GAP
+    chart.save_together([[(made["accuracy"], 500)], [(made["heads"], 250), (made["scores"], 250)]], tmp_path / "a.png", scale=1)
+    assert Image.open(tmp_path / "a.png").width == 500 + chart.GAP
     with pytest.raises(OSError):
-        charts.save_together([[(made["heads"], 250)]], tmp_path / "missing" / "a.png")
+        chart.save_together([[(made["heads"], 250)]], tmp_path / "missing" / "a.png")
 
 
 def test_a_name_has_its_mark():
     names = [*laprox.policies(), "q8_0", "q4_0", "shorter"]
-    marks = [charts.mark(name) for name in names]
-    assert len(set(marks)) == len(names)
-    assert charts.mark("laprox q8_0") != charts.mark("laprox")
-    assert charts.mark("laprox q8_0").colour == charts.mark("laprox:uniform").colour == charts.mark("laprox").colour
-    assert charts.mark("mine") == charts.mark("mine") and charts.mark("") and charts.mark(HOSTILE)
+    assert len({marks.mark(name) for name in names}) == len(names)
+    assert marks.mark("laprox q8_0") != marks.mark("laprox")
+    assert marks.mark("laprox q8_0").colour == marks.mark("laprox:uniform").colour == marks.mark("laprox").colour
+    assert marks.mark("mine") == marks.mark("mine") and marks.mark("") and marks.mark(HOSTILE)
 
 
 def luminance(colour):
@@ -108,13 +109,13 @@ def contrast(one, other):
 
 @pytest.mark.parametrize("paper", ["#ffffff", "#14161b"])
 def test_lines_stand_out_on_white_and_on_black(paper):
-    for name, mark in charts._MARKS.items():
-        if mark.colour != charts.INK:  # which is the page's own
+    for name, mark in marks._MARKS.items():
+        if mark.colour != chart.INK:  # which is the page's own
             assert contrast(mark.colour, paper) >= 3, name
 
 
 def test_the_map_of_numbers_is_read_in_grey_too():
-    steps = [luminance("#" + "".join(f"{round(255 * c):02x}" for c in charts.MAP(x)[:3])) for x in np.linspace(0, 1, 50)]
+    steps = [luminance("#" + "".join(f"{round(255 * c):02x}" for c in chart.MAP(x)[:3])) for x in np.linspace(0, 1, 50)]
     assert all(b > a for a, b in zip(steps, steps[1:]))
 
 

@@ -19,11 +19,13 @@ from laprox import KVConfig, LaproxError, Llama
 from laprox.kv import KVStats
 from laprox.viz import terminal
 from laprox.viz.excerpt import FILLS, GONE, Run, choose, excerpt, wrap
-from laprox.viz.remembered import SHADES, Remembered, cells, charts_of, heading, held_by, legend, look, page, picture, score_all, shade
+from laprox.viz.remembered import SHADES, Remembered, cells, held_by, legend, look, score_all, shade
+from laprox.viz.remembered_page import charts_of, heading, page, picture
 
 TEXT = (
     "the quick brown fox jumps over the lazy dog. " * 8
-    + '</div><script>alert("1")</script> &amp; <!-- \x1b[2J \x07 \u202eevil\u202c עברית مرحبا 🦊👩🏽\u200d🚀 e\u0301 日本語\r\nline\ttab\n'
+    + '</div><script>alert("1")</script> &amp; <!-- \x1b[2J \x07 \u202eevil\u202c '
+    + "עברית مرحبا 🦊👩🏽\u200d🚀 e\u0301 日本語\r\nline\ttab\n"
 ) * 3
 
 
@@ -53,7 +55,9 @@ def synthetic(pieces, layers=2, heads=3, share=0.3, seed=0, control=()):
     n = len(pieces)
     flags = np.isin(np.arange(n), control)
     n_held = int(sum(h.sum() for h in held.values()))
-    return Remembered(list(pieces), flags, held, {}, KVConfig(), KVStats(n, n_held, layers * heads * n, 1000, 9000, 0, 1, 0, 0, 0))
+    return Remembered(
+        list(pieces), flags, held, {}, KVConfig(), KVStats(n, n_held, layers * heads * n, 1000, 9000, 0, 1, 0, 0, 0)
+    )
 
 
 # --- llm.kv.held() -----------------------------------------------------------------------------------------------------
@@ -203,7 +207,9 @@ def test_the_page_shows_what_is_held(remembered):
         mark.decompose()
     assert box.get_text().split() == "".join(cell.text for cell in parts).split()
     some = [(cell, count) for cell, count in zip(parts, counts) if count]
-    assert [(i.get_text().strip(), i["class"]) for i in box.find_all("i")] == [(c.text.strip(), [f"l{shade(n, n_pairs)}"]) for c, n in some]
+    assert [(i.get_text().strip(), i["class"]) for i in box.find_all("i")] == [
+        (c.text.strip(), [f"l{shade(n, n_pairs)}"]) for c, n in some
+    ]
     assert [int(s) for s in box["data-starts"].split()] == [cell.start for cell, _ in some]
     assert json.loads(box["data-layers"]) == [[layer, len(heads)] for layer, heads in remembered.held.items()]
     held = unpack(box, n_pairs)
@@ -288,7 +294,9 @@ def test_an_excerpt_shows_where_most_is_kept(remembered):
 
 @pytest.mark.parametrize("colours", [True, False])
 def test_in_a_terminal(remembered, colours):
-    console = Console(width=80, force_terminal=colours, color_system="truecolor" if colours else None, record=True, file=io.StringIO())
+    console = Console(
+        width=80, force_terminal=colours, color_system="truecolor" if colours else None, record=True, file=io.StringIO()
+    )
     terminal.show(remembered, console)
     shown = console.export_text(styles=colours)
     assert "\x1b[2J" not in shown and "\x07" not in shown and "\u202e" not in shown

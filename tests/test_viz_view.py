@@ -49,7 +49,9 @@ def test_the_shipped_toy_needs_no_document():
 
 def test_what_is_wrong_is_said_before_the_long_work(model, document, tmp_path):
     assert "name a document" in fails("view", model, status=2)
-    assert fails("view", model, document, "--html", tmp_path / "no" / "x.html").endswith("can't be written: No such file or directory")
+    assert fails("view", model, document, "--html", tmp_path / "no" / "x.html").endswith(
+        "can't be written: No such file or directory"
+    )
     assert fails("view", model, document, "--png", tmp_path / "x.jpg").endswith("x.jpg: the picture is a .png file")
     assert "there is nothing to show" in fails("view", model, document, "--kv-policy", "off")
     assert fails("view", model, tmp_path / "none.txt").endswith("none.txt: No such file or directory")
@@ -58,7 +60,9 @@ def test_what_is_wrong_is_said_before_the_long_work(model, document, tmp_path):
 
 
 def test_in_a_chat(model, document, tmp_path):
-    terminal = Terminal("chat", model, "-d", document, "-t", "1", "--temp", "0", "-n", "8", "--kv-min-tokens", "64", "--kv-budget", "20%")
+    terminal = Terminal(
+        "chat", model, "-d", document, "-t", "1", "--temp", "0", "-n", "8", "--kv-min-tokens", "64", "--kv-budget", "20%"
+    )
     try:
         terminal.expect("ctrl-D quits")
         terminal.say("/view")

@@ -33,7 +33,8 @@ def view(
         typer.Argument(metavar="[DOCUMENT]", help="Text, Markdown, HTML or PDF; the toy has one of its own.", show_default=False),
     ] = None,
     question: Annotated[
-        str, typer.Option("--question", "-q", help="Compress with this in view; without it, before any question.", show_default=False)
+        str,
+        typer.Option("--question", "-q", help="Compress with this in view; without it, before any question.", show_default=False),
     ] = "",
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to look at in a browser.", show_default=False)] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture.", show_default=False)] = None,
@@ -119,10 +120,17 @@ def view_held(llm: Llama, console: Console, html: Path | None) -> None:
 
 
 def show(
-    remembered: Remembered, console: Console, model: str, document: str, question: str, html: Path | None, png: Path | None, lines: int = 30
+    remembered: Remembered,
+    console: Console,
+    model: str,
+    document: str,
+    question: str,
+    html: Path | None,
+    png: Path | None,
+    lines: int = 30,
 ) -> None:
     """Into the files, or else into the terminal."""
-    from laprox.viz.remembered import page, picture
+    from laprox.viz.remembered_page import page, picture
     from laprox.viz.terminal import show as show_in
 
     if html is None and png is None:
@@ -130,7 +138,8 @@ def show(
     stats = remembered.stats
     notes.print(
         f"{stats.tokens_seen:,} tokens seen · {stats.entries_held:,} of {stats.entries_full:,} entries held "
-        f"({stats.entries_held / stats.entries_full:.1%}) · {size(stats.kv_bytes)} now, {size(stats.kv_bytes_full)} without laprox",
+        f"({stats.entries_held / stats.entries_full:.1%}) · "
+        f"{size(stats.kv_bytes)} now, {size(stats.kv_bytes_full)} without laprox",
         markup=False,
     )
     if stats.entries_held == stats.entries_full:

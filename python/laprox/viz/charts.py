@@ -1,198 +1,23 @@
-"""Charts with one look, for HTML pages (light and dark) and as PNG."""
+"""The charts: accuracy against bytes, heat maps, distributions. They look alike wherever they are."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import re
-import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from laprox.viz.text import visible
-
-WIDE, NARROW = 720, 344  # pixels of a chart on a screen and on a phone
-
-GAP = 20  # between charts that are saved together
-
-# In a page these become CSS variables, which follow the reader's light or dark scheme; colours of data are the same in both.
-INK, MUTED, RULE, PAPER = "#1b1e24", "#5b626e", "#dcdfe4", "#fffffe"
-_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
-
-ACCENT = "#d06a00"
-QUIET = "#8b919b"
-
-# The page's shades of text and the maps of numbers go from "nothing" to "everything" in the same order: dark blue to yellow
-# is read alike by everyone, in grey too, and shows on white and on black.
-MAP = LinearSegmentedColormap.from_list("laprox", ["#22305e", "#4a5580", "#83828a", "#b79f72", "#e3bd4f", "#ffe16b"])
-
-_STYLE = {
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "axes.facecolor": "none",
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "text.color": INK,
-    "text.parse_math": False,  # names come from the user: a $ is a $
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 12,
-    "legend.frameon": False,
-    "legend.fontsize": 11,
-    "lines.linewidth": 2.0,
-    "lines.markersize": 6.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "laprox",  # the same chart is the same file
-}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A picture that can be drawn at any width.
-
-    Attributes:
-        alt: What it shows, in a sentence, for those who don't see it.
-        draw: Makes the figure, so many pixels wide. Units are pixels at 72 per inch.
-    """
-
-    alt: str
-    draw: Callable[[int], Figure]
-
-    def svg(self, width: int = WIDE) -> str:
-        """An `<svg>` element for a page that defines the CSS variables --ink, --muted, --rule, --paper and --font."""
-        file = io.StringIO()
-        with _look():
-            self.draw(width).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-        return _for_a_page(file.getvalue(), self.alt)
-
-    def save(self, path: str | Path, width: int = WIDE, scale: float = 2.0) -> None:
-        """Write a PNG, light, `width * scale` pixels wide (or an SVG or PDF, by the suffix).
-
-        Raises:
-            OSError: It can't be written.
-            ValueError: matplotlib doesn't know the suffix.
-        """
-        with _look({"svg.fonttype": "path"}):
-            self.draw(width).savefig(path, dpi=72 * scale, facecolor="white")
-
-
-def save_together(rows: Sequence[Sequence[tuple[Chart, int]]], path: str | Path, scale: float = 2.0) -> None:
-    """Write charts as one light PNG: rows from the top, each of charts and their widths from the left.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    from PIL import Image  # matplotlib brings it
-
-    drawn = []
-    for row in rows:
-        drawn.append([])
-        for chart, width in row:
-            file = io.BytesIO()
-            with _look():
-                chart.draw(width - GAP).savefig(file, format="png", dpi=72 * scale, facecolor="white")
-            drawn[-1].append(Image.open(file).convert("RGB"))
-    gap = int(GAP * scale)
-    whole = Image.new(
-        "RGB", (max(sum(i.width + gap for i in row) for row in drawn) + gap, sum(max(i.height for i in row) + gap for row in drawn) + gap), "white"
-    )
-    y = gap
-    for row in drawn:
-        x = gap
-        for image in row:
-            whole.paste(image, (x, y))
-            x += image.width + gap
-        y += max(image.height for image in row) + gap
-    # A palette is enough for flat colours, and a third of the bytes.
-    whole.quantize(128, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
-
-
-class Mark(NamedTuple):
-    """How one line is told from the others, by more than its colour."""
-
-    colour: str
-    marker: str
-    dash: Any
-
-
-_BLUE, _GREEN, _ROSE, _INDIGO, _BROWN, _TEAL, _RED, _OLIVE = (
-    "#1f7ac0", "#0f9467", "#c25a97", "#7568d8", "#94701d", "#1b8f9e", "#cf4a4a", "#6f8722",
-)  # fmt: skip
-_SOLID, _DASHED, _DOTTED, _MIXED = "-", (0, (5, 2)), (0, (1.4, 1.6)), (0, (6, 2, 1.4, 2))
-_MARKS = {
-    "full": Mark(INK, "*", _DASHED),
-    "off": Mark(INK, "*", _DASHED),
-    "laprox": Mark(ACCENT, "o", _SOLID),
-    "lukv": Mark(_RED, "D", _SOLID),
-    "retention": Mark(_ROSE, "h", _SOLID),
-    "snapkv": Mark(_BLUE, "s", _SOLID),
-    "pyramidkv": Mark(_BLUE, "^", _DASHED),
-    "adakv": Mark(_GREEN, "^", _SOLID),
-    "criticalkv": Mark(_INDIGO, "D", _SOLID),
-    "defensivekv": Mark(_INDIGO, "v", _DASHED),
-    "cake": Mark(_TEAL, "P", _SOLID),
-    "lava": Mark(_TEAL, "X", _DASHED),
-    "rkv": Mark(_BROWN, "p", _SOLID),
-    "tova": Mark(_BROWN, "<", _DASHED),
-    "expected": Mark(_OLIVE, "h", _SOLID),
-    "keydiff": Mark(_GREEN, "v", _DASHED),
-    "knorm": Mark(_OLIVE, ">", _DASHED),
-    "streaming": Mark(QUIET, "s", _SOLID),
-    "random": Mark(QUIET, "x", _DOTTED),
-    "q8_0": Mark(_ROSE, "P", _DOTTED),
-    "q4_0": Mark(_ROSE, "X", _DOTTED),
-    "shorter": Mark(_BROWN, "v", _DOTTED),
-}
-_COLOURS = [ACCENT, _BLUE, _GREEN, _ROSE, _INDIGO, _BROWN, _TEAL, _RED, _OLIVE]
-_SHAPES = "os^DvPXph<>"
-
-
-def mark(name: str) -> Mark:
-    """The colour, marker and dash of a policy or other contender: the same in every chart, whatever else is in it.
-
-    Known are the named policies, "full", "q8_0", "q4_0" and "shorter" (context), and these followed by more: "laprox q8_0" and
-    "laprox:uniform" have laprox's colour and dashes of their own. Any other name always gets the same mark, too.
-    """
-    if name in _MARKS:
-        return _MARKS[name]
-    first, rest = re.match(r"([\w.-]*)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
-    number = zlib.crc32(rest.encode()) if rest else 0
-    if first in _MARKS:
-        base = _MARKS[first]
-        return base._replace(dash=(_DOTTED, _MIXED)[number % 2], marker=_SHAPES[number % len(_SHAPES)])
-    number = zlib.crc32(name.encode())
-    return Mark(_COLOURS[number % 9], _SHAPES[number // 9 % 11], (_SOLID, _DASHED, _DOTTED, _MIXED)[number // 99 % 4])
+from laprox.viz.chart import ACCENT, INK, MAP, MUTED, PAPER, QUIET, RULE, Chart
+from laprox.viz.marks import DOTTED, mark
+from laprox.viz.text import shortened
 
 
 @dataclass(frozen=True)
@@ -261,7 +86,9 @@ def heat_map(
     """
     array = np.asarray(values, np.float64)
     numbers = list(range(len(array))) if layers is None else list(layers)
-    return Chart(f"{title or unit} of each layer and KV head", lambda width: _draw_heat_map(width, array, title, unit, numbers, percent))
+    return Chart(
+        f"{title or unit} of each layer and KV head", lambda width: _draw_heat_map(width, array, title, unit, numbers, percent)
+    )
 
 
 def along(
@@ -281,7 +108,10 @@ def along(
     """
     array = np.asarray(held, np.float64)
     numbers = list(range(len(array))) if layers is None else list(layers)
-    return Chart("Share of the entries kept, by position in the text", lambda width: _draw_along(width, array, title, numbers, dict(marks or {})))
+    return Chart(
+        "Share of the entries kept, by position in the text",
+        lambda width: _draw_along(width, array, title, numbers, dict(marks or {})),
+    )
 
 
 def distributions(
@@ -311,13 +141,6 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
 
 
-@contextlib.contextmanager
-def _look(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
-    with matplotlib.rc_context({**_STYLE, **(changes or {})}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # names and documents are in any script
-        yield
-
-
 # --- Drawing ---------------------------------------------------------------------------------------------------------
 
 
@@ -329,11 +152,21 @@ def _titles(figure: Figure, axes: Axes, title: str, y: str) -> None:
     """The title, and over the axis what it is of: turned by 90 degrees it would take width that a phone doesn't have."""
     axes.set_title(y, fontsize=11, fontweight="normal", color=MUTED)
     if title:
+        title = shortened(title, int(figure.get_figwidth() * 72) // 8)
         figure.suptitle(title, x=0.004, ha="left", fontsize=13, fontweight="bold", color=INK)
 
 
 def _draw_against_bytes(
-    width: int, lines: Sequence[Line], reference: Line | None, title: str, y: str, x: str, percent: bool, log_y: bool, share: bool, height: int
+    width: int,
+    lines: Sequence[Line],
+    reference: Line | None,
+    title: str,
+    y: str,
+    x: str,
+    percent: bool,
+    log_y: bool,
+    share: bool,
+    height: int,
 ) -> Figure:
     columns = 4 if width >= 560 else 2
     entries = len(lines) + (reference is not None)
@@ -347,7 +180,15 @@ def _draw_against_bytes(
         look = mark(reference.name)
         value = reference.values[0] * scale
         axes.axhline(value, color=look.colour, linestyle=look.dash, linewidth=1.4, zorder=1.5)
-        axes.plot(reference.bytes, [value], color=look.colour, marker=look.marker, markersize=10, linestyle=look.dash, label=reference.name)
+        axes.plot(
+            reference.bytes,
+            [value],
+            color=look.colour,
+            marker=look.marker,
+            markersize=10,
+            linestyle=look.dash,
+            label=reference.name,
+        )
         if reference.errors is not None and np.isfinite(reference.errors[0]):
             error = reference.errors[0] * scale
             axes.axhspan(value - error, value + error, color=RULE, alpha=0.55, linewidth=0)
@@ -362,11 +203,14 @@ def _draw_against_bytes(
             axes.errorbar(at, values, errors, color=look.colour, linestyle="none", elinewidth=1.2, alpha=0.55)
         crossed = look.marker == "x"  # has no inside to paint
         axes.plot(
-            at, values, label=line.name, color=look.colour, marker=look.marker, linestyle=look.dash if len(at) > 1 else "none",
+            at, values, label=shortened(line.name, 36), color=look.colour,
+            marker=look.marker, linestyle=look.dash if len(at) > 1 else "none",
             markersize=10 if len(at) == 1 else 6.5 if look.marker in "osDx" else 8.5,
             markeredgecolor=look.colour if crossed else PAPER, markeredgewidth=1.8 if crossed else 0.9,
         )  # fmt: skip
-    _ticks_of_sizes(axes, [b for line in [*lines, *([reference] if reference else [])] for b in line.bytes], share, 8 if width >= 560 else 4)
+    _ticks_of_sizes(
+        axes, [b for line in [*lines, *([reference] if reference else [])] for b in line.bytes], share, 8 if width >= 560 else 4
+    )
     axes.set_xlabel(x)
     if percent and not log_y:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if axes.get_ylim()[0] < 25 else None)
@@ -394,14 +238,18 @@ def _ticks_of_sizes(axes: Axes, at: Sequence[float], share: bool, most: int) -> 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%" if share else size(value)))
 
 
-def _draw_heat_map(width: int, values: npt.NDArray[np.float64], title: str, unit: str, layers: list[int], percent: bool) -> Figure:
+def _draw_heat_map(
+    width: int, values: npt.NDArray[np.float64], title: str, unit: str, layers: list[int], percent: bool
+) -> Figure:
     n_layers, n_heads = values.shape
     row = max(7.0, min(26.0, 460 / n_layers))
     figure = _figure(width, row * n_layers + 84 + 24 * bool(title))
     axes = figure.add_subplot()
     axes.grid(False)
     top = np.nanmax(values) if np.isfinite(values).any() else 1.0
-    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=MAP, vmin=0, vmax=top or 1.0, edgecolors=PAPER, linewidth=1.2 if row > 14 else 0.4)
+    mesh = axes.pcolormesh(
+        np.ma.masked_invalid(values), cmap=MAP, vmin=0, vmax=top or 1.0, edgecolors=PAPER, linewidth=1.2 if row > 14 else 0.4
+    )
     axes.invert_yaxis()
     for side in axes.spines.values():
         side.set_visible(False)
@@ -420,8 +268,18 @@ def _draw_heat_map(width: int, values: npt.NDArray[np.float64], title: str, unit
     if row >= 17 and (width - 110) / n_heads > 7 * longest + 6:
         for i, j in np.argwhere(np.isfinite(values)):
             light = values[i, j] < 0.5 * top
-            axes.text(j + 0.5, i + 0.5, written(values[i, j]), ha="center", va="center", fontsize=10.5, color="#f6f6f4" if light else "#16181d")
-    bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02, aspect=32, format=FuncFormatter(lambda value, _: written(value)))
+            axes.text(
+                j + 0.5,
+                i + 0.5,
+                written(values[i, j]),
+                ha="center",
+                va="center",
+                fontsize=10.5,
+                color="#f6f6f4" if light else "#16181d",
+            )
+    bar = figure.colorbar(
+        mesh, ax=axes, fraction=0.04, pad=0.02, aspect=32, format=FuncFormatter(lambda value, _: written(value))
+    )
     bar.outline.set_visible(False)
     bar.locator = MaxNLocator(5)
     bar.update_ticks()
@@ -448,7 +306,7 @@ def _draw_along(width: int, held: npt.NDArray[np.float64], title: str, layers: l
     _titles(figure, over, title, "share of the entries that are kept")
     for name, at in marks.items():
         for axes in (over, below):
-            axes.axvline(at, color=INK, linewidth=1.0, linestyle=_DOTTED)
+            axes.axvline(at, color=INK, linewidth=1.0, linestyle=DOTTED)
         left = at > n_tokens / 2
         over.annotate(
             name, (at, 1), xycoords=("data", "axes fraction"), xytext=(-4 if left else 4, -3), textcoords="offset points",
@@ -456,7 +314,9 @@ def _draw_along(width: int, held: npt.NDArray[np.float64], title: str, layers: l
         )  # fmt: skip
     below.grid(False)
     # One picture: a rectangle for each would be thousands.
-    below.imshow(binned, aspect="auto", extent=(0, n_tokens, n_layers, 0), cmap=MAP, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    below.imshow(
+        binned, aspect="auto", extent=(0, n_tokens, n_layers, 0), cmap=MAP, norm=PowerNorm(0.5, 0, 1), interpolation="nearest"
+    )
     for side in below.spines.values():
         side.set_visible(False)
     every = math.ceil(13 / row)
@@ -522,7 +382,9 @@ def _draw_distributions(width: int, ridges: _Ridges, title: str, x: str) -> Figu
         axes.stairs(heights, edges, baseline=base, fill=True, facecolor=QUIET, alpha=0.45, linewidth=0, zorder=2 + i)
         axes.stairs(heights, edges, baseline=None, color=QUIET, linewidth=0.9, zorder=2 + i)
         if layer in kept:
-            axes.stairs(base + scale * np.sqrt(kept[layer]), edges, baseline=base, fill=True, color=ACCENT, linewidth=0, zorder=2.2 + i)
+            axes.stairs(
+                base + scale * np.sqrt(kept[layer]), edges, baseline=base, fill=True, color=ACCENT, linewidth=0, zorder=2.2 + i
+            )
         axes.axhline(base, color=RULE, linewidth=0.8, zorder=1.5)
     every = math.ceil(13 / row)
     axes.set_yticks([n - 1 - i for i in range(0, n, every)], [str(layer) for layer in list(everything)[::every]])
@@ -540,7 +402,9 @@ def _draw_distributions(width: int, ridges: _Ridges, title: str, x: str) -> Figu
     _titles(figure, axes, title, "layer")
     if kept:
         figure.legend(
-            handles=[Patch(color=ACCENT, label="kept"), Patch(facecolor=QUIET, alpha=0.45, label="all")], loc="outside lower center", ncols=2
+            handles=[Patch(color=ACCENT, label="kept"), Patch(facecolor=QUIET, alpha=0.45, label="all")],
+            loc="outside lower center",
+            ncols=2,
         )
     return figure
 
@@ -549,17 +413,3 @@ def _power(exponent: float) -> str:
     if abs(exponent) <= 3:
         return f"{10.0**exponent:.3g}"
     return f"{10.0**exponent:.0e}".replace("e-0", "e-").replace("e+0", "e+")
-
-
-def _for_a_page(svg: str, alt: str) -> str:
-    """matplotlib's SVG file as an element of an HTML page: scheme colours, the page's font, ids of its own."""
-    svg = visible(svg[svg.index("<svg") :])
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    svg = re.sub(r"font: ([^;\"]*?px) '[^;\"]*", r"font: \1 var(--font)", svg)
-    prefix = f"c{zlib.crc32(svg.encode()):08x}-"
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    svg = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{prefix}", svg)
-    opening = re.compile(r'<svg ([^>]*?)width="[^"]*"([^>]*?)height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"')
-    return opening.sub(lambda m: f'<svg role="img" aria-label="{escape(visible(alt))}" ' + "".join(g for g in m.groups() if g), svg, count=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import textwrap
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,15 +14,24 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.patches import Rectangle
 
-from laprox.viz.charts import INK, MUTED, RULE, Chart
+from laprox.viz.chart import INK, MUTED, RULE, Chart
 from laprox.viz.remembered import SHADES, Cell, Remembered, cells, held_by, legend, shade
+from laprox.viz.text import shortened
 
 # Those of the page in its light scheme (templates/remembered.css).
 FILLS = ("none", "#fff1cf", "#ffe5ab", "#ffd684", "#ffc45e", "#ffae42", "#f9962c", "#ee7f1c", "#e06a0f")
 GONE = "#6c727d"
 
 # For what DejaVu doesn't have, where they are installed; boxes elsewhere. The HTML page has the browser's fonts.
-FALLBACKS = ("Noto Sans Mono CJK SC", "Noto Sans CJK SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Noto Sans", "Noto Emoji")
+FALLBACKS = (
+    "Noto Sans Mono CJK SC",
+    "Noto Sans CJK SC",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Noto Sans",
+    "Noto Emoji",
+)
 
 COLUMN, LINE = 6.9, 19.0  # pixels of a character
 
@@ -100,10 +108,10 @@ def _draw(width: int, parts: Sequence[Cell], counts: Sequence[int], n_pairs: int
     families = ["DejaVu Sans Mono", "DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
     y = 0.0
     if title:
-        axes.text(6, y + 15, textwrap.shorten(title, width // 9, placeholder=" …"), fontsize=14, fontweight="bold", color=INK)
+        axes.text(6, y + 15, shortened(title, width // 9), fontsize=14, fontweight="bold", color=INK)
         y += 26
     if lead:
-        axes.text(6, y + 12, textwrap.shorten(lead, width // 8, placeholder=" …"), fontsize=12, color=MUTED)
+        axes.text(6, y + 12, shortened(lead, width // 8), fontsize=12, color=MUTED)
         y += 22
     _draw_legend(axes, y + 4, n_pairs)
     y += 34
@@ -122,12 +130,16 @@ def _draw_line(axes: Axes, y: float, line: Sequence[Run], families: list[str]) -
     for run in line:
         left = 6 + run.column * COLUMN
         if run.level and run.text.strip():
-            axes.add_patch(Rectangle((left - 0.3, y + 1.5), _columns(run.text) * COLUMN + 0.6, LINE - 3, facecolor=FILLS[run.level], linewidth=0))
+            axes.add_patch(
+                Rectangle(
+                    (left - 0.3, y + 1.5), _columns(run.text) * COLUMN + 0.6, LINE - 3, facecolor=FILLS[run.level], linewidth=0
+                )
+            )
         # Word by word, or character by character, so that what is wider than expected moves nothing else.
         for word in re.finditer(r"[!-~]+|\S", run.text):
             axes.text(
-                left + _columns(run.text[: word.start()]) * COLUMN, y + 0.68 * LINE, word[0], fontsize=COLUMN / 0.602, family=families,
-                color=INK if run.level else GONE,
+                left + _columns(run.text[: word.start()]) * COLUMN, y + 0.68 * LINE, word[0],
+                fontsize=COLUMN / 0.602, family=families, color=INK if run.level else GONE,
             )  # fmt: skip
 
 
@@ -143,4 +155,6 @@ def _draw_legend(axes: Axes, y: float, n_pairs: int) -> None:
 
 
 def _columns(text: str) -> int:
-    return sum(0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from laprox.viz.charts import NARROW, WIDE, Chart
+from laprox.viz.chart import NARROW, WIDE, Chart
 from laprox.viz.text import visible
 
 _TEMPLATES = jinja2.Environment(
@@ -102,7 +102,9 @@ class Page:
             if len(row) != len(header):
                 raise ValueError(f"a row of {len(row)} cells under a header of {len(header)}: {row}")
         columns = list(zip(*texts)) or [()] * len(header)
-        kinds = ["prose" if _longest(c) > 30 else "number" if c and not any(text[:1].isalpha() for text in c) else "" for c in columns]
+        kinds = [
+            "prose" if _longest(c) > 30 else "number" if c and not any(text[:1].isalpha() for text in c) else "" for c in columns
+        ]
         self._add("table", header=header, rows=texts, caption=caption, kinds=kinds)
 
     def figure(self, chart: Chart, caption: str = "") -> None:
@@ -136,7 +138,9 @@ class Page:
             OSError: It can't be written.
         """
         path = Path(path)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".html", delete=False, encoding="utf-8", newline="\n") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, suffix=".html", delete=False, encoding="utf-8", newline="\n"
+        ) as file:
             try:
                 file.write(self.render())
                 file.close()

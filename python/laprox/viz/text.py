@@ -13,6 +13,12 @@ def visible(text: str) -> str:
     return "".join(_visible(c) for c in text.replace("\r\n", "\n"))
 
 
+def shortened(text: str, n: int) -> str:
+    """In one line, of at most n characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= n else text[: n - 1].rstrip() + "…"
+
+
 def _visible(c: str) -> str:
     if c in "\n\t" or c.isprintable():
         return c

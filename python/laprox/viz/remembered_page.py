@@ -1,0 +1,157 @@
+"""What is remembered of a text, as an HTML page and as a PNG."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+
+from laprox import __version__
+from laprox.config import KVConfig
+from laprox.viz.chart import Chart, save_together
+from laprox.viz.charts import along, distributions, heat_map, size
+from laprox.viz.excerpt import excerpt
+from laprox.viz.page import Page, template
+from laprox.viz.remembered import Cell, Remembered, cells, held_by, legend, shade
+
+
+def page(remembered: Remembered, model: str, document: str = "", question: str = "") -> Page:
+    """The page.
+
+    Args:
+        remembered: What to show.
+        model: Its name, as people know it.
+        document: The same of the document.
+        question: What was asked about it; "" if nothing was, yet.
+    """
+    made = Page(*heading(remembered, model, document, question))
+    made.facts(numbers(remembered))
+
+    made.section("The text")
+    made.text(
+        f"Every token is shaded by how many of the {len(remembered.pairs)} pairs of a layer and a KV head still hold it. "
+        "Point at one, or walk with the arrow keys, to see which."
+    )
+    parts = cells(remembered)
+    held = held_by(remembered, parts)
+    counts = held.sum(0)
+    some = counts > 0
+    bits = np.packbits(held[:, some], axis=1)
+    box = template(
+        "remembered.html",
+        style=template("remembered.css"),
+        text=Markup(_marked_up(parts, counts, len(held), remembered.marks)),
+        bits=base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode(),
+        stride=bits.shape[1],
+        n_pairs=len(held),
+        pairs=remembered.pairs,
+        entries=remembered.rows.sum(1).tolist(),
+        layers=[[layer, len(heads)] for layer, heads in remembered.held.items()],
+        starts=" ".join(str(cell.start) for cell, any_ in zip(parts, some) if any_),
+        shades=legend(len(held)),
+    )
+    made.html(box, template("remembered.js"))
+
+    pictures = charts_of(remembered)
+    made.section("The numbers")
+    made.figure(pictures["along"], "Above, the share of all entries at a position that are kept; below, of those of each layer.")
+    made.figure(pictures["heads"], "Entries that each KV head kept. How uneven they are is for the policy to say.")
+    if "scores" in pictures:
+        made.figure(
+            pictures["scores"],
+            f"How the scores of {policy_name(remembered.config)} are spread in each layer: the kept entries in colour, in front of "
+            "all that were scored; heights are square roots of counts. Scores are as the policy defines them. Pooling, and how heads "
+            "and layers share the budget, come after, so a kept entry may score less than an evicted one.",
+        )
+    made.details(settings(remembered))
+    return made
+
+
+def picture(
+    remembered: Remembered, path: str | Path, model: str, document: str = "", question: str = "", lines: int = 30
+) -> None:
+    """Write the same as a PNG, light. Of a long text, so many lines: the passages of which most is kept.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    pictures = charts_of(remembered)
+    width = 960
+    rows = [[(excerpt(remembered, lines, *heading(remembered, model, document, question)), width)], [(pictures["along"], width)]]
+    below = [pictures[name] for name in ("heads", "scores") if name in pictures]
+    rows.append([(chart, width // len(below)) for chart in below])
+    save_together(rows, path)
+
+
+def heading(remembered: Remembered, model: str, document: str = "", question: str = "") -> tuple[str, str]:
+    """What it is, and how it came about."""
+    stats = remembered.stats
+    when = f" with “{question}” in view" if question else " before any question" if document else ""
+    return (
+        f"What {model} remembers" + (f" of {document}" if document else ""),
+        f"{stats.entries_held / stats.entries_full:.1%} of the entries, chosen by {policy_name(remembered.config)}{when}.",
+    )
+
+
+def charts_of(remembered: Remembered) -> dict[str, Chart]:
+    """The charts that go with the text: "along" it, by "heads", and "scores" where there are any."""
+    layers = list(remembered.held)
+    made = {
+        "along": along(
+            [heads.mean(0) for heads in remembered.held.values()],
+            title="Where in the text",
+            layers=layers,
+            marks=remembered.marks,
+        ),
+        "heads": heat_map(remembered.entries, layers=layers, title="Entries kept"),
+    }
+    if remembered.scores:
+        made["scores"] = distributions(remembered.scores, remembered.held, title="Scores")
+    return made
+
+
+def numbers(remembered: Remembered) -> dict[str, str]:
+    """The few numbers that everyone should see."""
+    stats = remembered.stats
+    return {
+        "tokens seen": f"{stats.tokens_seen:,}",
+        "entries held": f"{stats.entries_held:,} of {stats.entries_full:,}",
+        "share": f"{stats.entries_held / stats.entries_full:.1%}",
+        "KV cache": f"{size(stats.kv_bytes)}, not {size(stats.kv_bytes_full)}",
+    }
+
+
+def settings(remembered: Remembered) -> dict[str, str]:
+    """How the cache was set, and laprox's version."""
+    config = remembered.config
+    names = ("budget", "window", "sink", "recent", "min_tokens", "prefill", "profile", "gates", "floor")
+    chosen = {name: str(getattr(config, name)) for name in names if getattr(config, name) is not None}
+    return {"policy": policy_name(config), **chosen, "compressions": str(remembered.stats.compressions), "laprox": __version__}
+
+
+def policy_name(config: KVConfig) -> str:
+    """As the user named it; one of Python by its class."""
+    return config.policy if isinstance(config.policy, str) else type(config.policy).__name__
+
+
+def _marked_up(parts: Sequence[Cell], counts: npt.NDArray[np.int64], n_pairs: int, marks: Mapping[str, int]) -> str:
+    """HTML: one <i> for each cell that something holds, and plain text between. Most of the text is between: pages stay small."""
+    return "".join(_pieces(parts, counts, n_pairs, marks))
+
+
+def _pieces(parts: Sequence[Cell], counts: npt.NDArray[np.int64], n_pairs: int, marks: Mapping[str, int]) -> Iterator[str]:
+    waiting = sorted((at, name) for name, at in marks.items())
+    for cell, count in zip(parts, counts.tolist()):
+        while waiting and waiting[0][0] < cell.stop:
+            yield f"<em>{escape(waiting.pop(0)[1])}</em>"
+        text = escape(cell.text)
+        if cell.control:
+            text = f"<b>{text}</b>"
+        level = shade(count, n_pairs)
+        yield f"<i class=l{level}>{text}</i>" if level else text
