@@ -128,7 +128,11 @@ def test_classification():
 
 
 def test_numbers():
-    assert retrieval("Paragraph 3", "Paragraph 3") == 1 and retrieval("3 or 13", "Paragraph 3") == 0.5 and retrieval("none", "Paragraph 3") == 0
+    assert (
+        retrieval("Paragraph 3", "Paragraph 3") == 1
+        and retrieval("3 or 13", "Paragraph 3") == 0.5
+        and retrieval("none", "Paragraph 3") == 0
+    )
     assert retrieval("段落7", "段落7") == 1
     assert count("17, no: 16", "16") == 0.5 and count("", "16") == 0
     with pytest.raises(ValueError, match="names no paragraph"):

@@ -18,13 +18,15 @@ from laprox.cli.loading import load_vocabulary
 from laprox.documents import make_document
 from laprox.eval import longbench, tasks
 from laprox.eval.rows import Rows
+from laprox.eval.summary import key
 from laprox.eval.tasks import Maker, Paragraph
 from laprox.models import demo_model
 
 PAIRS = 3 * 2  # layers and KV heads of the toy
 LAPROX = [sys.executable, "-m", "laprox"]
 PARAGRAPHS = [
-    Paragraph(f"Who lives at number {i}?", (f"Person {i}",), f"At number {i} lives Person {i}. " + "It rains. " * (i % 7)) for i in range(99)
+    Paragraph(f"Who lives at number {i}?", (f"Person {i}",), f"At number {i} lives Person {i}. " + "It rains. " * (i % 7))
+    for i in range(99)
 ]
 
 
@@ -264,12 +266,14 @@ def test_the_command(model, tmp_path):
     assert len(rows) == 4 * (1 + 2 * 2 * 2)
     for (family, length, number, question, regime, policy, budget), row in rows.items():
         assert 0 <= row["score"] <= 1 and length == 400 and number == 0
-        assert ("kl" in row) == (family.startswith("facts") and policy != "full") and ("answer" in row) == (family == "niah-multikey")
+        assert ("kl" in row) == (family.startswith("facts") and policy != "full") and ("answer" in row) == (
+            family == "niah-multikey"
+        )
 
     # Exactly the budget.
     for k, row in rows.items():
         if k[4] == "aware":
-            seen, left_over = divmod(rows[*k[:4], "", "full", ""]["entries"], PAIRS)
+            seen, left_over = divmod(rows[key(*k[:4])]["entries"], PAIRS)
             assert left_over == 0 and row["entries"] == _core.budget_entries(k[6], seen, PAIRS)
 
     # The same again, bit for bit, also when the second half was measured by a second run that found a broken line.
@@ -288,7 +292,23 @@ def test_the_command(model, tmp_path):
 
 def test_an_interrupted_run_goes_on(model, tmp_path):
     output = tmp_path / "rows.jsonl"
-    command = [*LAPROX, "eval", model, "-o", str(output), "--tasks", "facts", "--lengths", "500,900", "--policies", "snapkv", "-t", "1", "-d", "9"]
+    command = [
+        *LAPROX,
+        "eval",
+        model,
+        "-o",
+        str(output),
+        "--tasks",
+        "facts",
+        "--lengths",
+        "500,900",
+        "--policies",
+        "snapkv",
+        "-t",
+        "1",
+        "-d",
+        "9",
+    ]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
     )
@@ -306,8 +326,19 @@ def test_longbench_by_the_command(toy, tmp_path, bench, dataset, template):
     """With and without a chat template, which the model or the dataset may not have."""
     model = str(toy(chat_template=template, n_ctx_train=4096))
     more = {"dataset": dataset, "all_classes": ["me", "I"]}
-    file, _ = bench([line(context="It was me. " * 60, **more), line(context="It was me, too. " * 99, **more)], dataset="qasper", name=dataset)
-    args = ["--longbench", file, "--prompts", tmp_path / "prompts.json", "--max-lengths", tmp_path / "lengths.json", "--max-prompt", "300"]
+    file, _ = bench(
+        [line(context="It was me. " * 60, **more), line(context="It was me, too. " * 99, **more)], dataset="qasper", name=dataset
+    )
+    args = [
+        "--longbench",
+        file,
+        "--prompts",
+        tmp_path / "prompts.json",
+        "--max-lengths",
+        tmp_path / "lengths.json",
+        "--max-prompt",
+        "300",
+    ]
     done = evaluate(model, tmp_path / "rows.jsonl", *args, "-d", "0", budgets="20%")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "rows.jsonl")
@@ -368,7 +399,7 @@ def test_right_is_what_a_user_would_be_told(tmp_path_factory, count, policy, bud
             llm.reset()
             prompt = Conversation(llm._model, sample.document).prompt(question.text)
             text = llm.create_completion(prompt, max_tokens=60, temperature=0.0, repeat_penalty=1.0)["choices"][0]["text"]
-            row = rows["facts", 400, number, i, *(("aware", policy, budget) if kv else ("", "full", ""))]
+            row = rows[key("facts", 400, number, i, *(("aware", policy, budget) if kv else ()))]
             assert (text == question.references[0]) == bool(row["score"]), (text, question.references)
             right += row["score"]
     assert right  # or this shows nothing

@@ -13,7 +13,13 @@ from laprox.eval.summary import key
 from laprox.eval.tasks import FACTS
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "results"
-HEADER = {"kind": "eval", "versions": {"laprox": "1"}, "settings": {"seed": 1, "threads": 1}, "inputs": [], "model": {"fingerprint": "f"}}
+HEADER = {
+    "kind": "eval",
+    "versions": {"laprox": "1"},
+    "settings": {"seed": 1, "threads": 1},
+    "inputs": [],
+    "model": {"fingerprint": "f"},
+}
 
 
 @pytest.fixture
@@ -38,7 +44,10 @@ def folder(tmp_path, rng, results):
                 row = {"task": task, "bytes": 10_000, "entries": 9, "score": float(rng.integers(2))}
                 rows.add(key(name, length, number, i), row | {"read_ms": 1.0})
                 for cell in cells:
-                    rows.add(key(name, length, number, i, *cell), row | {"kl": float(rng.random()), "score_ms": 1.0, "rest_ms": 2.0, "bytes": 1000})
+                    rows.add(
+                        key(name, length, number, i, *cell),
+                        row | {"kl": float(rng.random()), "score_ms": 1.0, "rest_ms": 2.0, "bytes": 1000},
+                    )
     return tmp_path
 
 

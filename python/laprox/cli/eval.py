@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from llama_cpp._internals import LlamaModel
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from laprox import KVConfig, Llama, LaproxError, _core
 from laprox.cli import log, options
-from laprox.cli.conversation import Conversation
+from laprox.cli.eval_jobs import Job, context_size, longbench_jobs, task_jobs, text_of, tokens_of
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.show import notes
@@ -25,61 +25,69 @@ from laprox.config import policies as policy_names
 from laprox.eval import longbench, tasks
 from laprox.eval.reader import REGIMES, Reader, Setting, made_with
 from laprox.eval.rows import Rows, make_header, make_model
-from laprox.eval.summary import Key, Summary, key
-from laprox.eval.trials import Prompt, Trials
+from laprox.eval.summary import Summary
+from laprox.eval.trials import Trials
 from laprox.partial import check_writable
 from laprox.reading import read_documents
 
 ALL = "all"
 
 
-@dataclass(frozen=True)
-class Job:
-    """A document to read, and what to ask about it."""
-
-    family: str
-    length: int
-    number: int
-    opening: list[int]
-    prompts: tuple[Prompt, ...]
-
-    @property
-    def tokens(self) -> int:
-        """The longest that the cache has to hold."""
-        return len(self.opening) + max(len(p.tokens) + max(len(p.reply) + 1, p.question.predict) for p in self.prompts)
-
-    def key(self, i: int, setting: Setting | None = None) -> Key:
-        """Of the row of question i."""
-        cell = (setting.regime, setting.policy, setting.budget) if setting else ()
-        return key(self.family, self.length, self.number, i, *cell)
-
-
 def evaluate(
     model: options.Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Results, a .jsonl file; an interrupted run goes on with it.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Results, a .jsonl file; an interrupted run goes on with it.", show_default=False),
+    ],
     task_names: Annotated[str, typer.Option("--tasks", help=f"Of {', '.join([*tasks.GROUPS, *tasks.TASKS])}; with commas.")] = "",
     lengths: Annotated[str, typer.Option("--lengths", help="Of the documents, in tokens of the model.")] = "1000,2000",
-    policies: Annotated[str, typer.Option("--policies", help=f"What to compare, with commas; {ALL}: every policy that has a name.")] = "laprox,snapkv,streaming",
+    policies: Annotated[
+        str, typer.Option("--policies", help=f"What to compare, with commas; {ALL}: every policy that has a name.")
+    ] = "laprox,snapkv,streaming",
     budgets: Annotated[str, typer.Option("--budgets", help="What may be kept, with commas.")] = "2%,5%,10%,20%,50%",
-    regime: Annotated[str, typer.Option("--regime", help="aware: compressed with the question in view; agnostic: before it; both.")] = "aware",
+    regime: Annotated[
+        str, typer.Option("--regime", help="aware: compressed with the question in view; agnostic: before it; both.")
+    ] = "aware",
     n_documents: Annotated[
-        int, typer.Option("--documents", "-d", min=0, help="Per task and length, and of each LongBench file, its first so many; 0 = all of a file.")
+        int,
+        typer.Option(
+            "--documents",
+            "-d",
+            min=0,
+            help="Per task and length, and of each LongBench file, its first so many; 0 = all of a file.",
+        ),
     ] = 4,
-    questions: Annotated[int, typer.Option("--questions", min=1, help="About a document, at most, where a task has several.")] = 5,
+    questions: Annotated[
+        int, typer.Option("--questions", min=1, help="About a document, at most, where a task has several.")
+    ] = 5,
     seed: Annotated[int, typer.Option("--seed", "-s", help="Another seed, other documents.")] = 1,
     filler: Annotated[
-        list[Path] | None, typer.Option("--filler", help="A document to hide needles in; repeatable. Without it, generated sentences.", show_default=False)
+        list[Path] | None,
+        typer.Option(
+            "--filler", help="A document to hide needles in; repeatable. Without it, generated sentences.", show_default=False
+        ),
     ] = None,
     paragraphs: Annotated[
-        Path | None, typer.Option("--paragraphs", help='For qa: lines of {"question": ..., "answers": [...], "context": ...}.', show_default=False)
+        Path | None,
+        typer.Option(
+            "--paragraphs", help='For qa: lines of {"question": ..., "answers": [...], "context": ...}.', show_default=False
+        ),
     ] = None,
-    longbench_files: Annotated[list[Path] | None, typer.Option("--longbench", help="A .jsonl file of LongBench; repeatable.", show_default=False)] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", help="For LongBench: a JSON of dataset -> template.", show_default=False)] = None,
+    longbench_files: Annotated[
+        list[Path] | None, typer.Option("--longbench", help="A .jsonl file of LongBench; repeatable.", show_default=False)
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="For LongBench: a JSON of dataset -> template.", show_default=False)
+    ] = None,
     max_lengths: Annotated[
-        Path | None, typer.Option("--max-lengths", help="For LongBench: a JSON of dataset -> longest answer in tokens.", show_default=False)
+        Path | None,
+        typer.Option("--max-lengths", help="For LongBench: a JSON of dataset -> longest answer in tokens.", show_default=False),
     ] = None,
     max_prompt: Annotated[
-        int, typer.Option("--max-prompt", min=0, help="For LongBench: longer prompts lose their middle; 0 = what the model was trained for.")
+        int,
+        typer.Option(
+            "--max-prompt", min=0, help="For LongBench: longer prompts lose their middle; 0 = what the model was trained for."
+        ),
     ] = 0,
     html: Annotated[Path | None, typer.Option("--html", help="Write a report, an .html file.", show_default=False)] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what --output has.")] = False,
@@ -108,8 +116,10 @@ def evaluate(
     regimes = list(REGIMES) if regime == "both" else [regime]
     if regime != "both" and regime not in REGIMES:
         raise ValueError(f"--regime is {regime!r}; accepted: {', '.join(REGIMES)}, both")
-    kv = {"window": kv_window, "sink": kv_sink, "recent": kv_recent, "profile": kv_profile, "gates": kv_gates, "floor": kv_floor}
-    KVConfig(**kv)
+    # Every budget is reached, however short a document is.
+    kv = KVConfig(
+        window=kv_window, sink=kv_sink, recent=kv_recent, min_tokens=0, profile=kv_profile, gates=kv_gates, floor=kv_floor
+    )
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     if chosen and not n_documents:
         raise ValueError("--documents is 0; accepted: at least 1, since tasks never end (all of a file with --longbench alone)")
@@ -124,14 +134,14 @@ def evaluate(
 
     log.record(verbose)
     vocabulary = load_vocabulary(model)
-    maker = tasks.Maker(lambda text: len(_tokens(vocabulary, text)), seed, questions, sentences, given)
-    jobs = list(_jobs(vocabulary, maker, chosen, length_list, n_documents))
-    jobs += _longbench_jobs(vocabulary, lines, max_prompt)
-    n_ctx = _context_size(vocabulary, jobs, ctx_size)
+    maker = tasks.Maker(lambda text: len(tokens_of(vocabulary, text)), seed, questions, sentences, given)
+    jobs = list(task_jobs(vocabulary, maker, chosen, length_list, n_documents))
+    jobs += longbench_jobs(vocabulary, lines, max_prompt)
+    n_ctx = context_size(vocabulary, jobs, ctx_size)
 
     def load_for(policy: str, size: int) -> Llama:
         return load(
-            model, verbose, kv=KVConfig(policy=policy, min_tokens=0, **kv), n_ctx=size, n_batch=batch_size, n_threads=threads or None,
+            model, verbose, kv=replace(kv, policy=policy), n_ctx=size, n_batch=batch_size, n_threads=threads or None,
             n_threads_batch=threads or None, n_gpu_layers=gpu_layers, type_k=type_k.ggml, type_v=type_v.ggml,
         )  # fmt: skip
 
@@ -147,9 +157,7 @@ def evaluate(
 
     cells = [Setting(policy, budget, r) for r in regimes for policy in able for budget in budget_list]
     try:
-        for context in dict.fromkeys(map(made_with, able)):
-            part = [cell for cell in cells if made_with(cell.policy) == context]
-            _run(lambda: load_for(context, n_ctx), vocabulary, jobs, part, rows)
+        _run(load_for, n_ctx, vocabulary, jobs, cells, rows)
     except KeyboardInterrupt:
         notes.print(f"Stopped. What is finished is in {output}; the same command goes on with it.", markup=False)
         raise typer.Exit(130) from None
@@ -203,84 +211,7 @@ def _longbench_lines(files: Sequence[Path], prompts: Path | None, max_lengths: P
     return lines
 
 
-def _jobs(vocabulary: LlamaModel, maker: tasks.Maker, chosen: Sequence[str], lengths: Sequence[int], n: int) -> Iterator[Job]:
-    """By number first: what an interrupted run has measured is of every task and length."""
-    for number in range(n):
-        for length in lengths:
-            for family, sample in maker.samples(chosen, length, number):
-                yield Job(family, length, number, *_encode(vocabulary, sample))
-
-
-def _longbench_jobs(vocabulary: LlamaModel, lines: Sequence[longbench.Line], max_prompt: int) -> Iterator[Job]:
-    if not lines:
-        return
-    conversation = Conversation(vocabulary, "")
-    around = len(conversation.prompt("")) + 8
-    numbers: dict[str, int] = {}
-    for line in lines:
-        longest = max_prompt or conversation.trained_for - line.predict - around
-        if longest < 64:
-            raise ValueError(f"--max-prompt is {max_prompt} and the model was trained for {conversation.trained_for} tokens: too few")
-        sample = longbench.sample(
-            line, longest, lambda text: _tokens(vocabulary, text), lambda t: _text(vocabulary, t), chat=not conversation.stop
-        )
-        number = numbers[line.dataset] = numbers.get(line.dataset, -1) + 1
-        yield Job(f"longbench {line.dataset}", max_prompt, number, *_encode(vocabulary, sample))
-
-
-def _encode(vocabulary: LlamaModel, sample: tasks.Sample) -> tuple[list[int], tuple[Prompt, ...]]:
-    """The tokens that every question's prompt begins with, and what follows in each."""
-    if sample.chat:
-        conversation = Conversation(vocabulary, sample.document, sample.between)
-        whole = [conversation.prompt(question.text) for question in sample.questions]
-        opening, ends = conversation.opening(), not conversation.stop
-    else:
-        opening = vocabulary.tokenize(b"", add_bos=True, special=False) + _tokens(vocabulary, sample.document)
-        whole = [opening + _tokens(vocabulary, sample.between + question.text) for question in sample.questions]
-        ends = False
-    # A question that begins like another one may share more tokens with the opening than belong to it, or fewer.
-    n = min([len(opening), *(_shared(opening, prompt) for prompt in whole), *(len(prompt) - 1 for prompt in whole)])
-    prompts = []
-    for question, prompt in zip(sample.questions, whole):
-        begin = _tokens(vocabulary, _space(vocabulary, prompt) + question.prefix) if question.prefix else []
-        reply = _tokens(vocabulary, _space(vocabulary, prompt) + question.references[0]) if question.metric == "right" else []
-        prompts.append(Prompt(question, prompt[n:] + begin, reply, ends))
-    return opening[:n], tuple(prompts)
-
-
-def _space(vocabulary: LlamaModel, prompt: Sequence[int]) -> str:
-    """What a reply begins with: a space, unless the prompt ends with white space or a control token, or the tokenizer adds it."""
-    if vocabulary.metadata().get("tokenizer.ggml.model") == "llama":
-        return ""
-    return " " if _text(vocabulary, prompt[-1:]).strip() and not _text(vocabulary, prompt[-1:])[-1].isspace() else ""
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-
-def _tokens(vocabulary: LlamaModel, text: str) -> list[int]:
-    return vocabulary.tokenize(text.encode(), add_bos=False, special=False) if text else []
-
-
-def _text(vocabulary: LlamaModel, tokens: Sequence[int]) -> str:
-    return vocabulary.detokenize(list(tokens)).decode(errors="replace")
-
-
-def _context_size(vocabulary: LlamaModel, jobs: Sequence[Job], wanted: int) -> int:
-    longest = max(jobs, key=lambda job: job.tokens)
-    trained = Conversation(vocabulary, "").trained_for
-    if wanted and wanted < longest.tokens:
-        raise ValueError(f"{longest.family} takes {longest.tokens:,} tokens, too many for -c {wanted}")
-    if not wanted and trained and trained < longest.tokens:
-        raise ValueError(
-            f"{longest.family} takes {longest.tokens:,} tokens, but the model was trained for {trained:,}: shorter --lengths "
-            f"(or insist: -c {longest.tokens})"
-        )
-    return wanted or longest.tokens
-
-
-def _able(wanted: Sequence[str], load_for: Any, insist: bool) -> tuple[list[str], str, int]:
+def _able(wanted: Sequence[str], load_for: Callable[[str, int], Llama], insist: bool) -> tuple[list[str], str, int]:
     """The policies that run on this model; its fingerprint, and its threads."""
     reasons: dict[str, str] = {}
     fingerprint, n_threads = "", 0
@@ -309,40 +240,60 @@ def _able(wanted: Sequence[str], load_for: Any, insist: bool) -> tuple[list[str]
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def _run(load_it: Any, vocabulary: LlamaModel, jobs: Sequence[Job], cells: Sequence[Setting], rows: Rows) -> None:
-    """Measure what is missing of some cells, all of which one context serves."""
-    missing = [
-        (job, [(i, c) for i in range(len(job.prompts)) for c in [None, *cells] if job.key(i, c) not in rows]) for job in jobs
-    ]
-    missing = [(job, left) for job, left in missing if left]
-    if not missing:
-        return
-    reader = Reader(load_it())
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn(), TimeRemainingColumn())
-    begin = time.monotonic()
-    with Progress(*columns, console=notes, disable=not notes.is_terminal, transient=True, speed_estimate_period=600) as progress:
-        bar = progress.add_task("", total=sum(len(job.opening) * len(left) for job, left in missing))
-        for n, (job, left) in enumerate(missing, 1):
-            progress.update(bar, description=f"{job.family}, {len(job.opening):,} tokens, document {n} of {len(missing)}")
-            _one(reader, vocabulary, job, cells, rows, lambda: progress.advance(bar, len(job.opening)))
-            if not notes.is_terminal:
-                notes.print(f"document {n} of {len(missing)} ({job.family}, {len(job.opening):,} tokens): {time.monotonic() - begin:.0f} s", markup=False)
-    reader.llm.close()
+def _run(
+    load_for: Callable[[str, int], Llama],
+    n_ctx: int,
+    vocabulary: LlamaModel,
+    jobs: Sequence[Job],
+    cells: Sequence[Setting],
+    rows: Rows,
+) -> None:
+    """Measure what is missing. Policies that need a context of their own come one after another: a large model fits once."""
+    parts: list[tuple[str, list[tuple[Job, list[Setting | None]]]]] = []
+    for context in dict.fromkeys(made_with(cell.policy) for cell in cells):
+        wanted = [None] * (not parts) + [cell for cell in cells if made_with(cell.policy) == context]  # None: the full cache
+        left = [
+            (job, [cell for cell in wanted if any(job.key(i, cell) not in rows for i in range(len(job.prompts)))]) for job in jobs
+        ]
+        parts.append((context, [(job, missing) for job, missing in left if missing]))
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
+    total = sum(job.weight * len(missing) for _, part in parts for job, missing in part)
+    documents, done, begin = sum(len(part) for _, part in parts), 0, time.monotonic()
+    with Progress(
+        *columns, TimeRemainingColumn(), console=notes, disable=not notes.is_terminal, transient=True, speed_estimate_period=600
+    ) as progress:
+        bar = progress.add_task("", total=total)
+        for context, part in parts:
+            if not part:
+                continue
+            reader = Reader(load_for(context, n_ctx))
+            for job, missing in part:
+                done += 1
+                about = f"{job.family}, {len(job.opening):,} tokens"
+                progress.update(bar, description=f"document {done} of {documents}: {about}")
+                for weight in _measure(reader, vocabulary, job, missing, rows):
+                    progress.advance(bar, weight)
+                if not notes.is_terminal:
+                    notes.print(f"document {done} of {documents} ({about}): {time.monotonic() - begin:.0f} s", markup=False)
+            reader.llm.close()
 
 
-def _one(reader: Reader, vocabulary: LlamaModel, job: Job, cells: Sequence[Setting], rows: Rows, tick: Any) -> None:
-    """Everything that is missing about one document."""
+def _measure(reader: Reader, vocabulary: LlamaModel, job: Job, cells: Sequence[Setting | None], rows: Rows) -> Iterator[float]:
+    """What is missing about one document. Yields how much of the work each trial was."""
     reader.read(job.opening)
-    trials = Trials(reader, job.prompts, lambda tokens: _text(vocabulary, tokens))
-    for i in range(len(job.prompts)):
-        if job.key(i) not in rows:
-            rows.add(job.key(i), trials.whole(i))
-            tick()
+    trials = Trials(reader, job.prompts, lambda tokens: text_of(vocabulary, tokens))
+    step = job.weight / len(job.prompts)
+    if None in cells:
+        for i in range(len(job.prompts)):
+            if job.key(i) not in rows:
+                rows.add(job.key(i), trials.whole(i))
+            yield step
     for regime in REGIMES:
-        for i, cell in trials.order(regime, [cell for cell in cells if cell.regime == regime]):
+        for i, cell in trials.order(regime, [cell for cell in cells if cell is not None and cell.regime == regime]):
             if job.key(i, cell) not in rows:
                 rows.add(job.key(i, cell), trials.measure(i, cell))
-                tick()
+            yield step
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------
@@ -354,7 +305,9 @@ def show(summary: Summary) -> None:
     for regime in summary.regimes:
         for length in summary.lengths:
             at = f"{length:,} tokens" if length else "prompts as they are"
-            table = Table("policy", *summary.budgets, box=None, pad_edge=False, title=f"{REGIMES[regime]}, {at}", title_justify="left")
+            table = Table(
+                "policy", *summary.budgets, box=None, pad_edge=False, title=f"{REGIMES[regime]}, {at}", title_justify="left"
+            )
             for column in table.columns[1:]:
                 column.justify = "right"
             for policy, means in summary.table("score", regime, length):
@@ -362,6 +315,6 @@ def show(summary: Summary) -> None:
             console.print(table)
             console.print()
     counted = ", ".join(summary.answerable)
-    console.print(f"Score in percent, the mean over questions of {counted}, ± one standard error; {summary.documents} documents.")
+    console.print(f"Score in percent, ± one standard error: {summary.documents} documents, the mean over questions of {counted}.")
     if not summary.complete:
         console.print("Unfinished: only documents that all policies have read count, while there are any.")

@@ -96,7 +96,9 @@ def read_lines(path: Path, prompts: dict[str, tuple[str, int]]) -> list[Line]:
     for source, data in read_jsonl(path):
         dataset = str(data.get("dataset") or path.stem).removesuffix("_e")
         if dataset in UNSUPPORTED:
-            raise ValueError(f"{source}: {dataset} is scored by Chinese words, which laprox can't tell apart; the other datasets work")
+            raise ValueError(
+                f"{source}: {dataset} is scored by Chinese words, which laprox can't tell apart; the other datasets work"
+            )
         if dataset not in DATASETS:
             raise ValueError(f"{source}: the dataset is {dataset!r}; accepted: {', '.join(DATASETS)}")
         if dataset not in prompts:

@@ -79,7 +79,13 @@ class Summary:
         return len({row.document for row in self._rows if row.length == length})
 
     def mean(
-        self, name: str, regime: str = "", policy: str = "full", budget: str = "", length: int | None = None, tasks: Sequence[str] = ()
+        self,
+        name: str,
+        regime: str = "",
+        policy: str = "full",
+        budget: str = "",
+        length: int | None = None,
+        tasks: Sequence[str] = (),
     ) -> Mean | None:
         """The mean of a value of the rows ("score", "kl", "bytes", ...), or None if there is none.
 
@@ -102,11 +108,16 @@ class Summary:
         """The tasks that make up a mean over tasks."""
         return [task for task in self.tasks if task != UNANSWERABLE] or self.tasks
 
-    def table(self, name: str, regime: str, length: int | None = None, tasks: Sequence[str] = ()) -> list[tuple[str, list[Mean | None]]]:
+    def table(
+        self, name: str, regime: str, length: int | None = None, tasks: Sequence[str] = ()
+    ) -> list[tuple[str, list[Mean | None]]]:
         """A line per policy, its value at each budget; the full cache's is the first, if it has such a value."""
-        lines = [(policy, [self.mean(name, regime, policy, budget, length, tasks) for budget in self.budgets]) for policy in self.policies]
-        full = self.mean(name, length=length, tasks=tasks)
-        return ([("full", [full] * len(self.budgets))] if full else []) + lines
+        lines: list[tuple[str, list[Mean | None]]] = []
+        if full := self.mean(name, length=length, tasks=tasks):
+            lines.append(("full", [full for _ in self.budgets]))
+        for policy in self.policies:
+            lines.append((policy, [self.mean(name, regime, policy, budget, length, tasks) for budget in self.budgets]))
+        return lines
 
     def curve(
         self, regime: str, policy: str, length: int | None = None, name: str = "score"
@@ -130,7 +141,9 @@ class Summary:
                     off = {p: b / middle - 1 for p, b in held.items() if abs(b / middle - 1) > within}
                     if off:
                         which = ", ".join(f"{policy} {share:+.0%}" for policy, share in off.items())
-                        said.append(f"{regime}, {length:,} tokens, {budget}: {which} against the median of {middle / 1024:,.0f} KiB")
+                        said.append(
+                            f"{regime}, {length:,} tokens, {budget}: {which} against the median of {middle / 1024:,.0f} KiB"
+                        )
         return said
 
 

@@ -213,7 +213,9 @@ class Maker:
             middle = (fits + too_many) // 2
             fits, too_many = (middle, too_many) if self.count(text(middle)) <= length else (fits, middle)
         if not fits:
-            raise ValueError(f"--lengths has {length}, too short for common-words: the common words alone are {self.count(text(0))} tokens")
+            raise ValueError(
+                f"--lengths has {length}, too short for common-words: the common words alone are {self.count(text(0))} tokens"
+            )
         ask = f"Which {_COMMON} words come most often in the list?"
         return Sample(text(fits), (self._question("common-words", ask, common, f"The {_COMMON} words that come most often are"),))
 

@@ -36,33 +36,54 @@ def evaluation_page(summary: Summary, header: dict[str, Any]) -> Page:
             page.section(f"{REGIMES[regime]}: {at}")
             for chart in accuracy_charts(summary, regime, length):
                 page.figure(chart)
-            page.table(["policy", *summary.budgets], table(summary, "score", regime, length), "Score in percent, ± one standard error")
+            page.table(
+                ["policy", *summary.budgets], table(summary, "score", regime, length), "Score in percent, ± one standard error"
+            )
             if any(row[1] != "-" for row in table(summary, "kl", regime, length)):
-                page.table(["policy", *summary.budgets], table(summary, "kl", regime, length), "KL to the full cache, nats per token of the reply")
+                page.table(
+                    ["policy", *summary.budgets],
+                    table(summary, "kl", regime, length),
+                    "KL to the full cache, nats per token of the reply",
+                )
                 page.table(
                     ["policy", *summary.budgets],
                     table(summary, "agreement", regime, length),
                     "Tokens of the reply with the full cache's likeliest token, in percent",
                 )
-            page.table(["policy", *summary.budgets], table(summary, "bytes", regime, length), "Bytes of cache after compressing, tail and padding included")
+            page.table(
+                ["policy", *summary.budgets],
+                table(summary, "bytes", regime, length),
+                "Bytes of cache after compressing, tail and padding included",
+            )
     if len(summary.tasks) > 1:
         middle = summary.budgets[len(summary.budgets) // 2]
         for regime in summary.regimes:
             page.section(f"{REGIMES[regime]}: by task, at {middle}")
-            page.table(["policy", *summary.tasks], by_task(summary, regime, middle), "Score in percent, all lengths, ± one standard error")
+            page.table(
+                ["policy", *summary.tasks],
+                by_task(summary, regime, middle),
+                "Score in percent, all lengths, ± one standard error",
+            )
     page.section("How to read this")
     counted = ", ".join(summary.answerable)
-    page.note(f"Scores are means over the questions of {counted}."
-              + (f" {UNANSWERABLE} is in the table by task only: a model that reads nothing may get it right." if UNANSWERABLE in summary.tasks else "")
-              + " Standard errors know that questions about one document are not independent. With few questions they are rough, and 0 where all"
-              " scores are equal.")  # fmt: skip
+    page.note(f"Scores are means over the questions of {counted}.")
+    if UNANSWERABLE in summary.tasks:
+        page.note(f"{UNANSWERABLE} is in the table by task only: a model that reads nothing may get it right.")
+    page.note(
+        "Standard errors know that questions about one document are not independent. With few questions they are rough, and 0 "
+        "where all scores are equal."
+    )
     for unequal in summary.unequal_bytes():
-        page.note(f"Unequal bytes: {unequal}. A budget counts entries; padding and masks depend on how unevenly a policy shares them.")
+        page.note(
+            f"Unequal bytes: {unequal}. A budget counts entries; padding and masks depend on how unevenly a policy shares them."
+        )
     page.details(_flat(header))
     return page
 
 
-def accuracy_charts(summary: Summary, regime: str, length: int | None, policies: list[str] | None = None, title: str = "") -> list[Chart]:
+def accuracy_charts(
+    summary: Summary, regime: str, length: int | None, policies: list[str] | None = None, title: str = ""
+) -> list[Chart]:
     """Accuracy against bytes, with so many charts that their lines can be told apart.
 
     Args:
@@ -77,7 +98,8 @@ def accuracy_charts(summary: Summary, regime: str, length: int | None, policies:
     reference = Line("full", *full) if full[0] else None
     groups = [names[i : i + _LINES] for i in range(0, len(names), _LINES)]
     return [
-        against_bytes([Line(p, *summary.curve(regime, p, length)) for p in group], reference, title=title, y="score") for group in groups
+        against_bytes([Line(p, *summary.curve(regime, p, length)) for p in group], reference, title=title, y="score")
+        for group in groups
     ]
 
 
@@ -90,7 +112,8 @@ def by_task(summary: Summary, regime: str, budget: str, length: int | None = Non
     """Scores by task at one budget: the rows of a table."""
     full = ["full", *(_cell("score", summary.mean("score", length=length, tasks=[t])) for t in summary.tasks)]
     return [full] + [
-        [p, *(_cell("score", summary.mean("score", regime, p, budget, length, [t])) for t in summary.tasks)] for p in summary.policies
+        [p, *(_cell("score", summary.mean("score", regime, p, budget, length, [t])) for t in summary.tasks)]
+        for p in summary.policies
     ]
 
 
