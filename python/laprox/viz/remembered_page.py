@@ -65,9 +65,9 @@ def page(remembered: Remembered, model: str, document: str = "", question: str =
     if "scores" in pictures:
         made.figure(
             pictures["scores"],
-            f"How the scores of {policy_name(remembered.config)} are spread in each layer: the kept entries in colour, in front of "
-            "all that were scored; heights are square roots of counts. Scores are as the policy defines them. Pooling, and how heads "
-            "and layers share the budget, come after, so a kept entry may score less than an evicted one.",
+            f"How the scores of {policy_name(remembered.config)} are spread in each layer: the kept entries in colour, in front "
+            "of all that were scored; heights are square roots of counts. Scores are as the policy defines them. Pooling, and how "
+            "heads and layers share the budget, come after, so a kept entry may score less than an evicted one.",
         )
     made.details(settings(remembered))
     return made
