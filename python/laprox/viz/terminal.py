@@ -8,7 +8,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from laprox.viz.remembered import Remembered, cells, held_by, shade
+from laprox.viz.remembered import Remembered, cells, held_by, legend, shade
 
 # The dark scheme of the page for backgrounds, which all carry dark or light text of their own: right on any terminal.
 _STYLES = (
@@ -46,12 +46,12 @@ def shaded(remembered: Remembered, colours: bool = True) -> Text:
 
 
 def strip(remembered: Remembered, width: int) -> Text:
-    """Where in the text the kept entries lie, in one line of so many columns."""
+    """Where in the text the kept entries lie, in one line of so many columns. Heights are roots, as in the charts."""
     share = remembered.rows.mean(0)
     edges = np.linspace(0, len(share), min(width, len(share)) + 1).astype(int)
     means = np.add.reduceat(share, edges[:-1]) / np.diff(edges)
     top = means.max() or 1.0
-    return Text("".join(_BARS[min(8, int(np.ceil(8 * mean / top)))] for mean in means))
+    return Text("".join(_BARS[min(8, int(np.ceil(8 * np.sqrt(mean / top))))] for mean in means))
 
 
 def heads(remembered: Remembered) -> Table:
@@ -67,14 +67,11 @@ def heads(remembered: Remembered) -> Table:
     return table
 
 
-def legend(n_pairs: int) -> Text:
+def key(n_pairs: int) -> Text:
     """What the shades mean."""
     text = Text("held by ")
-    ranges: dict[int, list[int]] = {}
-    for count in range(n_pairs + 1):
-        ranges.setdefault(shade(count, n_pairs), []).append(count)
-    for level, counts in ranges.items():
-        text.append(f" {counts[0]} " if len(counts) == 1 else f" {counts[0]}–{counts[-1]} ", _STYLES[level])
+    for level, counts in legend(n_pairs):
+        text.append(f" {counts} ", _STYLES[level])
     return text.append(f" of {n_pairs} (layer, KV head) pairs")
 
 
@@ -84,7 +81,7 @@ def show(remembered: Remembered, console: Console) -> None:
     console.print(shaded(remembered, colours))
     console.print()
     if colours:
-        console.print(legend(len(remembered.pairs)))
+        console.print(key(len(remembered.pairs)))
         console.print()
     console.print(Group(Text("Where in the text the kept entries lie:"), strip(remembered, console.width)))
     console.print()
