@@ -115,9 +115,9 @@ class Examiner:
         """
         fidelity, cost, resident = self._continue(reader, full, policy, budget, advance)
         speed = reader.decoding
-        row: dict[str, Any] = {"answers": [self._answer(reader, tokens, policy, budget, advance) for tokens in self.material.asked]}
-        row["right"] = [says(answer, q.value) for answer, q in zip(row["answers"], self.material.questions)]
-        row |= fidelity
+        answers = [self._answer(reader, tokens, policy, budget, advance) for tokens in self.material.asked]
+        right = [says(answer, q.value) for answer, q in zip(answers, self.material.questions)]
+        row: dict[str, Any] = {"answers": answers, "right": right, **fidelity}
         if cost is not None:
             row |= {"allocated": cost.kv_bytes, "entries": cost.entries_held, "entries_full": cost.entries_full}
         compress = cost.seconds if cost is not None and policy is not None else 0.0

@@ -42,18 +42,21 @@ class Rows:
         self.path = path
         self.header: dict[str, Any] = json.loads(json.dumps(header))
         self._rows: dict[tuple[Key, ...], dict[str, Any]] = {}
+        self._size = 0  # of the complete lines that were there, in bytes
         if restart or not path.exists() or _only_begun(path.read_bytes()):
             with open(path, "wb") as file:
                 _write(file, {"header": self.header})
             return
         before = _load(path)
         self._agree(before)
+        with open(path, "rb+") as file:
+            file.truncate(before._size)  # without the line that was being written when the run ended
         self.header = before.header
         self._rows = before._rows
 
     @classmethod
     def load(cls, path: Path) -> Rows:
-        """A file that exists, to be read only.
+        """The complete rows of a file that exists, to be read only.
 
         Raises:
             ValueError: It is not such a file.
@@ -156,9 +159,7 @@ def _load(path: Path) -> Rows:
             found._rows[tuple(line.pop("key"))] = line
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is no results file of laprox: name another one, or --restart to overwrite it") from None
-    if len(whole) < len(data):  # the line that was being written when the run ended
-        with open(path, "rb+") as file:
-            file.truncate(len(whole))
+    found._size = len(whole)
     return found
 
 
