@@ -15,7 +15,7 @@ namespace laprox {
 bool cache::wanted(const llama_model & model, const llama_hparams & hparams, bool v_trans, llama_swa_type swa_type,
         bool shares_cells, uint32_t kv_size) {
     // sliding-window layers are small already, and a draft model's view of another cache follows that one
-    if (!model.laprox || !model.laprox->enabled || hparams.no_alloc || swa_type != LLAMA_SWA_TYPE_NONE || shares_cells) {
+    if (!enabled(model) || hparams.no_alloc || swa_type != LLAMA_SWA_TYPE_NONE || shares_cells) {
         return false;
     }
     const settings & s = model.laprox->config;

@@ -229,7 +229,7 @@ std::shared_ptr<model_state> make_model_state(const std::string & path, const st
     return state;
 }
 
-static bool enabled(const llama_model & model) {
+bool enabled(const llama_model & model) {
     return model.laprox && model.laprox->enabled;
 }
 

@@ -73,6 +73,9 @@ struct model_state {
 // The state of a model just loaded, off. `splits`: its files where there are several.
 std::shared_ptr<model_state> make_model_state(const std::string & path, const std::vector<std::string> & splits);
 
+// Whether contexts of this model get a compressing cache.
+bool enabled(const llama_model & model);
+
 // Several sequences in one cache each keep their own entries, so each gets a stream of its own even where
 // --kv-unified asked for a common pool; storage is allocated as they grow.
 void adjust_cparams(const llama_model & model, llama_cparams & cparams);
