@@ -10,13 +10,12 @@ length, with questions that can be asked about any text.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laprox.reading import read_document
+from laprox.reading import read_document, read_jsonl
 
 QUESTIONS = (
     "What is this text about? Answer in one paragraph.",
@@ -66,24 +65,7 @@ def read_contexts(paths: Sequence[Path], count: Callable[[str], int], longest: i
 
 
 def _lines(path: Path) -> Iterator[Context]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    if not text.strip():
-        raise ValueError(f"{path}: there is nothing in it")
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        source = f"{path} line {number}"
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{source}: not JSON ({error})") from None
-        if not isinstance(data, dict):
-            raise ValueError(f'{source}: not an object; expected {{"context": "...", "questions": ["...", ...]}}')
+    for source, data in read_jsonl(path, '{"context": "...", "questions": ["...", ...]}'):
         text, questions = data.get("context"), data.get("questions")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f'{source}: "context" must be a text')

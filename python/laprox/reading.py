@@ -1,13 +1,15 @@
-"""Documents as text: plain text, Markdown, HTML and PDF."""
+"""Documents as text: plain text, Markdown, HTML and PDF; objects in lines of JSON."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 
 def read_documents(paths: Sequence[Path]) -> str:
@@ -40,6 +42,33 @@ def read_document(path: Path) -> str:
     if not text:
         raise ValueError(f"{path}: {'there is no text in it' if data else 'the file is empty'}")
     return text
+
+
+def read_jsonl(path: Path, expected: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a .jsonl file, each with "FILE line N" for messages.
+
+    Raises:
+        ValueError: It can't be read, is empty, or a line is no object (`expected` says what it should be).
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    if not text.strip():
+        raise ValueError(f"{path}: there is nothing in it")
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        source = f"{path} line {number}"
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{source}: not JSON ({error})") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{source}: not an object" + (f"; expected {expected}" if expected else ""))
+        yield source, data
 
 
 def _text(data: bytes) -> str:

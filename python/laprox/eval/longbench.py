@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from laprox.eval import metrics
-from laprox.eval.tasks import Question, Sample, read_jsonl
+from laprox.eval.tasks import Question, Sample
+from laprox.reading import read_jsonl
 
 DATASETS = {  # -> metric
     "narrativeqa": "f1",

@@ -12,7 +12,6 @@ The same arguments give the same document, whatever else is measured.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from laprox import documents
 from laprox.documents import KINDS, make_document
+from laprox.reading import read_jsonl
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)  # where the facts lie that are asked about, in turns
 FACTS = tuple(f"facts-{kind}" for kind in KINDS)
@@ -340,32 +340,6 @@ def read_paragraphs(path: Path) -> list[Paragraph]:
             raise ValueError(f'{source}: "answers" must be a list of at least one text')
         found.append(Paragraph(str(question).strip(), tuple(answers), str(context).strip()))
     return found
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, dict]]:
-    """The objects of a .jsonl file, each with "FILE line N" for messages.
-
-    Raises:
-        ValueError: It can't be read, is empty, or a line is no object.
-    """
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    if not text.strip():
-        raise ValueError(f"{path}: there is nothing in it")
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path} line {number}: not JSON ({error})") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} line {number}: not an object")
-        yield f"{path} line {number}", data
 
 
 def _needle(name: str, value: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laprox.reading import read_document
+from laprox.reading import read_document, read_jsonl
 
 EXPECTED = '{"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [{"role": ..., "content": ...}, ...]}'
 
@@ -42,26 +41,14 @@ def read_examples(paths: Sequence[Path], tokenizer: Any, length: int) -> list[Ex
         if path.suffix.lower() != ".jsonl":
             examples += _pieces(tokenizer.encode(read_document(path)), length)
             continue
-        for source, data in _lines(path):
+        for source, data in read_jsonl(path, EXPECTED):
             examples += _line(source, data, tokenizer, length)
     if not examples:
         raise ValueError("the data hold no sequence of two tokens or more")
     return examples
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(read_document(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path} line {number}", json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path} line {number}: not JSON ({error})") from None
-
-
 def _line(source: str, data: Any, tokenizer: Any, length: int) -> list[Example]:
-    if not isinstance(data, dict):
-        raise ValueError(f"{source}: not an object; expected {EXPECTED}")
     if isinstance(data.get("text"), str):
         return _pieces(tokenizer.encode(data["text"]), length)
     if isinstance(data.get("prompt"), str) and isinstance(data.get("completion"), str):
