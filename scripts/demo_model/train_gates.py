@@ -21,14 +21,14 @@ from laprox.cli.loading import load_vocabulary
 from laprox.documents import make_document
 
 MODEL = models.demo_model()
-DOCUMENTS, LENGTHS = 600, (512, 512, 1024, 1024, 1536)
+DOCUMENTS, LENGTHS = 900, (512, 1024, 1024, 1536, 1536, 2048)
 # Short next to the papers' runs (10,000 steps), so: a bias that forgets from the start (half of what is kept is gone after
 # 280 tokens, where 18 means 46 million), small gates, a high rate. The planted heads match sharply, so: a strict capacity.
 # Then half the capacity, which teaches what to do with little.
 RECIPE = ["--gate", "rg10", "--capacity", "global", "--pressure", "3", "--strictness", "10", "--hidden", "128", "--bias", "6",
-          "--length", "2048", "--save-every", "20"]
-STAGES = {"first": ["-M", "48", "--lr", "3e-3", "--warmup", "20", "--steps", "190"],
-          "second": ["-M", "24", "--lr", "2e-3", "--warmup", "5", "--steps", "104", "--seed", "1"]}
+          "--length", "2304", "--save-every", "20"]
+STAGES = {"first": ["-M", "48", "--lr", "3e-3", "--warmup", "20", "--steps", "220"],
+          "second": ["-M", "24", "--lr", "2e-3", "--warmup", "5", "--steps", "300", "--seed", "1"]}
 
 
 def conversation(number: int, size) -> list[dict]:
