@@ -37,8 +37,8 @@ def evaluate(
     model: options.Model,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Results, a .jsonl file; an interrupted run goes on with it.", show_default=False),
-    ],
+        typer.Option("--output", "-o", help="Results, a .jsonl file; an interrupted run goes on with it."),
+    ] = Path("eval.jsonl"),
     task_names: Annotated[str, typer.Option("--tasks", help=f"Of {', '.join([*tasks.GROUPS, *tasks.TASKS])}; with commas.")] = "",
     lengths: Annotated[str, typer.Option("--lengths", help="Of the documents, in tokens of the model.")] = "1000,2000",
     policies: Annotated[
