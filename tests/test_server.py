@@ -516,7 +516,8 @@ def test_sleeping_and_waking(model):
 
 def test_the_openai_package():
     """Chat, stream, follow-up and tools, as docs/server.md has it; `kv` comes along where a reply has timings."""
-    openai = pytest.importorskip("openai")
+    import openai
+
     with Server(laprox.demo_model(), *KV, "-c", "4096") as server:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-", max_retries=0)
         chat = lambda messages, **more: client.chat.completions.create(model="any", messages=messages, **{"max_tokens": 16, **more})

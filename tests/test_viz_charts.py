@@ -5,14 +5,12 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from contrast import contrast, luminance
+from PIL import Image
 
-pytest.importorskip("matplotlib")
-
-from PIL import Image  # noqa: E402
-
-import laprox  # noqa: E402
-from laprox.viz import chart, charts, marks  # noqa: E402
-from laprox.viz.charts import Line  # noqa: E402
+import laprox
+from laprox.viz import chart, charts, marks
+from laprox.viz.charts import Line
 
 HOSTILE = 'a<script>alert("1")</script>&\' $x$ \x1b[31m \u202eevil\u05d0 🦊'
 SIZES = [2**18, 2**20, 2**19]
@@ -95,16 +93,6 @@ def test_a_name_has_its_mark():
     assert marks.mark("laprox q8_0") != marks.mark("laprox")
     assert marks.mark("laprox q8_0").colour == marks.mark("laprox:uniform").colour == marks.mark("laprox").colour
     assert marks.mark("mine") == marks.mark("mine") and marks.mark("") and marks.mark(HOSTILE)
-
-
-def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    return np.dot([0.2126, 0.7152, 0.0722], [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts])
-
-
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("paper", ["#ffffff", "#14161b"])

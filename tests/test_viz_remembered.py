@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from contrast import contrast
 from gguf_factory import CHATML
 from rich.console import Console
 
@@ -160,16 +161,6 @@ def test_shades():
         shown = legend(n)
         assert [level for level, _ in shown] == sorted(set(levels))
         assert shown[-1] == (len(SHADES), str(n))
-
-
-def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    return np.dot([0.2126, 0.7152, 0.0722], [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts])
-
-
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme, paper", [(0, "#ffffff"), (1, "#14161b")])

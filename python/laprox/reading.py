@@ -1,4 +1,4 @@
-"""Documents as text: plain text, Markdown, HTML and PDF; objects in lines of JSON."""
+"""Documents as text: plain text, Markdown, HTML and PDF; objects in JSON."""
 
 from __future__ import annotations
 
@@ -42,6 +42,23 @@ def read_document(path: Path) -> str:
     if not text:
         raise ValueError(f"{path}: {'there is no text in it' if data else 'the file is empty'}")
     return text
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a .json file.
+
+    Raises:
+        ValueError: It can't be read or is no object; the message starts with its path.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: not an object")
+    return data
 
 
 def read_jsonl(path: Path, expected: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,15 +10,13 @@ segmenter that we don't have.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from laprox.eval import metrics
 from laprox.eval.tasks import Question, Sample
-from laprox.reading import read_jsonl
+from laprox.reading import read_json, read_jsonl
 
 DATASETS = {  # -> metric
     "narrativeqa": "f1",
@@ -78,7 +76,7 @@ def read_prompts(templates: Path, lengths: Path) -> dict[str, tuple[str, int]]:
     Raises:
         ValueError: A file is something else; names it.
     """
-    prompts, tokens = _object(templates), _object(lengths)
+    prompts, tokens = read_json(templates), read_json(lengths)
     for dataset, template in prompts.items():
         if not isinstance(template, str) or "{context}" not in template:
             raise ValueError(f"{templates}: the template of {dataset} must be a text with {{context}} in it")
@@ -148,15 +146,3 @@ def _fill(template: str, context: str, asked: str) -> str:
     """Without str.format: neither braces in a template's examples nor those in a context mean anything."""
     before, mark, after = template.partition("{context}")
     return before.replace("{input}", asked) + (context if mark else "") + after.replace("{input}", asked)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: not an object of dataset -> value")
-    return data

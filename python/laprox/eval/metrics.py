@@ -45,22 +45,6 @@ def agreement(full: npt.ArrayLike, now: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     return np.asarray(full).argmax(-1) == np.asarray(now).argmax(-1)
 
 
-def perplexity(logprobs: npt.ArrayLike, tokens: Sequence[int]) -> float:
-    """Of a text: exp of the mean of -log p.
-
-    Args:
-        logprobs: Row i is what was expected where tokens[i] came: [n, vocabulary].
-        tokens: [n].
-
-    Raises:
-        ValueError: There are not as many rows as tokens, or none.
-    """
-    rows = np.asarray(logprobs, np.float64)
-    if not len(tokens) or len(rows) != len(tokens):
-        raise ValueError(f"{len(rows)} distributions of {len(tokens)} tokens have no perplexity")
-    return float(np.exp(-rows[np.arange(len(tokens)), np.asarray(tokens)].mean()))
-
-
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+
 import llama_cpp
 import numpy as np
 import numpy.typing as npt

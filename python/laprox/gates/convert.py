@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from laprox.gates.pickles import load_tensors
 from laprox.gates.sidecar import KINDS, Gates, Layer
+from laprox.reading import read_json
 
 # <anything>.layers.N.self_attn.retention_gate.linear1.weight, and so on; a wrapper may have put more in front
 _NAME = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:[\w.]*\.)?retention_gate\.(.+)$")
@@ -79,14 +79,7 @@ def read_checkpoint(weights: Path, config: Path, model: str = "", fingerprint: s
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: not an object")
+    data = read_json(path)
     inner = data.get("text_config")  # of a model that also sees
     return {**data, **inner} if isinstance(inner, dict) else data
 
