@@ -201,8 +201,8 @@ def test_reader_against_whole_evaluations(model, rng):
         assert reader.decoding.tokens == 2 * 11 and reader.decoding.seconds > 0 and reader.state_bytes > 0
 
 
-def test_expected_is_read_again(model, rng):
-    """Its sums over the queries are in no state: the second trial must score as the first one did."""
+def test_the_sums_of_expected_are_in_a_state(model, rng):
+    """A second trial, from a copy of the cache, scores as the first one did."""
     assert (made_with("expected"), made_with("expected:ada"), made_with("retention"), made_with("lukv")) == (
         "expected", "expected", "retention", "laprox",
     )  # fmt: skip

@@ -9,6 +9,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 # Stands for the documents while a template is rendered, so that their text is never read as template or control tokens.
 _DOCUMENT = "\x02document\x03"
+_ANSWER = "\x02answer\x03"  # the same for an answer
 
 
 class Conversation:
@@ -48,6 +49,19 @@ class Conversation:
         one, other = self.prompt("1"), self.prompt("?")
         n = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
         return one[:n]
+
+    def next_turn(self, question: str) -> list[int]:
+        """The tokens of another question, from the end of the answer before it up to where its own begins."""
+        turns, self.turns = self.turns, [("?", _ANSWER)]
+        try:
+            text, _ = self._render(question)
+        finally:
+            self.turns = turns
+        return self._vocabulary.tokenize(text.partition(_ANSWER)[2].encode(), add_bos=False, special=True)
+
+    def document_begin(self) -> int:
+        """How many tokens of every prompt come before the documents."""
+        return self.document_end() - len(self._document)
 
     def document_end(self) -> int:
         """How many tokens of every prompt there are up to the end of the documents."""

@@ -23,10 +23,10 @@ from laprox.cli.options import DEFAULT
 from laprox.cli.show import notes
 from laprox.config import policies as policy_names
 from laprox.eval import longbench, tasks
-from laprox.eval.reader import REGIMES, Reader, Setting, made_with
+from laprox.eval.reader import REGIMES, SHORTER, Reader, Setting, made_with
 from laprox.eval.rows import Rows, make_header, make_model
 from laprox.eval.summary import Summary
-from laprox.eval.trials import Trials
+from laprox.eval.trials import FULL, Trials
 from laprox.partial import check_writable
 from laprox.reading import read_documents
 
@@ -42,11 +42,20 @@ def evaluate(
     task_names: Annotated[str, typer.Option("--tasks", help=f"Of {', '.join([*tasks.GROUPS, *tasks.TASKS])}; with commas.")] = "",
     lengths: Annotated[str, typer.Option("--lengths", help="Of the documents, in tokens of the model.")] = "1000,2000",
     policies: Annotated[
-        str, typer.Option("--policies", help=f"What to compare, with commas; {ALL}: every policy that has a name.")
+        str,
+        typer.Option(
+            "--policies",
+            help=f"What to compare, with commas; {ALL}: every policy that has a name. {SHORTER}: the document's last tokens alone.",
+        ),
     ] = "laprox,snapkv,streaming",
     budgets: Annotated[str, typer.Option("--budgets", help="What may be kept, with commas.")] = "2%,5%,10%,20%,50%",
     regime: Annotated[
-        str, typer.Option("--regime", help="aware: compressed with the question in view; agnostic: before it; both.")
+        str,
+        typer.Option(
+            "--regime",
+            help="When the cache is compressed: aware (the question is in view), agnostic (before any question), follow-up "
+            "(for the document's first question, then another one is asked); with commas.",
+        ),
     ] = "aware",
     n_documents: Annotated[
         int,
@@ -113,9 +122,9 @@ def evaluate(
     wanted = _policies(policies)
     budget_list = _budgets(budgets)
     length_list = _lengths(lengths) if chosen else []
-    regimes = list(REGIMES) if regime == "both" else [regime]
-    if regime != "both" and regime not in REGIMES:
-        raise ValueError(f"--regime is {regime!r}; accepted: {', '.join(REGIMES)}, both")
+    regimes = list(dict.fromkeys(name.strip() for name in regime.split(",")))
+    if unknown := [name for name in regimes if name not in REGIMES]:
+        raise ValueError(f"--regime has {unknown[0]!r}; accepted: {', '.join(REGIMES)}, with commas")
     # Every budget is reached, however short a document is.
     kv = KVConfig(
         window=kv_window, sink=kv_sink, recent=kv_recent, min_tokens=0, profile=kv_profile, gates=kv_gates, floor=kv_floor
@@ -156,13 +165,14 @@ def evaluate(
     rows = Rows(output, header, restart)
 
     cells = [Setting(policy, budget, r) for r in regimes for policy in able for budget in budget_list]
+    cells = [FULL[r] for r in regimes if r in FULL and r != "aware"] + cells
     try:
         _run(load_for, n_ctx, vocabulary, jobs, cells, rows)
     except KeyboardInterrupt:
         notes.print(f"Stopped. What is finished is in {output}; the same command goes on with it.", markup=False)
         raise typer.Exit(130) from None
 
-    keys = {job.key(i, cell) for job in jobs for i in range(len(job.prompts)) for cell in [None, *cells]}
+    keys = {job.key(i, cell) for job in jobs for cell in [None, *cells] for i in job.questions(cell)}
     summary = Summary((k, row) for k, row in rows if k in keys)
     show(summary)
     if html:
@@ -180,6 +190,8 @@ def _policies(text: str) -> list[str]:
         return [name for name in policy_names() if name != "full"]
     found = list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
     for name in found or [text]:
+        if name == SHORTER:
+            continue
         KVConfig(policy=name)
         if name in ("off", "full", ""):
             raise ValueError(f"--policies has {name!r}, which compresses nothing; the full cache is measured in any case")
@@ -253,7 +265,7 @@ def _run(
     for context in dict.fromkeys(made_with(cell.policy) for cell in cells):
         wanted = [None] * (not parts) + [cell for cell in cells if made_with(cell.policy) == context]  # None: the full cache
         left = [
-            (job, [cell for cell in wanted if any(job.key(i, cell) not in rows for i in range(len(job.prompts)))]) for job in jobs
+            (job, [cell for cell in wanted if any(job.key(i, cell) not in rows for i in job.questions(cell))]) for job in jobs
         ]
         parts.append((context, [(job, missing) for job, missing in left if missing]))
 
@@ -281,7 +293,7 @@ def _run(
 
 def _measure(reader: Reader, vocabulary: LlamaModel, job: Job, cells: Sequence[Setting | None], rows: Rows) -> Iterator[float]:
     """What is missing about one document. Yields how much of the work each trial was."""
-    reader.read(job.opening)
+    reader.read(job.opening, head=job.head)
     trials = Trials(reader, job.prompts, lambda tokens: text_of(vocabulary, tokens))
     step = job.weight / len(job.prompts)
     if None in cells:
@@ -290,7 +302,7 @@ def _measure(reader: Reader, vocabulary: LlamaModel, job: Job, cells: Sequence[S
                 rows.add(job.key(i), trials.whole(i))
             yield step
     for regime in REGIMES:
-        for i, cell in trials.order(regime, [cell for cell in cells if cell is not None and cell.regime == regime]):
+        for i, cell in trials.order(regime, [cell for cell in cells if cell is not None and cell.regime == regime and job.questions(cell)]):
             if job.key(i, cell) not in rows:
                 rows.add(job.key(i, cell), trials.measure(i, cell))
             yield step

@@ -23,20 +23,29 @@ class Job:
     number: int
     opening: list[int]
     prompts: tuple[Prompt, ...]
+    head: int = 0  # tokens of the opening before the document itself
 
     @property
     def tokens(self) -> int:
         """The longest that the cache has to hold."""
-        return len(self.opening) + max(len(p.tokens) + max(len(p.reply) + 1, p.question.predict) for p in self.prompts)
+        asked = max(max(len(p.tokens), len(p.after)) + max(len(p.reply) + 1, p.question.predict) for p in self.prompts)
+        before = len(self.prompts[0].tokens) + self.prompts[0].question.predict if self.prompts[0].after else 0
+        return len(self.opening) + before + asked
 
     @property
     def weight(self) -> float:
         """About how long all its questions take under one setting, for the progress bar."""
         return float(len(self.opening) * len(self.prompts))
 
+    def questions(self, setting: Setting | None = None) -> range:
+        """Those that are asked under a setting: a follow-up has one before it."""
+        if setting is None or setting.regime != "follow-up":
+            return range(len(self.prompts))
+        return range(1, len(self.prompts) if self.prompts[0].after else 0)
+
     def key(self, i: int, setting: Setting | None = None) -> Key:
         """Of the row of question i."""
-        cell = (setting.regime, setting.policy, setting.budget) if setting else ()
+        cell = (setting.regime, setting.policy or "full", setting.budget) if setting else ()
         return key(self.family, self.length, self.number, i, *cell)
 
 
@@ -74,24 +83,26 @@ def longbench_jobs(vocabulary: LlamaModel, lines: Sequence[longbench.Line], max_
         yield Job(f"longbench {line.dataset}", max_prompt, number, *_encode(vocabulary, sample))
 
 
-def _encode(vocabulary: LlamaModel, sample: tasks.Sample) -> tuple[list[int], tuple[Prompt, ...]]:
-    """The tokens that every question's prompt begins with, and what follows in each."""
+def _encode(vocabulary: LlamaModel, sample: tasks.Sample) -> tuple[list[int], tuple[Prompt, ...], int]:
+    """The tokens that every question's prompt begins with, what follows in each, and how many come before the document."""
     if sample.chat:
         conversation = Conversation(vocabulary, sample.document, sample.between)
         whole = [conversation.prompt(question.text) for question in sample.questions]
-        opening, ends = conversation.opening(), not conversation.stop
+        later = [conversation.next_turn(question.text) for question in sample.questions]
+        opening, head, ends = conversation.opening(), conversation.document_begin(), not conversation.stop
     else:
-        opening = vocabulary.tokenize(b"", add_bos=True, special=False) + tokens_of(vocabulary, sample.document)
+        start = vocabulary.tokenize(b"", add_bos=True, special=False)
+        opening, head = start + tokens_of(vocabulary, sample.document), len(start)
         whole = [opening + tokens_of(vocabulary, sample.between + question.text) for question in sample.questions]
-        ends = False
+        later, ends = [[] for _ in whole], False
     # A question that begins like another one may share more tokens with the opening than belong to it, or fewer.
     n = min([len(opening), *(_shared(opening, prompt) for prompt in whole), *(len(prompt) - 1 for prompt in whole)])
     prompts = []
-    for question, prompt in zip(sample.questions, whole):
+    for question, prompt, after in zip(sample.questions, whole, later):
         begin = tokens_of(vocabulary, _space(vocabulary, prompt) + question.prefix) if question.prefix else []
         reply = tokens_of(vocabulary, _space(vocabulary, prompt) + question.references[0]) if question.metric == "right" else []
-        prompts.append(Prompt(question, prompt[n:] + begin, reply, ends))
-    return opening[:n], tuple(prompts)
+        prompts.append(Prompt(question, prompt[n:] + begin, reply, ends, after + begin if after else ()))
+    return opening[:n], tuple(prompts), min(head, n)
 
 
 def _space(vocabulary: LlamaModel, prompt: Sequence[int]) -> str:

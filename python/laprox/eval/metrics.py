@@ -59,6 +59,12 @@ def contains_any(answer: str, references: Sequence[str]) -> float:
     return float(any(reference.lower() in answer.lower() for reference in references))
 
 
+def contains_words(answer: str, references: Sequence[str]) -> float:
+    """1 if one of the references stands in an answer as whole words, whatever the case, punctuation and articles."""
+    said = f" {' '.join(words(answer))} "
+    return float(any(f" {' '.join(words(reference))} " in said for reference in references))
+
+
 def words(text: str) -> list[str]:
     """Of an English text, as SQuAD's F1 compares them: lower case, without punctuation and articles."""
     plain = "".join(c for c in text.lower() if c not in string.punctuation)
@@ -122,11 +128,13 @@ METRICS: dict[str, Score] = {  # answer, reference, classes -> 0 to 1
 
 
 def score(metric: str, answer: str, references: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """What an answer is worth, 0 to 1: by one of METRICS, the best of the references counting; "recall"; or "any"."""
+    """What an answer is worth, 0 to 1: by one of METRICS, the best of the references counting; "recall"; "any"; "words"."""
     if metric == "recall":
         return recall(answer, references)
     if metric == "any":
         return contains_any(answer, references)
+    if metric == "words":
+        return contains_words(answer, references)
     return max(METRICS[metric](answer, reference, classes) for reference in references)
 
 

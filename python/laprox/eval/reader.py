@@ -1,9 +1,10 @@
 """One model with one document in its cache: read once, and every trial starts from a copy of that state.
 
-Two regimes:
+Three regimes:
 
     aware      compressed when document and question are in, so that the question is in the observation window
     agnostic   the document is compressed alone, then the question is read
+    follow-up  compressed when document and first question are in; that one is answered, then the question is read
 
     reader = Reader(llm)
     reader.read(document)                                    # tokens
@@ -16,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -30,16 +32,34 @@ from laprox.profiling import last_logits
 
 Floats = npt.NDArray[np.float64]
 
-REGIMES = {"aware": "Question inside the window", "agnostic": "Document compressed before the question"}
+REGIMES = {
+    "aware": "Question inside the window",
+    "agnostic": "Document compressed before the question",
+    "follow-up": "Document compressed for the first question, another one asked",
+}
+SHORTER = "shorter-context"  # in place of a policy: the document's last tokens, as many as the budget has, read by themselves
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the cache is compressed. Without a policy it is not, and the rest means nothing."""
+    """How the cache is compressed. Without a policy it is not, and the budget means nothing."""
 
     policy: str | Policy | None = None
     budget: str = "5%"
     regime: str = "aware"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question that is answered before the one that counts.
+
+    Attributes:
+        tokens: What follows the document, up to where the model answers.
+        predict: The longest answer in tokens.
+    """
+
+    tokens: tuple[int, ...]
+    predict: int
 
 
 @dataclass(frozen=True)
@@ -106,25 +126,27 @@ class Reader:
         self._document: list[int] = []
         self._read: LlamaState | None = None  # with the whole document in the cache
         self._logprobs: Floats | None = None  # after it
-        self._compressed: tuple[Setting, LlamaState, Cost] | None = None  # the last "agnostic" one
+        self._head = 0
+        self._compressed: tuple[tuple[Setting, Turn | None], LlamaState, Cost | None] | None = None  # the last one
         self._questioned: tuple[list[int], LlamaState, Floats] | None = None  # with the last "aware" question in the cache
         self.read_seconds = 0.0
         self.read_cpu_seconds = 0.0
 
-    def read(self, document: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> None:
+    def read(self, document: Sequence[int], progress: Callable[[int], None] = lambda n: None, head: int = 0) -> None:
         """Read a document and keep a copy of the cache.
 
         Args:
             document: Tokens that every prompt begins with.
             progress: Called with how many of them are in.
+            head: How many of them come before the text itself, which a shorter context can't do without.
 
         Raises:
             ValueError: They do not fit into the context.
         """
-        self._document = list(document)
+        self._document, self._head = list(document), head
         self._compressed, self._questioned = None, None
         clock, cpu = time.perf_counter(), time.process_time()
-        self._evaluate_document(progress)
+        self._evaluate(self._document, progress)
         self.read_seconds, self.read_cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
         self._logprobs = log_softmax(last_logits(self.llm))
         self._read = self.llm.save_state()
@@ -140,12 +162,13 @@ class Reader:
         states = [self._read, self._compressed and self._compressed[1], self._questioned and self._questioned[1]]
         return sum(state.llama_state_size + state.scores.nbytes for state in states if state)
 
-    def start(self, question: Sequence[int], setting: Setting = Setting()) -> Start:
+    def start(self, question: Sequence[int], setting: Setting = Setting(), first: Turn | None = None) -> Start:
         """Bring the cache into the state in which it answers a question.
 
         Args:
-            question: Tokens after the document; none at all: the document itself goes on.
+            question: Tokens after the document (or after the answer to `first`); none at all: the document itself goes on.
             setting: How to compress.
+            first: Under "follow-up", the question that the cache is compressed for.
 
         Raises:
             ValueError: A setting is out of range.
@@ -153,18 +176,28 @@ class Reader:
         """
         if setting.regime not in REGIMES:
             raise ValueError(f"regime is {setting.regime!r}; accepted: {', '.join(REGIMES)}")
-        if setting.policy is None:
-            logprobs, seconds = self._restore_asked(question, None)
-            return Start(logprobs, self._held() if self.llm.kv_config else None, seconds)
-        self.llm.kv.set(policy=setting.policy, budget=setting.budget)
-        if setting.regime == "aware":
-            logprobs, seconds = self._restore_asked(question, setting.policy)
-            return Start(logprobs, self._compress(), seconds)
-        if self._compressed is None or self._compressed[0] != setting:
+        if (setting.regime == "follow-up") != (first is not None):
+            raise ValueError(f"regime is {setting.regime!r}, which {'needs a' if first is None else 'has no'} first question")
+        shorter = setting.policy == SHORTER
+        if setting.policy is not None and not shorter:
+            self.llm.kv.set(policy=setting.policy, budget=setting.budget)
+        if not shorter and (setting.regime == "aware" or setting.policy is None and first is None):
+            logprobs, seconds = self._restore_asked(question)
+            return Start(logprobs, self._cost(setting), seconds)
+        if self._compressed is None or self._compressed[0] != (setting, first):
             self._compressed = None  # two copies at a time are enough
-            self._restore(setting.policy)
-            cost = self._compress()
-            self._compressed = setting, self.llm.save_state(), cost
+            if shorter:
+                cost = self._read_shorter(setting.budget)
+                if first is not None:
+                    self._answer_first(first, self._ask(first.tokens)[0])
+            elif first is None:
+                self._restore()
+                cost = self._compress()
+            else:
+                logprobs, _ = self._restore_asked(first.tokens)
+                cost = self._cost(setting)
+                self._answer_first(first, logprobs)
+            self._compressed = (setting, first), self.llm.save_state(), cost
         else:
             self.llm.load_state(self._compressed[1])
         logprobs, seconds = self._ask(question)
@@ -178,22 +211,43 @@ class Reader:
 
     def greedy(self, start: Start, predict: int) -> list[int]:
         """The likeliest answer, token by token, of at most `predict` tokens; without its end-of-turn token."""
-        vocabulary = self.llm._model.vocab
-        tokens: list[int] = []
-        logprobs = start.logprobs
-        while True:
-            token = int(logprobs.argmax())
-            if llama_cpp.llama_vocab_is_eog(vocabulary, token):
-                return tokens
-            tokens.append(token)
-            if len(tokens) == predict:
-                return tokens
-            logprobs = self._decode(token)
+        return self._go_on([], start.logprobs, predict)
+
+    def answer(self, start: Start, predict: int) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """The same, with the log-probabilities along it: float32 [its tokens + 1, vocabulary], the last ones of what comes after."""
+        along = [start.logprobs]
+        tokens = self._go_on([], start.logprobs, predict, along.append)
+        if len(along) == len(tokens):
+            along.append(self._decode(tokens[-1]))
+        return np.array(along, np.float32), tokens
+
+    def compare(self, start: Start, answer: Sequence[int], predict: int) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Tell the model another cache's greedy answer, then let it give its own: the beginning that both share is read once.
+
+        Args:
+            start: A cache that is ready to answer.
+            answer: What the other answered, without its end-of-turn token.
+            predict: The longest answer in tokens.
+
+        Returns:
+            Log-probabilities along `answer`, float32 [len(answer) + 1, vocabulary], the last ones of what comes after it;
+            and the likeliest answer, as greedy() gives it.
+        """
+        begin = self.llm.n_tokens
+        along = np.array(list(self.force(start, [*answer, -1])), np.float32)
+        likeliest = along.argmax(-1)
+        shared = int((likeliest[:-1] != np.asarray(answer, int)).argmax()) if (likeliest[:-1] != answer).any() else len(answer)
+        if not self.llm._ctx.kv_cache_seq_rm(-1, begin + shared, -1):
+            raise RuntimeError(f"the cache can't go back by {len(answer) - shared} tokens")
+        self.llm.n_tokens = begin + shared
+        return along, self._go_on(list(answer[:shared]), along[shared], predict)
 
     def able(self, policies: Sequence[str]) -> dict[str, str]:
         """Why some of these policies can't run on this model: a file that it doesn't have, say."""
         reasons = {}
         for policy in policies:
+            if policy == SHORTER:
+                continue
             try:
                 self.llm.kv.set(policy=policy)
             except _core.LaproxError as error:
@@ -202,32 +256,63 @@ class Reader:
 
     # --- the cache ---
 
-    def _restore(self, policy: str | Policy | None) -> None:
+    def _restore(self) -> None:
         """The whole document in the cache, and nothing else."""
         if self._read is None:
             raise ValueError("there is no document yet: read() one first")
-        if policy is not None and made_with(policy) == "expected":
-            self._evaluate_document()  # its sums over the queries are in no state
-        else:
-            self.llm.load_state(self._read)
+        self.llm.load_state(self._read)
 
-    def _restore_asked(self, question: Sequence[int], policy: str | Policy | None) -> tuple[Floats, float]:
+    def _restore_asked(self, question: Sequence[int]) -> tuple[Floats, float]:
         """The whole document and a question in the cache: what comes next, and the seconds to read the question."""
-        again = policy is not None and made_with(policy) == "expected"
-        if not again and self._questioned is not None and self._questioned[0] == list(question):
+        if self._questioned is not None and self._questioned[0] == list(question):
             self.llm.load_state(self._questioned[1])
             return self._questioned[2], 0.0
-        self._restore(policy)
+        self._restore()
         logprobs, seconds = self._ask(question)
-        if self.keep_asked and question and not again:
+        if self.keep_asked and question:
             self._questioned = None  # one copy at a time is enough
             self._questioned = list(question), self.llm.save_state(), logprobs
         return logprobs, seconds
 
-    def _evaluate_document(self, progress: Callable[[int], None] = lambda n: None) -> None:
+    def _read_shorter(self, budget: str) -> Cost:
+        """As many of the document's last tokens as the budget holds, after what comes before its text."""
+        unit, value = _core.parse_budget(budget)
+        if unit == "bytes":
+            raise ValueError(f"{SHORTER} takes a share or a number of tokens as budget, not {budget}")
+        n = round(value * len(self._document)) if unit == "fraction" else int(value)
+        self._evaluate(self._document[: self._head] + self._document[self._head :][-max(1, n - self._head) :])
+        stats = self.llm.kv.stats()
+        return Cost(stats.kv_bytes_full, stats.entries_held, stats.entries_full)
+
+    def _answer_first(self, first: Turn, logprobs: Floats) -> None:
+        """Answer a question that another one follows."""
+        answer = self._go_on([], logprobs, first.predict)
+        if len(answer) == first.predict:  # nothing asked for what follows its last token, which is therefore not in the cache
+            self._decode(answer[-1])
+
+    def _go_on(
+        self,
+        tokens: list[int],
+        logprobs: npt.NDArray[Any],
+        predict: int,
+        met: Callable[[Floats], None] = lambda logprobs: None,
+    ) -> list[int]:
+        """An answer whose beginning is in the cache, to its end: the likeliest token each time. `met` is told what followed it."""
+        vocabulary = self.llm._model.vocab
+        while len(tokens) < predict:
+            token = int(logprobs.argmax())
+            if llama_cpp.llama_vocab_is_eog(vocabulary, token):
+                break
+            tokens.append(token)
+            if len(tokens) < predict:
+                logprobs = self._decode(token)
+                met(logprobs)
+        return tokens
+
+    def _evaluate(self, tokens: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> None:
         self.llm.reset()
-        for i in range(0, len(self._document), self.llm.n_batch):
-            batch = self._document[i : i + self.llm.n_batch]
+        for i in range(0, len(tokens), self.llm.n_batch):
+            batch = tokens[i : i + self.llm.n_batch]
             self.llm.eval(batch)
             progress(i + len(batch))
 
@@ -238,6 +323,12 @@ class Reader:
         clock = time.perf_counter()
         self.llm.eval(question)
         return log_softmax(last_logits(self.llm)), time.perf_counter() - clock
+
+    def _cost(self, setting: Setting) -> Cost | None:
+        """Compress, if there is a policy, and say what is held; None without a compressing cache."""
+        if setting.policy is not None:
+            return self._compress()
+        return self._held() if self.llm.kv_config else None
 
     def _held(self) -> Cost:
         stats = self.llm.kv.stats()

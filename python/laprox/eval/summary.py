@@ -20,7 +20,7 @@ Key = tuple[Any, ...]
 
 
 def key(family: str, length: int, number: int, question: int, regime: str = "", policy: str = "full", budget: str = "") -> Key:
-    """Of a row; the full cache has neither regime nor budget."""
+    """Of a row; the full cache has no budget, and no regime but "follow-up", where it was asked something else before."""
     return family, length, number, question, regime, policy, budget
 
 
@@ -67,9 +67,9 @@ class Summary:
         self.regimes = [r for r in REGIMES if any(row.cell[0] == r for row in self._rows)]
         known = policies()
         self.policies = sorted(
-            _ordered(row.cell[1] for row in self._rows if row.cell[0]), key=lambda p: known.index(p) if p in known else len(known)
+            _ordered(row.cell[1] for row in self._rows if row.cell[2]), key=lambda p: known.index(p) if p in known else len(known)
         )
-        self.budgets = _ordered(row.cell[2] for row in self._rows if row.cell[0])
+        self.budgets = _ordered(row.cell[2] for row in self._rows if row.cell[2])
         self._cells: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         for row in self._rows:
             self._cells[row.cell].append(row)
@@ -91,7 +91,7 @@ class Summary:
 
         Args:
             name: Of the value.
-            regime, policy, budget: Which cell; as they are, the full cache's.
+            regime, policy, budget: Which cell; as they are, the full cache's (see `full_cell`).
             length: Of the documents; None: all.
             tasks: Those that count; none named: all but facts-unanswerable, unless there is nothing else.
         """
@@ -108,22 +108,36 @@ class Summary:
         """The tasks that make up a mean over tasks."""
         return [task for task in self.tasks if task != UNANSWERABLE] or self.tasks
 
+    @staticmethod
+    def full_cell(regime: str) -> tuple[str, str, str]:
+        """Where the full cache's rows are that a regime is compared with."""
+        return ("follow-up" if regime == "follow-up" else "", "full", "")
+
     def table(
         self, name: str, regime: str, length: int | None = None, tasks: Sequence[str] = ()
     ) -> list[tuple[str, list[Mean | None]]]:
         """A line per policy, its value at each budget; the full cache's is the first, if it has such a value."""
         lines: list[tuple[str, list[Mean | None]]] = []
-        if full := self.mean(name, length=length, tasks=tasks):
+        if full := self.mean(name, *self.full_cell(regime), length, tasks):
             lines.append(("full", [full for _ in self.budgets]))
         for policy in self.policies:
             lines.append((policy, [self.mean(name, regime, policy, budget, length, tasks) for budget in self.budgets]))
         return lines
 
+    def pairs(self, one: tuple[str, str, str], other: tuple[str, str, str], name: str = "score") -> list[tuple[float, float]]:
+        """A value of the rows in two cells (regime, policy, budget), question by question, where both have it."""
+        second = {(row.document, row.question): row.values[name] for row in self._cells.get(other, []) if name in row.values}
+        return [
+            (row.values[name], second[row.document, row.question])
+            for row in self._cells.get(one, [])
+            if name in row.values and (row.document, row.question) in second
+        ]
+
     def curve(
         self, regime: str, policy: str, length: int | None = None, name: str = "score"
     ) -> tuple[list[float], list[float], list[float]]:
         """Bytes, values and standard errors at the budgets of a policy; of "full", one point."""
-        cells = [("", "full", "")] if policy == "full" else [(regime, policy, budget) for budget in self.budgets]
+        cells = [self.full_cell(regime)] if policy == "full" else [(regime, policy, budget) for budget in self.budgets]
         points = [(self.mean("bytes", *cell, length), self.mean(name, *cell, length)) for cell in cells]
         points = [(b, s) for b, s in points if b and s]
         return [b.mean for b, _ in points], [s.mean for _, s in points], [s.error for _, s in points]  # type: ignore[union-attr]
@@ -154,7 +168,12 @@ def _whole_documents(rows: Sequence[Row]) -> set[tuple[str, int, int]]:
     for row in rows:
         wanted[row.document[:2]].add(row.cell)
         have[row.document][row.question].add(row.cell)
-    return {d for d, questions in have.items() if all(cells == wanted[d[:2]] for cells in questions.values())}
+
+    def whole(document: tuple[str, int, int], question: int, cells: set[tuple[str, str, str]]) -> bool:
+        asked = {cell for cell in wanted[document[:2]] if question or cell[0] != "follow-up"}  # the first one follows nothing
+        return cells == asked
+
+    return {d for d, questions in have.items() if all(whole(d, i, cells) for i, cells in questions.items())}
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

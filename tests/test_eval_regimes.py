@@ -1,0 +1,146 @@
+"""What a trial of `laprox eval` is, against contexts driven by hand: follow-ups, a shorter context, KL along an answer."""
+
+import llama_cpp
+import numpy as np
+import pytest
+from gguf_factory import CHATML
+
+from laprox import KVConfig, Llama
+from laprox.cli.conversation import Conversation
+from laprox.cli.loading import load_vocabulary
+from laprox.eval.metrics import kl_divergence, log_softmax
+from laprox.eval.reader import SHORTER, Reader, Setting, Turn
+from laprox.eval.tasks import Question
+from laprox.eval.trials import Prompt, Trials
+from laprox.profiling import last_logits
+
+FIRST = Turn(tuple(range(300, 320)), 5)
+
+
+@pytest.fixture(scope="module")
+def model(toy):
+    return str(toy(n_layer=2, chat_template=CHATML))
+
+
+@pytest.fixture
+def document(rng):
+    return rng.integers(262, 512, 700).tolist()
+
+
+@pytest.fixture
+def question(rng):
+    return rng.integers(262, 512, 20).tolist()
+
+
+def context(model, **kv):
+    return Llama(model, kv=KVConfig(min_tokens=0, **kv), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False)
+
+
+def read(model, document):
+    reader = Reader(context(model))
+    reader.read(document, head=3)
+    return reader
+
+
+def next_token(llm):
+    return int(last_logits(llm).argmax())
+
+
+def answer_greedily(llm, n):
+    """n tokens, all of them evaluated. (A model of random weights ends no answer.)"""
+    tokens = []
+    for _ in range(n):
+        tokens.append(next_token(llm))
+        assert not llama_cpp.llama_vocab_is_eog(llm._model.vocab, tokens[-1])
+        llm.eval(tokens[-1:])
+    return tokens
+
+
+def test_a_follow_up_comes_after_another_question(model, document, question):
+    by_hand = context(model, policy="snapkv", budget="10%")
+    by_hand.eval(document)
+    by_hand.eval(list(FIRST.tokens))
+    by_hand.kv.compress()
+    held = by_hand.kv.positions(1, 0).tolist()
+    answer_greedily(by_hand, FIRST.predict)
+    by_hand.eval(question)
+    expected = log_softmax(last_logits(by_hand))
+
+    reader = read(model, document)
+    setting = Setting("snapkv", "10%", "follow-up")
+    for _ in range(2):  # from a copy, too
+        start = reader.start(question, setting, FIRST)
+        np.testing.assert_array_equal(start.logprobs, expected)
+        now = reader.llm.kv.positions(1, 0).tolist()
+        assert now[: len(held)] == held and now[len(held) :] == list(range(720, 720 + FIRST.predict + 20))
+    assert start.cost.entries_held == round(0.1 * 720 * 4)
+
+    whole = reader.start(question, Setting(None, "", "follow-up"), FIRST)
+    assert whole.cost.entries_held == whole.cost.entries_full
+    assert not np.array_equal(whole.logprobs, expected)
+    stock = context(model)
+    stock.eval(document)
+    stock.eval(list(FIRST.tokens))
+    answer_greedily(stock, FIRST.predict)
+    stock.eval(question)
+    np.testing.assert_array_equal(whole.logprobs, log_softmax(last_logits(stock)))
+
+
+def test_a_first_question_belongs_to_follow_ups(model, document, question):
+    reader = read(model, document)
+    with pytest.raises(ValueError, match="'follow-up', which needs a first question"):
+        reader.start(question, Setting("snapkv", "10%", "follow-up"))
+    with pytest.raises(ValueError, match="'aware', which has no first question"):
+        reader.start(question, Setting("snapkv", "10%", "aware"), FIRST)
+
+
+@pytest.mark.parametrize("regime", ["aware", "agnostic", "follow-up"])
+def test_a_shorter_context_is_the_end_of_the_document(model, document, question, regime):
+    by_hand = context(model)
+    by_hand.eval([*document[:3], *document[-67:]])  # the head is always there, and counts
+    first = FIRST if regime == "follow-up" else None
+    if first:
+        by_hand.eval(list(first.tokens))
+        answer_greedily(by_hand, first.predict)
+    by_hand.eval(question)
+    reader = read(model, document)
+    for _ in range(2):
+        start = reader.start(question, Setting(SHORTER, "10%", regime), first)
+        np.testing.assert_array_equal(start.logprobs, log_softmax(last_logits(by_hand)))
+        assert start.cost.entries_held == 70 * 4
+    with pytest.raises(ValueError, match="shorter-context takes a share or a number of tokens as budget, not 1MiB"):
+        reader.start(question, Setting(SHORTER, "1MiB"))
+
+
+def test_kl_is_along_the_full_caches_answer(model, document, question):
+    """And the answer is what greedy decoding gives, although both are made in one go."""
+    asked = Question("books", "?", ("nothing",), "words", predict=8)
+    reader = read(model, document)
+    trials = Trials(reader, [Prompt(asked, question)], lambda tokens: " ".join(map(str, tokens)))
+    full = reader.greedy(reader.start(question), 8)
+    along = log_softmax([*reader.force(reader.start(question), [*full, -1])])
+    assert trials.whole(0)["answer"] == " ".join(map(str, full))
+    different = 0
+    for budget in ("6%", "10%", "30%", "60%", "90%"):
+        setting = Setting("random", budget)
+        answer = reader.greedy(reader.start(question, setting), 8)
+        now = log_softmax([*reader.force(reader.start(question, setting), [*full, -1])])
+        row = trials.measure(0, setting)
+        assert row["answer"] == " ".join(map(str, answer))
+        assert row["kl"] == pytest.approx(kl_divergence(along, now).mean(), abs=1e-5)
+        assert row["agreement"] == (along.argmax(1) == now.argmax(1)).mean()
+        different += answer != full
+    assert different  # or nothing was shown about answers that part
+    assert trials.measure(0, Setting("laprox", "100%"))["kl"] < 1e-6
+
+
+def test_the_next_turn_continues_the_conversation(model):
+    vocabulary = load_vocabulary(model)
+    conversation = Conversation(vocabulary, "A document.")
+    before = conversation.prompt("First?")
+    later = conversation.next_turn("Second?")
+    assert conversation.turns == []
+    text = lambda tokens: vocabulary.detokenize(tokens, special=True).decode()
+    conversation.turns.append(("First?", "Yes."))
+    assert text(conversation.prompt("Second?")) == text(before) + "Yes." + text(later)
+    assert conversation.document_begin() == len(vocabulary.tokenize(b"<|im_start|>user\n", add_bos=False, special=True))
