@@ -5,8 +5,26 @@
     llm = Llama(str(hub.fetch("qwen2.5-coder-0.5b")))
 """
 
-from laprox.hub.cache import DownloadError, cache_folder
-from laprox.hub.fetching import NotKnown, fetch, find, remove, verify
+from laprox.hub.cache import DownloadError, Progress, cache_folder
+from laprox.hub.fetching import NotKnown, Note, fetch, find, path_of, remove, verify
 from laprox.hub.known import MODELS, KnownModel
+from laprox.hub.repositories import BadRepository, fetch_from_repository, fetch_matching, split_repository
 
-__all__ = ["MODELS", "DownloadError", "KnownModel", "NotKnown", "cache_folder", "fetch", "find", "remove", "verify"]
+__all__ = [
+    "MODELS",
+    "BadRepository",
+    "DownloadError",
+    "KnownModel",
+    "NotKnown",
+    "Note",
+    "Progress",
+    "cache_folder",
+    "fetch",
+    "fetch_from_repository",
+    "fetch_matching",
+    "find",
+    "path_of",
+    "remove",
+    "split_repository",
+    "verify",
+]

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ Progress = Callable[[int, int], None]
 """Is told bytes done and bytes in all."""
 
 CHUNK = 1 << 20  # bytes read or written at once
+POLL = 0.25  # seconds between two looks at how much is there
 
 
 class DownloadError(RuntimeError):
@@ -84,30 +86,25 @@ def delete(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raises OSError (ENOSPC) if fewer bytes are free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise disk_full(folder, f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
-
-
-def disk_full(folder: Path, details: str) -> OSError:
-    """The error to raise where a disk is full."""
-    return DiskFull(f"the disk of {folder} is full: {details}; LAPROX_CACHE names another place")
-
-
 class DiskFull(OSError):
-    """ENOSPC, with a message of ours."""
+    """ENOSPC, in a line that names the folder and the environment variable that moves it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(errno.ENOSPC, message)
+    def __init__(self, folder: Path, details: str, variable: str = "LAPROX_CACHE") -> None:
+        super().__init__(errno.ENOSPC, f"the disk of {folder} is full: {details}; {variable} names another place")
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
+def check_space(folder: Path, needed: int, variable: str = "LAPROX_CACHE") -> None:
+    """Raises DiskFull if fewer bytes are free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFull(folder, f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free", variable)
+
+
 @contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None], pause: float = 0.2) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None], pause: float = POLL) -> Iterator[None]:
     """Hold a lock file, so that one process at a time downloads; the others wait. `waiting` is called once if so.
 
     Where the file system knows no locks, nothing is held: files are renamed into place whole in any case.
@@ -124,6 +121,37 @@ def locked(path: Path, waiting: Callable[[], None], pause: float = 0.2) -> Itera
         finally:
             if held:
                 _unlock(file.fileno())
+
+
+@contextlib.contextmanager
+def watched(measure: Callable[[], int], progress: Callable[[int], None]) -> Iterator[None]:
+    """Report what `measure` says, whenever it is more than before, while another program or library writes."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        most = 0
+        while not stop.wait(POLL):
+            if (now := measure()) > most:
+                most = now
+                progress(most)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def largest_file(folder: Path, suffix: str = "") -> int:
+    """In bytes; files may come and go meanwhile."""
+    largest = 0
+    for parent, _, names in os.walk(folder):
+        for name in filter(lambda name: name.endswith(suffix), names):
+            with contextlib.suppress(OSError):
+                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
+    return largest
 
 
 def _record(path: Path) -> Path:

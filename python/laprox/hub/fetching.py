@@ -17,7 +17,6 @@ from laprox.hub.cache import (
     cache_folder,
     check_space,
     delete,
-    disk_full,
     is_verified,
     locked,
     make_folder,
@@ -42,15 +41,15 @@ def known(name: str) -> KnownModel:
     raise NotKnown(f"{name!r} is no model that laprox knows{hint}; it knows {', '.join(MODELS)}")
 
 
-def path_of(model: KnownModel) -> Path:
-    """Where it is, or will be."""
-    return cache_folder() / "models" / model.file
+def path_of(name: str) -> Path:
+    """Where a known model is, or would be. Raises NotKnown."""
+    return cache_folder() / "models" / known(name).file
 
 
 def find(name: str) -> Path | None:
     """The file of a known model if it is here, whole and unchanged. Downloads nothing. Raises NotKnown."""
     model = known(name)
-    path = path_of(model)
+    path = path_of(name)
     return path if is_verified(path, model.n_bytes, model.sha256) else None
 
 
@@ -72,7 +71,7 @@ def fetch(name: str, progress: Progress | None = None, note: Note | None = None)
     model = known(name)
     if (path := find(name)) is not None:
         return path
-    path, note = path_of(model), note or logging.getLogger("laprox.hub").info
+    path, note = path_of(name), note or logging.getLogger("laprox.hub").info
     make_folder(path.parent)
     with locked(path.with_name(path.name + ".lock"), lambda: note(f"Waiting: another process downloads {name}.")):
         if is_verified(path, model.n_bytes, model.sha256):
@@ -89,9 +88,9 @@ def fetch(name: str, progress: Progress | None = None, note: Note | None = None)
 def verify(name: str, progress: Progress | None = None) -> bool:
     """Read the whole file and compare its sha256. Raises NotKnown, and FileNotFoundError if it isn't here."""
     model = known(name)
-    path = path_of(model)
+    path = path_of(name)
     if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, f"{name} isn't here", str(path))
+        raise FileNotFoundError(f"{name} isn't here: there is no {path}")
     if path.stat().st_size != model.n_bytes or sha256_of(path, progress) != model.sha256:
         return False
     record_verified(path, model.sha256)
@@ -101,7 +100,7 @@ def verify(name: str, progress: Progress | None = None) -> bool:
 def remove(name: str) -> int:
     """Delete a known model and what an interrupted download left of it. How many bytes that were; 0: nothing was here."""
     model = known(name)
-    path = path_of(model)
+    path = path_of(name)
     n_bytes = 0
     for file in (path, _partial(path)):
         if file.exists():
@@ -133,7 +132,7 @@ def _download(model: KnownModel, path: Path, progress: Progress, note: Note) -> 
             refusals.append(str(error))
         except OSError as error:
             if error.errno == errno.ENOSPC and not isinstance(error, DiskFull):
-                raise disk_full(path.parent, f"{model.name} takes {model.n_bytes / 1e6:,.0f} MB") from None
+                raise DiskFull(path.parent, f"{model.name} takes {model.n_bytes / 1e6:,.0f} MB") from None
             raise
     raise DownloadError(f"{model.name} can't be downloaded: {'; '.join(refusals)}")
 

