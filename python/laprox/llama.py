@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
@@ -12,7 +14,7 @@ import llama_cpp
 from llama_cpp._internals import LlamaModel
 from llama_cpp.llama import LlamaState
 
-from laprox import _core
+from laprox import _core, hub
 from laprox.config import KVConfig
 from laprox.kv import KV
 from laprox.policy import Policy, Scorer
@@ -69,6 +71,41 @@ class Llama(llama_cpp.Llama):
             if self._params_set and isinstance(error, ValueError) and (reason := _core.last_error()):
                 raise ValueError(f"{model_path}: {reason}") from error
             raise
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None,
+        additional_files: list[str] | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
+        local_dir_use_symlinks: bool | str = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Llama:
+        """Load a model from a Hugging Face repository, downloading it if it isn't here.
+
+        Args:
+            repo_id: "user/model".
+            filename: The file's path in the repository, or a pattern that it alone matches (`"*q4_k_m.gguf"`).
+            additional_files: Further files or patterns to put beside it. The parts of a split GGUF come by themselves.
+            local_dir: Where to put the files, instead of huggingface_hub's cache.
+            local_dir_use_symlinks: Accepted, and without effect, as in today's huggingface_hub.
+            cache_dir: Another cache than huggingface_hub's own.
+            **kwargs: Those of `Llama`.
+
+        Raises:
+            ImportError: huggingface_hub isn't installed.
+            ValueError: No file matches, or several do; or what `Llama` raises.
+            DownloadError: The repository isn't there or can't be reached.
+        """
+        # The parent's passes huggingface_hub an argument that it no longer has.
+        if importlib.util.find_spec("huggingface_hub") is None:
+            raise ImportError('Llama.from_pretrained needs huggingface_hub: pip install "laprox[hub]"')
+        if filename is None:
+            raise ValueError("filename is None; accepted: a file's path in the repository, or a pattern")
+        path = hub.fetch_matching(repo_id, filename, additional_files or (), local_dir, cache_dir)
+        return cls(model_path=str(path), **kwargs)
 
     @property
     def kv(self) -> KV:

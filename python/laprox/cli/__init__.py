@@ -7,7 +7,7 @@ import sys
 import typer
 
 from laprox import LaproxError
-from laprox.cli import chat, compare, convert_gates, demo, eval, info, profile, serve, train_gates, view
+from laprox.cli import chat, compare, convert_gates, demo, eval, info, models, profile, serve, train_gates, view
 
 app = typer.Typer(
     name="laprox",
@@ -23,6 +23,7 @@ app.command("compare")(compare.compare)
 app.command("eval")(eval.evaluate)
 app.command("view")(view.view)
 app.command("profile")(profile.profile)
+app.command("models")(models.models)
 app.command("convert-gates")(convert_gates.convert_gates)
 app.command("train-gates")(train_gates.train_gates)
 app.command(

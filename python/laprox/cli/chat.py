@@ -17,6 +17,7 @@ from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
 from laprox.cli.show import notes, printable, read, size, status
+from laprox.cli.source import takes_model
 from laprox.reading import read_documents
 
 HELP = """\
@@ -32,6 +33,7 @@ ROOM = 2048  # tokens of context for questions and answers, at least
 FEW = 128  # tokens held per KV head, below which a percentage of a short text is worth a warning
 
 
+@takes_model()
 def chat(
     model: options.Model,
     document: Annotated[
@@ -85,11 +87,12 @@ def chat(
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     text = read_documents(document) if document else ""
 
+    model_path = model.get()
     log.record(verbose)
-    conversation = Conversation(load_vocabulary(model), text)
+    conversation = Conversation(load_vocabulary(model_path), text)
     n_ctx = context_size(conversation, ask or [], n_predict, ctx_size)
     llm = load(
-        model,
+        model_path,
         verbose,
         kv=kv if kv.on else None,
         n_ctx=n_ctx,

@@ -22,6 +22,7 @@ from laprox.cli.conversation import Conversation
 from laprox.cli.info import measure
 from laprox.cli.loading import load, load_vocabulary, load_weights
 from laprox.cli.show import notes, size
+from laprox.cli.source import takes_model
 from laprox.eval.comparison import Entry, entries, verdict
 from laprox.eval.contenders import POLICIES, ROOM, Budget, Contender, make_contenders
 from laprox.eval.examiner import Examiner, Material
@@ -34,6 +35,7 @@ from laprox.reading import read_document
 LEAST = 1024  # tokens of a document, without its end
 
 
+@takes_model(rest="documents")
 def compare(
     model: options.Model,
     documents: Annotated[
@@ -98,12 +100,13 @@ def compare(
         check_writable(path)
     texts = [read_document(path) for path in documents]
 
+    model_path = model.get()
     log.record(verbose)
     base = KVConfig(min_tokens=0, profile=kv_profile, gates=kv_gates)
-    with closing(load_weights(model, use_extra_bufts=False)) as weights:  # mapped, but neither read nor repacked
-        bytes_per_token, refused = check_model(model, weights, contenders, base)
-        about = make_model(model, _core.model_fingerprint(weights.model))
-    vocabulary = load_vocabulary(model)
+    with closing(load_weights(model_path, use_extra_bufts=False)) as weights:  # mapped, but neither read nor repacked
+        bytes_per_token, refused = check_model(model_path, weights, contenders, base)
+        about = make_model(model_path, _core.model_fingerprint(weights.model))
+    vocabulary = load_vocabulary(model_path)
     materials = [
         prepare(path.name, text, vocabulary, n_questions, n_continue, n_tokens, seed) for path, text in zip(documents, texts)
     ]
@@ -136,7 +139,7 @@ def compare(
         cache_type = options.CACHE_TYPES[name].ggml
         kv = None if contender.policy is None else KVConfig(policy=made_with, min_tokens=0, profile=kv_profile, gates=kv_gates)
         return load(
-            model, verbose, kv=kv, flash_attn=True, n_ctx=n_ctx, n_batch=batch_size, n_threads=threads or None,
+            model_path, verbose, kv=kv, flash_attn=True, n_ctx=n_ctx, n_batch=batch_size, n_threads=threads or None,
             n_threads_batch=threads or None, n_gpu_layers=gpu_layers, type_k=cache_type, type_v=cache_type,
         )  # fmt: skip
 

@@ -21,6 +21,7 @@ from laprox.cli.eval_jobs import Job, context_size, longbench_jobs, task_jobs, t
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.show import notes
+from laprox.cli.source import takes_model
 from laprox.config import policies as policy_names
 from laprox.eval import longbench, tasks
 from laprox.eval.reader import REGIMES, SHORTER, Reader, Setting, made_with
@@ -33,6 +34,7 @@ from laprox.reading import read_documents
 ALL = "all"
 
 
+@takes_model()
 def evaluate(
     model: options.Model,
     output: Annotated[
@@ -141,8 +143,9 @@ def evaluate(
     sentences = tasks.sentences(read_documents(filler)) if filler else []
     given = tasks.read_paragraphs(paragraphs) if paragraphs else []
 
+    model_path = model.get()
     log.record(verbose)
-    vocabulary = load_vocabulary(model)
+    vocabulary = load_vocabulary(model_path)
     maker = tasks.Maker(lambda text: len(tokens_of(vocabulary, text)), seed, questions, sentences, given)
     jobs = list(task_jobs(vocabulary, maker, chosen, length_list, n_documents))
     jobs += longbench_jobs(vocabulary, lines, max_prompt)
@@ -150,7 +153,7 @@ def evaluate(
 
     def load_for(policy: str, size: int) -> Llama:
         return load(
-            model, verbose, kv=replace(kv, policy=policy), n_ctx=size, n_batch=batch_size, n_threads=threads or None,
+            model_path, verbose, kv=replace(kv, policy=policy), n_ctx=size, n_batch=batch_size, n_threads=threads or None,
             n_threads_batch=threads or None, n_gpu_layers=gpu_layers, type_k=type_k.ggml, type_v=type_v.ggml,
         )  # fmt: skip
 
@@ -159,9 +162,9 @@ def evaluate(
         "seed": seed, "questions": questions, "window": kv_window, "sink": kv_sink, "recent": kv_recent, "floor": kv_floor,
         "cache": f"{cache_type_k}, {cache_type_v}", "threads": n_threads, "gpu_layers": gpu_layers, "batch_size": batch_size,
     }  # fmt: skip
-    beside = [p for p in (model.with_suffix(".kv-profile.npy"), model.with_suffix(".kv-gates.gguf")) if p.exists()]
+    beside = [p for p in (model_path.with_suffix(".kv-profile.npy"), model_path.with_suffix(".kv-gates.gguf")) if p.exists()]
     inputs = [*(filler or []), paragraphs, *(longbench_files or []), prompts, max_lengths, kv_profile, kv_gates, *beside]
-    header = make_header("eval", sys.argv, settings, [p for p in inputs if p], make_model(model, fingerprint))
+    header = make_header("eval", sys.argv, settings, [p for p in inputs if p], make_model(model_path, fingerprint))
     rows = Rows(output, header, restart)
 
     cells = [Setting(policy, budget, r) for r in regimes for policy in able for budget in budget_list]

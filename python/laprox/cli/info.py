@@ -17,6 +17,7 @@ from laprox import KVConfig, LaproxError, _core
 from laprox.cli import log, options
 from laprox.cli.loading import load_weights
 from laprox.cli.show import size
+from laprox.cli.source import takes_model
 
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 
@@ -42,6 +43,7 @@ class Cache:
         return entries * self.bytes_per_token // self.pairs
 
 
+@takes_model()
 def info(
     model: options.Model,
     ctx_size: Annotated[
@@ -57,13 +59,14 @@ def info(
     """Say whether a GGUF can be compressed, and what a context of N tokens costs, full and at a budget."""
     KVConfig(budget=kv_budget)  # says what is wrong with it
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
+    model_path = model.get()
     log.record(verbose)
-    weights = load_weights(model, use_extra_bufts=False)  # mapped, but neither read nor repacked
+    weights = load_weights(model_path, use_extra_bufts=False)  # mapped, but neither read nor repacked
     metadata = weights.metadata()
     arch = metadata.get("general.architecture", "")
     trained = weights.n_ctx_train()
     facts: dict[str, Any] = {
-        "file": str(model),
+        "file": str(model_path),
         "name": metadata.get("general.name", ""),
         "architecture": arch,
         "parameters": weights.n_params(),

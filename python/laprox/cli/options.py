@@ -10,10 +10,10 @@ import llama_cpp
 import typer
 
 from laprox import KVConfig
+from laprox.cli.source import ModelSource
 from laprox.config import OFF, policies
 
 DEFAULT = KVConfig()
-
 
 
 class CacheType(NamedTuple):
@@ -45,7 +45,7 @@ _run = partial(typer.Option, rich_help_panel="Model")
 _draw = partial(typer.Option, rich_help_panel="Answers")
 
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
+Model = Annotated[ModelSource, typer.Argument(metavar="MODEL", help="A GGUF file, or a name of `laprox models`.", show_default=False)]
 
 KVBudget = Annotated[str, _kv("--kv-budget", help='What may be kept: "5%", "2048" (tokens) or "512MiB".')]
 KVPolicy = Annotated[str, _kv("--kv-policy", help=f"How entries are chosen: {', '.join(policies())}, or <scorer>:<allocator>; {OFF} = stock.")]

@@ -22,12 +22,14 @@ from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.show import notes
+from laprox.cli.source import takes_model
 from laprox.partial import Partial, check_writable
 from laprox.profiling import SCORERS, SEED, STEPS, TEMPERATURE, Profiler, Sample, min_keep, observing
 
 PIECE = 8192  # tokens of a document's pieces, unless it is told otherwise
 
 
+@takes_model()
 def profile(
     model: options.Model,
     data: Annotated[
@@ -66,8 +68,9 @@ def profile(
         raise ValueError(f"{output}: the table is a .npy file")
     check_writable(output)
 
+    model_path = model.get()
     log.record(verbose)
-    vocabulary = load_vocabulary(model)
+    vocabulary = load_vocabulary(model_path)
     trained = Conversation(vocabulary, "").trained_for
     contexts = read_contexts(
         data,
@@ -85,7 +88,7 @@ def profile(
         )
 
     llm = load(
-        model,
+        model_path,
         verbose,
         kv=observing(config, tokens),
         n_ctx=longest,
@@ -96,7 +99,7 @@ def profile(
         type_v=type_v.ggml,
     )
     settings: dict[str, Any] = {
-        "model": model.name,
+        "model": model_path.name,
         "fingerprint": _core.model_fingerprint(llm._model.model),
         "scorer": scorer,
         "window": kv_window,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import typer
 
 import laprox
+from laprox.cli import downloading
+from laprox.cli.source import is_known
 
 
 def server_path() -> Path:
@@ -28,12 +31,55 @@ def server_path() -> Path:
 
 
 def serve(arguments: list[str]) -> None:
-    """Become llama-server. Everything it needs it finds beside itself; the environment stays as it is."""
-    command = [str(server_path()), *arguments]
+    """Become llama-server. Everything it needs it finds beside itself; the environment stays as it is.
+
+    A known model's name after -m becomes its file; -hf, too, where this llama-server can't download itself.
+    """
+    program = server_path()
+    command = [str(program), *with_local_model(arguments, downloads=has_https(program))]
     if os.name == "nt":  # has no exec
         sys.exit(subprocess.run(command).returncode)
     sys.stdout.flush()
     os.execv(command[0], command)
+
+
+def has_https(program: Path) -> bool:
+    """Whether it was built with a TLS library, which `-hf` needs. Without one it carries the advice to rebuild."""
+    with open(program, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as binary:
+        return binary.find(b"HTTPS is not supported. Please rebuild") < 0
+
+
+def with_local_model(arguments: list[str], downloads: bool) -> list[str]:
+    """The arguments with a file where a known model's name was, and instead of -hf unless llama-server `downloads`.
+
+    Raises:
+        DownloadError, ValueError, OSError: It can't be got; says why.
+    """
+    options: dict[str, str] = {}
+    others: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        option = _OPTIONS.get(argument)
+        value = next(left, None) if option else None
+        if option and value is not None and (option == "model" or not downloads):
+            options[option] = value
+        else:
+            others += [argument] if value is None else [argument, value]
+    if (model := options.get("model")) and is_known(model):
+        options["model"] = str(downloading.fetch(model))
+    if repo := options.pop("repo", None):
+        path = downloading.fetch_from_repository(repo, options.pop("file", None), offline="--offline" in arguments)
+        options["model"] = str(path)
+    if "file" in options:
+        raise ValueError(f"--hf-file {options['file']} needs the repository, too: -hf USER/MODEL")
+    return [*(["-m", options["model"]] if "model" in options else []), *others]
+
+
+_OPTIONS = {
+    "-m": "model", "--model": "model",
+    "-hf": "repo", "-hfr": "repo", "--hf-repo": "repo",
+    "-hff": "file", "--hf-file": "file",
+}  # fmt: skip
 
 
 def command(context: typer.Context) -> None:
@@ -45,6 +91,8 @@ def main() -> None:
     """The `laprox-server` program."""
     try:
         serve(sys.argv[1:])
-    except OSError as error:
+    except typer.Exit as stopped:
+        sys.exit(stopped.exit_code)
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"laprox-server: {error}", file=sys.stderr)
         sys.exit(1)

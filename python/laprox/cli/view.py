@@ -17,6 +17,7 @@ from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
 from laprox.cli.show import notes, printable, read, size
+from laprox.cli.source import ModelSource, takes_model
 from laprox.partial import check_writable
 from laprox.reading import read_documents
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 DEMO = "demo"
 
 
+@takes_model(rest="document", others=(DEMO,))
 def view(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file; demo = the shipped toy.", show_default=False)],
+    model: Annotated[ModelSource, typer.Argument(metavar="MODEL", help="A GGUF file, or a name of `laprox models`; demo = the shipped toy.", show_default=False)],
     document: Annotated[
         list[Path] | None,
         typer.Argument(metavar="[DOCUMENT]", help="Text, Markdown, HTML or PDF; the toy has one of its own.", show_default=False),
@@ -71,13 +73,14 @@ def view(
             check_writable(output)
     if png is not None and png.suffix.lower() != ".png":
         raise ValueError(f"{png}: the picture is a .png file")
-    if str(model) == DEMO and not model.exists():
-        model = models.demo_model()
+    model_path = model.get()
+    if str(model_path) == DEMO and not model_path.exists():
+        model_path = models.demo_model()
     log.record(verbose)
-    vocabulary = load_vocabulary(model)
+    vocabulary = load_vocabulary(model_path)
     if document:
         text, name = read_documents(document), ", ".join(path.name for path in document)
-    elif model == models.demo_model():
+    elif model_path == models.demo_model():
         example = make_example(vocabulary)
         text, name, question = example.text, "laprox demo's document", question or example.questions[0].text
     else:
@@ -85,7 +88,7 @@ def view(
     conversation = Conversation(vocabulary, text)
     tokens = conversation.prompt(question) if question else conversation.opening()
     llm = load(
-        model,
+        model_path,
         verbose,
         kv=kv,
         n_ctx=context_size(conversation, [question] if question else [], 1, ctx_size),
@@ -102,7 +105,7 @@ def view(
     scores = score_all(llm)  # of everything that is in, before something goes
     llm.kv.compress()
     remembered = look(llm, scores, {"question": len(conversation.opening())} if question else None)
-    show(remembered, Console(highlight=False), model.name, name, question, html, png, lines)
+    show(remembered, Console(highlight=False), model_path.name, name, question, html, png, lines)
 
 
 def view_held(llm: Llama, console: Console, html: Path | None) -> None:

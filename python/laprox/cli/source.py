@@ -1,0 +1,141 @@
+"""Which model a command is about: a GGUF file, a known name, or a Hugging Face repository."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import click
+import typer
+
+from laprox import hub
+from laprox.cli import downloading
+
+REPO, FILE = "hf_repo", "hf_file"
+
+HfRepo = Annotated[
+    str | None,
+    typer.Option(
+        "--hf-repo", "-hf", "-hfr", metavar="USER/MODEL[:QUANT]", rich_help_panel="Model", show_default=False,
+        help="Instead of MODEL: a GGUF of a Hugging Face repository; without QUANT Q4_K_M, if there is one.",
+    ),
+]  # fmt: skip
+HfFile = Annotated[
+    str | None,
+    typer.Option(
+        "--hf-file", "-hff", metavar="FILE", rich_help_panel="Model", show_default=False,
+        help="A file of that repository; overrides QUANT.",
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is to come from. Nothing is downloaded before `get`."""
+
+    given: str
+    """MODEL, or what -hf says."""
+    from_repository: bool = False
+    file: str | None = None
+
+    def get(self) -> Path:
+        """The file, downloaded if it isn't here. Raises OSError, DownloadError or ValueError, each with a line that says why."""
+        if self.from_repository:
+            return downloading.fetch_from_repository(self.given, self.file)
+        if is_known(self.given):
+            return downloading.fetch(self.given)
+        return Path(self.given)
+
+
+def is_known(given: str) -> bool:
+    """Whether it is no file here, but the name of a known model."""
+    return given in hub.MODELS and not Path(given).exists()
+
+
+def check_model(given: str, others: Sequence[str] = ()) -> None:
+    """Raises ValueError if it is neither a file nor a known model, nor one of `others`."""
+    if Path(given).exists() or given in hub.MODELS or given in others:
+        return
+    if given.lower().endswith(".gguf") or os.sep in given and given.count("/") != 1:
+        raise ValueError(f"{given}: no such file")
+    if given.count("/") == 1:
+        raise ValueError(f"{given}: no such file (-hf {given} takes it from Hugging Face)")
+    try:
+        hub.find(given)
+    except hub.NotKnown as error:
+        raise ValueError(f"{given}: no such file, and {error}") from None
+
+
+def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose parameter `model` is MODEL or -hf, exactly one of both, as a ModelSource.
+
+    Args:
+        rest: Its parameter of positional arguments after MODEL, if it has one: with -hf they begin where MODEL would be.
+        others: Further names that it takes for MODEL.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = dict(inspect.signature(command, eval_str=True).parameters)
+        rest_is_needed = rest is not None and parameters[rest].default is inspect.Parameter.empty
+
+        def run(**values: Any) -> None:
+            model, repo, file = values.pop("model"), values.pop(REPO), values.pop(FILE)
+            following = list(values.get(rest) or []) if rest else []
+            if repo is not None and model is not None and rest is not None and not _is_model(model):
+                following.insert(0, Path(model))
+                model = None
+            values["model"] = _source(model, repo, file, others)
+            if rest is not None:
+                if rest_is_needed and not following:
+                    raise click.MissingParameter(param_hint="'DOCUMENT...'", param_type="argument")
+                values[rest] = following or None
+            command(**values)
+
+        functools.update_wrapper(run, command)
+        del run.__wrapped__  # whose signature would be taken for ours
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [_as_option(parameter, rest) for parameter in parameters.values()]
+            + [_keyword(REPO, HfRepo), _keyword(FILE, HfFile)]
+        )
+        return run
+
+    return decorate
+
+
+def _is_model(given: str) -> bool:
+    return given.lower().endswith(".gguf") or is_known(given)
+
+
+def _source(model: str | None, repo: str | None, file: str | None, others: Sequence[str]) -> ModelSource:
+    if model is None and repo is None:
+        raise typer.BadParameter("name a model: MODEL (a GGUF file, or a name of `laprox models`), or -hf USER/MODEL")
+    if model is not None and repo is not None:
+        raise typer.BadParameter(f"two models are named, MODEL {model} and -hf {repo}: give one")
+    if repo is None:
+        if file is not None:
+            raise typer.BadParameter(f"--hf-file {file} needs the repository, too: -hf USER/MODEL")
+        check_model(model, others)
+        return ModelSource(model)
+    hub.split_repository(repo)
+    return ModelSource(repo, True, file)
+
+
+def _as_option(parameter: inspect.Parameter, rest: str | None) -> inspect.Parameter:
+    # Keyword-only, so that those with and without a default may stand in any order.
+    parameter = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    if parameter.name == "model":
+        _, argument = get_args(parameter.annotation)
+        return parameter.replace(annotation=Annotated[str | None, argument], default=None)
+    if parameter.name == rest and parameter.default is inspect.Parameter.empty:
+        kind, argument = get_args(parameter.annotation)
+        return parameter.replace(annotation=Annotated[kind | None, argument], default=None)
+    return parameter
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
