@@ -1,89 +1,141 @@
-"""`laprox demo`: the shipped model on a document of ours, on all of the cache and on a part of it."""
+"""`laprox demo`: a real model answers about a real text, from all of its cache and from a part of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Annotated
 
 import typer
-from llama_cpp._internals import LlamaModel
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from laprox import KVConfig, models
+from laprox import KVConfig, demo as material
 from laprox.cli import log, options
 from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.session import Answer, Sampling, Session
-from laprox.cli.show import printable, read, size
-from laprox.documents import Document, Question, make_document
+from laprox.cli.show import notes, printable, read, size
+from laprox.cli.source import ModelSource, check_model
+from laprox.demo import Question
+from laprox.eval.metrics import contains_words
 
-LONGEST_ANSWER = 64
-LENGTH = 2000
+MODEL = "qwen2.5-coder-0.5b"
+LONGEST_ANSWER = 32
+BRIEFLY = " Answer in a few words."
+
+
+@dataclass
+class Column:
+    """One of the caches that answer, and how it did.
+
+    Attributes:
+        label: As it is shown.
+        session: The model and its conversation.
+        right: How many answers were right, by part of the demo.
+        speeds: Of answers, in tokens per second.
+        held: The most bytes that answers came from.
+    """
+
+    label: str
+    session: Session
+    right: list[int] = field(default_factory=list)
+    speeds: list[float] = field(default_factory=list)
+    held: int = 0
 
 
 def demo(
+    model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="A GGUF file, or a name from `laprox models`.")] = MODEL,
     kv_budget: options.KVBudget = str(options.DEFAULT.budget),
-    n_questions: Annotated[int, typer.Option("--questions", min=1, max=12, help="Ask so many.")] = 6,
-    n_tokens: Annotated[int, typer.Option("--tokens", min=600, max=12000, help="Length of the document; the longer, the more the toy itself misses.")] = LENGTH,
+    n_questions: Annotated[int, typer.Option("--questions", min=1, max=8, help="Ask only the first N questions.")] = 8,
     threads: options.Threads = 0,
     verbose: options.Verbose = False,
 ) -> None:
-    """Answer questions about a document from the full cache and from 5% of it, side by side."""
+    """Ask a real model about a real text: stock llama.cpp beside laprox on a part of the cache."""
     compressed = KVConfig(budget=kv_budget)
+    about = material.load()
+    questions = about.questions[:n_questions]
+    check_model(model)
     log.record(verbose)
-    vocabulary = load_vocabulary(models.demo_model())
-    document = make_example(vocabulary, n_tokens)
-    questions = document.questions[:n_questions]
+    path = ModelSource(model).get()
+    vocabulary = load_vocabulary(path)
+    console = Console(highlight=False, soft_wrap=True)
 
-    def make_session(kv: KVConfig) -> Session:
-        conversation = Conversation(vocabulary, document.text)
-        n_ctx = max(len(conversation.prompt(q.text)) for q in questions) + LONGEST_ANSWER
-        llm = load(models.demo_model(), verbose, kv=kv, n_ctx=n_ctx, n_threads=threads or None)
+    def open_session(kv: KVConfig | None) -> Session:
+        conversation = Conversation(vocabulary, about.text)
+        asked = sum(len(conversation.next_turn(q.text + BRIEFLY)) + LONGEST_ANSWER for q in questions)
+        n_ctx = len(conversation.opening()) + asked + 64
+        llm = load(path, verbose, kv=kv, n_ctx=n_ctx, n_threads=threads or None, n_threads_batch=threads or None)
         return Session(llm, conversation, Sampling(n_predict=LONGEST_ANSWER, temperature=0.0))
 
-    full, small = make_session(KVConfig(policy="full")), make_session(compressed)
-    console = Console(highlight=False)
+    stock = Column("llama.cpp", open_session(None))
+    small = Column(f"laprox {kv_budget}", open_session(compressed))
+    n_tokens = len(stock.session.conversation.opening())
     console.print(
-        f"{models.demo_model().name}, a toy, reads a document of {len(full.conversation.opening()):,} tokens and answers from its cache.\n",
-        markup=False,
+        f"[bold]{path.name}[/] reads {n_tokens:,} tokens: [italic]{about.title}[/] by {about.author}.\n"
+        f"Stock llama.cpp answers from all of its KV cache, laprox from {kv_budget} of the entries."
     )
-    read(full, full.conversation.opening())
-    document_read = full.llm.save_state()  # both start each question from here, so the document is read once
+    console.print()
+    for column in (stock, small):
+        notes.print(f"{column.label} reads the text ...", style="dim", markup=False)
+        read(column.session, column.session.conversation.opening())
+    whole = [column.session.llm.save_state() for column in (stock, small)]
 
-    table = Table("question", "from the full cache", f"from {kv_budget} of it", box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    speeds: list[tuple[float, float]] = []
-    for question in questions:
-        # Each is asked for itself, with itself in view when the cache is compressed.
-        full.conversation.turns.clear()
-        small.conversation.turns.clear()
-        small.llm.load_state(document_read)
-        pair = full.answer(question.text, _ignore), small.answer(question.text, _ignore)
-        speeds.append((pair[0].tokens_per_s, pair[1].tokens_per_s))
-        table.add_row(Text(question.text), *(_marked(answer, question) for answer in pair))
+    def from_the_start() -> None:
+        for column, state in zip((stock, small), whole):
+            column.session.conversation.turns.clear()
+            column.session.llm.load_state(state)
+            column.right.append(0)
+
+    console.rule("[bold]Each question by itself", align="left")
+    console.print("laprox compresses the text with the question in view.\n", style="dim")
+    from_the_start()
+    for i, question in enumerate(questions, 1):
+        _ask(console, i, question, (stock, small), before=lambda: [c.session.llm.load_state(s) for c, s in zip((stock, small), whole)])
+        for column in (stock, small):
+            column.session.conversation.turns.clear()
+
+    console.rule("[bold]All questions in one conversation", align="left")
+    console.print("laprox compressed the text for the first question; the others are answered from what is left.\n", style="dim")
+    from_the_start()
+    for i, question in enumerate(questions, 1):
+        _ask(console, i, question, (stock, small))
+    _summarise(console, stock, small, len(questions))
+
+
+def _ask(
+    console: Console, number: int, question: Question, columns: Sequence[Column], before: Callable[[], object] = lambda: None
+) -> None:
+    """One question to every cache, the answers streamed."""
+    before()
+    console.print(f"{number}. {question.text}", style="bold", markup=False)
+    for column in columns:
+        console.print(f"   {column.label:<12} ", end="", style="dim", markup=False)
+        answer = column.session.answer(question.text + BRIEFLY, lambda text: _stream(console, text))
+        right = contains_words(answer.text, question.answers)
+        column.right[-1] += bool(right)
+        column.speeds.append(answer.tokens_per_s)
+        if answer.stats is not None:
+            column.held = max(column.held, answer.stats.kv_bytes)
+        console.print(" [green]✓[/]" if right else " [red]✗[/]")
+    console.print()
+
+
+def _stream(console: Console, text: str) -> None:
+    console.print(printable(text).replace("\n", " "), end="", markup=False)
+
+
+def _summarise(console: Console, stock: Column, small: Column, n: int) -> None:
+    stats = small.session.stats()
+    assert stats is not None
+    table = Table("", stock.label, small.label, box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for name, one, other in (
+        ("KV cache", size(stats.kv_bytes_full), size(small.held)),
+        ("right, each question by itself", f"{stock.right[0]} of {n}", f"{small.right[0]} of {n}"),
+        ("right, all in one conversation", f"{stock.right[1]} of {n}", f"{small.right[1]} of {n}"),
+        ("tokens per second", f"{median(stock.speeds):.0f}", f"{median(small.speeds):.0f}"),
+    ):
+        table.add_row(name, one, other)
+    console.rule(align="left")
     console.print(table)
-
-    for label, session, speed in zip(("full", kv_budget), (full, small), zip(*speeds)):
-        stats = session.llm.kv.stats()
-        console.print(
-            f"{label:>5}: {stats.entries_held:,} of {stats.entries_full:,} entries, {size(stats.kv_bytes)} of cache, "
-            f"{median(speed):.0f} tokens/s",
-            markup=False,
-        )
-
-
-def make_example(vocabulary: LlamaModel, n_tokens: int = LENGTH) -> Document:
-    """A document and twelve questions about it, of names, attributes and wordings that the toy was not trained on."""
-    return make_document(
-        "demo f", n_tokens, questions=12, share=0.35, split="eval", kinds=("single", "unanswerable"), rephrased=0.0,
-        count=lambda text: len(vocabulary.tokenize(text.encode(), add_bos=False, special=False)),
-    )
-
-
-def _marked(answer: Answer, question: Question) -> Text:
-    return Text(f"{printable(answer.text)} {'✓' if question.value in answer.text else '✗'}")
-
-
-def _ignore(_text: str) -> None:
-    """The answer is printed when it is complete."""

@@ -102,6 +102,7 @@ def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable
             [_as_option(parameter, rest) for parameter in parameters.values()]
             + [_keyword(REPO, HfRepo), _keyword(FILE, HfFile)]
         )
+        run.__annotations__ = {name: p.annotation for name, p in run.__signature__.parameters.items()}  # type: ignore[attr-defined]
         return run
 
     return decorate

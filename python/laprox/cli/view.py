@@ -8,31 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from laprox import KVConfig, Llama, models
+from laprox import KVConfig, Llama
 from laprox.cli import log, options
 from laprox.cli.chat import context_size
 from laprox.cli.conversation import Conversation
-from laprox.cli.demo import make_example
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
 from laprox.cli.show import notes, printable, read, size
-from laprox.cli.source import ModelSource, takes_model
+from laprox.cli.source import takes_model
 from laprox.partial import check_writable
 from laprox.reading import read_documents
 
 if TYPE_CHECKING:
     from laprox.viz.remembered import Remembered
 
-DEMO = "demo"
 
-
-@takes_model(rest="document", others=(DEMO,))
+@takes_model(rest="document")
 def view(
-    model: Annotated[ModelSource, typer.Argument(metavar="MODEL", help="A GGUF file, or a name of `laprox models`; demo = the shipped toy.", show_default=False)],
+    model: options.Model,
     document: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[DOCUMENT]", help="Text, Markdown, HTML or PDF; the toy has one of its own.", show_default=False),
+        list[Path] | None, typer.Argument(metavar="DOCUMENT", help="A text, Markdown, HTML or PDF file.", show_default=False)
     ] = None,
     question: Annotated[
         str,
@@ -64,6 +60,8 @@ def view(
     In the terminal, or as a page or a picture.
     """
     # Everything that can be wrong without the model is found before it is loaded.
+    if not document:
+        raise typer.BadParameter("name a document: laprox view MODEL DOCUMENT")
     kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile, kv_gates, kv_floor)
     if not kv.on:
         raise ValueError(f"--kv-policy {kv_policy} keeps everything, so there is nothing to show")
@@ -74,17 +72,9 @@ def view(
     if png is not None and png.suffix.lower() != ".png":
         raise ValueError(f"{png}: the picture is a .png file")
     model_path = model.get()
-    if str(model_path) == DEMO and not model_path.exists():
-        model_path = models.demo_model()
     log.record(verbose)
     vocabulary = load_vocabulary(model_path)
-    if document:
-        text, name = read_documents(document), ", ".join(path.name for path in document)
-    elif model_path == models.demo_model():
-        example = make_example(vocabulary)
-        text, name, question = example.text, "laprox demo's document", question or example.questions[0].text
-    else:
-        raise typer.BadParameter("name a document: laprox view MODEL DOCUMENT")
+    text, name = read_documents(document), ", ".join(path.name for path in document)
     conversation = Conversation(vocabulary, text)
     tokens = conversation.prompt(question) if question else conversation.opening()
     llm = load(

@@ -103,8 +103,8 @@ class Trials:
         else:
             along = self._full[i, full.regime][1]
             n = len(now) if prompt.ends or not forced else -1
-            row["kl"] = float(kl_divergence(along[:n], now[:n]).mean())
-            row["agreement"] = float(agreement(along[:n], now[:n]).mean())
+            row["kl"] = round(float(kl_divergence(along[:n], now[:n]).mean()), 6)
+            row["agreement"] = round(float(agreement(along[:n], now[:n]).mean()), 6)
         if forced:
             likeliest = now.argmax(-1)
             right = (likeliest[:-1] == np.asarray(answer)).all()
