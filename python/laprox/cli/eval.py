@@ -17,13 +17,13 @@ from rich.table import Table
 
 from laprox import KVConfig, Llama, LaproxError, _core
 from laprox.cli import log, options
-from laprox.cli.eval_jobs import Job, context_size, longbench_jobs, task_jobs, text_of, tokens_of
+from laprox.cli.eval_jobs import Job, book_jobs, context_size, longbench_jobs, task_jobs, text_of, tokens_of
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.show import notes
 from laprox.cli.source import takes_model
 from laprox.config import policies as policy_names
-from laprox.eval import longbench, tasks
+from laprox.eval import books, longbench, tasks
 from laprox.eval.reader import REGIMES, SHORTER, Reader, Setting, made_with
 from laprox.eval.rows import Rows, make_header, make_model
 from laprox.eval.summary import Summary
@@ -100,6 +100,15 @@ def evaluate(
             "--max-prompt", min=0, help="For LongBench: longer prompts lose their middle; 0 = what the model was trained for."
         ),
     ] = 0,
+    book_questions: Annotated[
+        Path | None,
+        typer.Option(
+            "--book-questions", help="Questions about passages of books, a .json file; needs --books.", show_default=False
+        ),
+    ] = None,
+    book_folder: Annotated[
+        Path | None, typer.Option("--books", help="A folder of Project Gutenberg's books, as pg<number>.txt.", show_default=False)
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a report, an .html file.", show_default=False)] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what --output has.")] = False,
     ctx_size: options.ContextSize = 0,
@@ -119,11 +128,15 @@ def evaluate(
     """Measure what is still answered at a budget: RULER's task families, facts, LongBench. Greedy, so that it can be repeated."""
     # Everything that can be wrong is found before the long work starts.
     chosen = tasks.choose_tasks(task_names)
-    if not chosen and not longbench_files:
-        raise ValueError(f"nothing to measure: --tasks takes {', '.join([*tasks.GROUPS, *tasks.TASKS])}; --longbench takes files")
+    if not chosen and not longbench_files and not book_questions:
+        raise ValueError(
+            f"nothing to measure: --tasks takes {', '.join([*tasks.GROUPS, *tasks.TASKS])}; --longbench and --book-questions take files"
+        )
+    if (book_questions is None) != (book_folder is None):
+        raise ValueError("--book-questions and --books go together: questions, and the folder of the books that they are about")
     wanted = _policies(policies)
     budget_list = _budgets(budgets)
-    length_list = _lengths(lengths) if chosen else []
+    length_list = _lengths(lengths) if chosen or book_questions else []
     regimes = list(dict.fromkeys(name.strip() for name in regime.split(",")))
     if unknown := [name for name in regimes if name not in REGIMES]:
         raise ValueError(f"--regime has {unknown[0]!r}; accepted: {', '.join(REGIMES)}, with commas")
@@ -132,7 +145,7 @@ def evaluate(
         window=kv_window, sink=kv_sink, recent=kv_recent, min_tokens=0, profile=kv_profile, gates=kv_gates, floor=kv_floor
     )
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
-    if chosen and not n_documents:
+    if (chosen or book_questions) and not n_documents:
         raise ValueError("--documents is 0; accepted: at least 1, since tasks never end (all of a file with --longbench alone)")
     if tasks.QA in chosen and not paragraphs:
         raise ValueError("--tasks has qa, which needs --paragraphs")
@@ -148,6 +161,9 @@ def evaluate(
     vocabulary = load_vocabulary(model_path)
     maker = tasks.Maker(lambda text: len(tokens_of(vocabulary, text)), seed, questions, sentences, given)
     jobs = list(task_jobs(vocabulary, maker, chosen, length_list, n_documents))
+    if book_questions and book_folder:
+        documents = books.load(book_questions)
+        jobs += book_jobs(vocabulary, documents, book_folder, length_list, n_documents, questions)
     jobs += longbench_jobs(vocabulary, lines, max_prompt)
     n_ctx = context_size(vocabulary, jobs, ctx_size)
 
@@ -163,7 +179,7 @@ def evaluate(
         "cache": f"{cache_type_k}, {cache_type_v}", "threads": n_threads, "gpu_layers": gpu_layers, "batch_size": batch_size,
     }  # fmt: skip
     beside = [p for p in (model_path.with_suffix(".kv-profile.npy"), model_path.with_suffix(".kv-gates.gguf")) if p.exists()]
-    inputs = [*(filler or []), paragraphs, *(longbench_files or []), prompts, max_lengths, kv_profile, kv_gates, *beside]
+    inputs = [*(filler or []), paragraphs, book_questions, *(longbench_files or []), prompts, max_lengths, kv_profile, kv_gates, *beside]
     header = make_header("eval", sys.argv, settings, [p for p in inputs if p], make_model(model_path, fingerprint))
     rows = Rows(output, header, restart)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llama_cpp._internals import LlamaModel
 
 from laprox.cli.conversation import Conversation
-from laprox.eval import longbench, tasks
+from laprox.eval import books, longbench, tasks
 from laprox.eval.reader import Setting
 from laprox.eval.summary import Key, key
 from laprox.eval.trials import Prompt
+
+BOOK_ANSWER = 24  # tokens, at most
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,31 @@ def task_jobs(vocabulary: LlamaModel, maker: tasks.Maker, chosen: Sequence[str],
         for length in lengths:
             for family, sample in maker.samples(chosen, length, number):
                 yield Job(family, length, number, *_encode(vocabulary, sample))
+
+
+def book_jobs(
+    vocabulary: LlamaModel, documents: Sequence[books.Document], folder: Path, lengths: Sequence[int], n: int, questions: int
+) -> Iterator[Job]:
+    """The first n documents about as long as each of the lengths, to within a fifth, with at most so many questions each.
+
+    Raises:
+        ValueError: A book is missing or another edition, or there is no document of a length.
+    """
+    texts = [document.text(folder) for document in documents]
+    sizes = [len(tokens_of(vocabulary, text)) for text in texts]
+    chosen = [(length, [i for i, size in enumerate(sizes) if abs(size - length) <= length / 5][:n]) for length in lengths]
+    for length, found in chosen:
+        if not found:
+            raise ValueError(f"--lengths has {length:,}, but no document is as long; accepted: {', '.join(map(str, sorted(sizes)))}")
+    for number in range(n):
+        for length, found in chosen:
+            if number < len(found):
+                i = found[number]
+                asked = tuple(
+                    tasks.Question("books", f"{q.text} Answer in a few words.", q.answers, "words", predict=BOOK_ANSWER)
+                    for q in documents[i].questions[:questions]
+                )
+                yield Job("books", length, number, *_encode(vocabulary, tasks.Sample(texts[i], asked)))
 
 
 def longbench_jobs(vocabulary: LlamaModel, lines: Sequence[longbench.Line], max_prompt: int) -> Iterator[Job]:

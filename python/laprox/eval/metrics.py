@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -60,9 +61,14 @@ def contains_any(answer: str, references: Sequence[str]) -> float:
 
 
 def contains_words(answer: str, references: Sequence[str]) -> float:
-    """1 if one of the references stands in an answer as whole words, whatever the case, punctuation and articles."""
-    said = f" {' '.join(words(answer))} "
-    return float(any(f" {' '.join(words(reference))} " in said for reference in references))
+    """1 if one of the references stands in an answer as whole words, whatever case, accents and punctuation are."""
+    said = f" {_plain(answer)} "
+    return float(any(f" {_plain(reference)} " in said for reference in references))
+
+
+def _plain(text: str) -> str:
+    letters = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    return " ".join(re.findall(r"[^\W_]+", re.sub(r"(?<=\d),(?=\d{3})", "", letters)))
 
 
 def words(text: str) -> list[str]:
