@@ -33,6 +33,14 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def real_model():
+    """real_model(name): the path of a known model, downloaded if it isn't on this machine."""
+    from laprox import hub
+
+    return hub.fetch
+
+
+@pytest.fixture(scope="session")
 def stock_lib_dir():
     """An unpatched build of the same llama.cpp. Not optional: without it nothing shows that "off" is stock."""
     folder = os.environ.get("LAPROX_STOCK_LIB_DIR")
