@@ -29,7 +29,10 @@ DEMO = "demo"
 
 @takes_model(rest="document", others=(DEMO,))
 def view(
-    model: Annotated[ModelSource, typer.Argument(metavar="MODEL", help="A GGUF file, or a name of `laprox models`; demo = the shipped toy.", show_default=False)],
+    model: Annotated[
+        ModelSource,
+        typer.Argument(metavar="MODEL", help="A GGUF file, or a name of `laprox models`; demo = the shipped toy.", show_default=False),
+    ],
     document: Annotated[
         list[Path] | None,
         typer.Argument(metavar="[DOCUMENT]", help="Text, Markdown, HTML or PDF; the toy has one of its own.", show_default=False),
