@@ -17,7 +17,9 @@ from laprox.cli.show import notes, size
 def models(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Download this one and print its path.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read the file again and compare its sha256; without NAME, of all that are here.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the file again and compare its sha256; without NAME, of all that are here.")
+    ] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Delete it from this machine.")] = False,
 ) -> None:
     """List the models that laprox knows by name; NAME downloads one. Such a name works wherever a MODEL is asked for."""

@@ -99,7 +99,6 @@ def verify(name: str, progress: Progress | None = None) -> bool:
 
 def remove(name: str) -> int:
     """Delete a known model and what an interrupted download left of it. How many bytes that were; 0: nothing was here."""
-    model = known(name)
     path = path_of(name)
     n_bytes = 0
     for file in (path, _partial(path)):
@@ -134,6 +133,9 @@ def _download(model: KnownModel, path: Path, progress: Progress, note: Note) -> 
             if error.errno == errno.ENOSPC and not isinstance(error, DiskFull):
                 raise DiskFull(path.parent, f"{model.name} takes {model.n_bytes / 1e6:,.0f} MB") from None
             raise
+        finally:
+            if partial.exists() and not _size(partial):
+                partial.unlink()
     raise DownloadError(f"{model.name} can't be downloaded: {'; '.join(refusals)}")
 
 

