@@ -20,7 +20,9 @@ app = typer.Typer(
 def _laprox(
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=version.show, is_eager=True, help="Show the versions and the backends that are built in."),
+        typer.Option(
+            "--version", callback=version.show, is_eager=True, help="Show the versions and the backends that are built in."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -68,16 +68,34 @@ def compare(
     n_continue: Annotated[
         int, typer.Option("--continuation", min=16, max=ROOM, help="Tokens of each document's end to hold back and predict.")
     ] = 192,
-    n_tokens: Annotated[int, typer.Option("--tokens", min=0, help="Read at most N tokens of each document; 0 = all.")] = 0,
+    n_tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens", min=0,
+            help="Read at most N tokens of each document; 0 = all.",
+        ),
+    ] = 0,
     before_question: Annotated[
         bool,
         typer.Option(
             "--compress-before-question", help="Compress the document before the questions, as for many unrelated ones."
         ),
     ] = False,
-    n_predict: Annotated[int, typer.Option("--predict", "-n", min=1, help="Length of the longest answer in tokens.")] = 48,
+    n_predict: Annotated[
+        int,
+        typer.Option(
+            "--predict", "-n", min=1,
+            help="Length of the longest answer in tokens.",
+        ),
+    ] = 48,
     seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the facts.")] = 1,
-    restart: Annotated[bool, typer.Option("--restart", help="Start anew instead of going on with an interrupted run.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Start anew instead of going on with an interrupted run.",
+        ),
+    ] = False,
     kv_profile: options.KVProfile = None,
     kv_gates: options.KVGates = None,
     threads: options.Threads = 0,

@@ -41,8 +41,20 @@ def evaluate(
         Path,
         typer.Option("--output", "-o", help="Where the results go, a .jsonl file; an interrupted run goes on with it."),
     ] = Path("eval.jsonl"),
-    task_names: Annotated[str, typer.Option("--tasks", help=f"What to measure, separated by commas: {', '.join([*tasks.GROUPS, *tasks.TASKS])}.")] = "",
-    lengths: Annotated[str, typer.Option("--lengths", help="Lengths of the documents in tokens, separated by commas.")] = "1000,2000",
+    task_names: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            help=f"What to measure, separated by commas: {', '.join([*tasks.GROUPS, *tasks.TASKS])}.",
+        ),
+    ] = "",
+    lengths: Annotated[
+        str,
+        typer.Option(
+            "--lengths",
+            help="Lengths of the documents in tokens, separated by commas.",
+        ),
+    ] = "1000,2000",
     policies: Annotated[
         str,
         typer.Option(
@@ -51,7 +63,13 @@ def evaluate(
             "tokens alone.",
         ),
     ] = "laprox,snapkv,streaming",
-    budgets: Annotated[str, typer.Option("--budgets", help="What the KV cache may keep, separated by commas: shares (5%), tokens (2048) or bytes (512MiB).")] = "2%,5%,10%,20%,50%",
+    budgets: Annotated[
+        str,
+        typer.Option(
+            "--budgets",
+            help="What the KV cache may keep, separated by commas: shares (5%), tokens (2048) or bytes (512MiB).",
+        ),
+    ] = "2%,5%,10%,20%,50%",
     regime: Annotated[
         str,
         typer.Option(
@@ -82,27 +100,40 @@ def evaluate(
     paragraphs: Annotated[
         Path | None,
         typer.Option(
-            "--paragraphs", help='For the task qa: a file with lines of {"question": ..., "answers": [...], "context": ...}.', show_default=False
+            "--paragraphs",
+            help='For the task qa: a file with lines of {"question": ..., "answers": [...], "context": ...}.',
+            show_default=False,
         ),
     ] = None,
     longbench_files: Annotated[
         list[Path] | None, typer.Option("--longbench", help="A .jsonl file of LongBench; repeatable.", show_default=False)
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="For LongBench: a JSON file of dataset -> prompt template.", show_default=False)
+        Path | None,
+        typer.Option("--prompts", help="For LongBench: a JSON file of dataset -> prompt template.", show_default=False),
     ] = None,
     max_lengths: Annotated[
         Path | None,
-        typer.Option("--max-lengths", help="For LongBench: a JSON file of dataset -> longest answer in tokens.", show_default=False),
+        typer.Option(
+            "--max-lengths", help="For LongBench: a JSON file of dataset -> longest answer in tokens.", show_default=False
+        ),
     ] = None,
     max_prompt: Annotated[
         int,
         typer.Option(
-            "--max-prompt", min=0, help="For LongBench: prompts of more tokens lose their middle; 0 = as many as the model was trained for."
+            "--max-prompt",
+            min=0,
+            help="For LongBench: prompts of more tokens lose their middle; 0 = as many as the model was trained for.",
         ),
     ] = 0,
     html: Annotated[Path | None, typer.Option("--html", help="Write a report, an .html file.", show_default=False)] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Start anew instead of going on with what --output has.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Start anew instead of going on with what --output has.",
+        ),
+    ] = False,
     ctx_size: options.ContextSize = 0,
     kv_window: options.KVWindow = DEFAULT.window,
     kv_sink: options.KVSink = DEFAULT.sink,

@@ -110,5 +110,7 @@ Verbose = Annotated[bool, _run("--verbose", "-v", help="Show llama.cpp's log.")]
 Predict = Annotated[int, _draw("--predict", "-n", min=1, help="Length of the longest answer in tokens.")]
 Temperature = Annotated[float, _draw("--temp", min=0.0, help="Temperature of sampling; 0 = always the likeliest token.")]
 TopK = Annotated[int, _draw("--top-k", min=0, help="Sample from the K likeliest tokens; 0 = from all.")]
-TopP = Annotated[float, _draw("--top-p", min=0.0, max=1.0, help="Sample from the likeliest tokens that together have the probability P.")]
+TopP = Annotated[
+    float, _draw("--top-p", min=0.0, max=1.0, help="Sample from the likeliest tokens that together have the probability P.")
+]
 Seed = Annotated[int, _draw("--seed", "-s", min=-1, help="Seed of sampling; -1 = a new one each time.")]

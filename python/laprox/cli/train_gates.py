@@ -41,14 +41,37 @@ def train_gates(
     model: Annotated[Path | None, typer.Option("--model", "-m", help="The same model as GGUF: checked, and written down in the gates.", show_default=False)] = None,
     kind: Annotated[str, typer.Option("--gate", help="Kind of gates: rg10 (DBTrimKV) or rg (TRIM-KV).")] = "rg10",
     capacity: Annotated[str, typer.Option("--capacity", help="global: one budget for the whole model; local: one per KV head.")] = "global",
-    budget: Annotated[int, typer.Option("--budget", "-M", min=1, help="Tokens per KV head that training aims at.")] = 128,
+    budget: Annotated[
+        int,
+        typer.Option(
+            "--budget", "-M", min=1,
+            help="Tokens per KV head that training aims at.",
+        ),
+    ] = 128,
     pressure: Annotated[float, typer.Option("--pressure", min=0.0, help="Weight of the capacity loss.")] = 1.0,
     strictness: Annotated[
-        float, typer.Option("--strictness", min=1.0, help="1 = as in the papers. With more, an entry counts for longer than attention sees it, which suits heads that match sharply.")
+        float,
+        typer.Option(
+            "--strictness", min=1.0,
+            help="1 = as in the papers. With more, an entry counts for longer than attention sees it, which suits heads that "
+            "match sharply.",
+        ),
     ] = 1.0,
     hidden: Annotated[int, typer.Option("--hidden", min=1, help="Width of the gates.")] = 512,
-    bias: Annotated[float, typer.Option("--bias", help="Initial bias of the gates: with 18 nothing is forgotten at first; short runs want less.")] = 18.0,
-    length: Annotated[int, typer.Option("--length", "-c", min=2, help="Length of the longest sequence in tokens.")] = 8192,
+    bias: Annotated[
+        float,
+        typer.Option(
+            "--bias",
+            help="Initial bias of the gates: with 18 nothing is forgotten at first; short runs want less.",
+        ),
+    ] = 18.0,
+    length: Annotated[
+        int,
+        typer.Option(
+            "--length", "-c", min=2,
+            help="Length of the longest sequence in tokens.",
+        ),
+    ] = 8192,
     init: Annotated[
         Path | None,
         typer.Option("--init", help="Start from these gates (.gguf), such as those of the model that this one was fine-tuned from.", show_default=False),
@@ -56,17 +79,65 @@ def train_gates(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Number of steps of the optimizer.")] = 2000,
     accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Number of sequences per step.")] = 1,
     lr: Annotated[float, typer.Option("--lr", min=0.0, help="Highest learning rate.")] = 2e-4,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps until the learning rate is at its highest; then it falls along a cosine to a tenth.")] = 100,
+    warmup: Annotated[
+        int,
+        typer.Option(
+            "--warmup", min=0,
+            help="Steps until the learning rate is at its highest; then it falls along a cosine to a tenth.",
+        ),
+    ] = 100,
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 1e-5,
-    seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Seed of the initial gates and of the order of the data.")] = 0,
-    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Number of queries computed at once: fewer take less memory.")] = 128,
-    checkpoint_layers: Annotated[bool, typer.Option("--checkpoint-layers", help="Compute layers again instead of keeping what they computed: less memory for long sequences.")] = False,
-    device: Annotated[str, typer.Option("--device", help='Where to train: "cpu", "cuda" ...; auto = a GPU if there is one.')] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help=f"Data type of the model: {', '.join(DTYPES)}; auto = its own. Gates are float32.")] = "auto",
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Number of CPU threads; 0 = PyTorch's choice.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", "-s", min=0,
+            help="Seed of the initial gates and of the order of the data.",
+        ),
+    ] = 0,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            "--chunk", min=1,
+            help="Number of queries computed at once: fewer take less memory.",
+        ),
+    ] = 128,
+    checkpoint_layers: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint-layers",
+            help="Compute layers again instead of keeping what they computed: less memory for long sequences.",
+        ),
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help='Where to train: "cpu", "cuda" ...; auto = a GPU if there is one.',
+        ),
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            help=f"Data type of the model: {', '.join(DTYPES)}; auto = its own. Gates are float32.",
+        ),
+    ] = "auto",
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", "-t", min=0,
+            help="Number of CPU threads; 0 = PyTorch's choice.",
+        ),
+    ] = 0,
     save_every: Annotated[int, typer.Option("--save-every", min=1, help="Number of steps between checkpoints.")] = 50,
     file_type: Annotated[str, typer.Option("--type", help=f"Type of the matrices in the file: {', '.join(TYPES)}.")] = "f16",
-    restart: Annotated[bool, typer.Option("--restart", help="Start anew instead of going on with an interrupted run.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Start anew instead of going on with an interrupted run.",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")] = False,
 ) -> None:
     """Train retention gates (DBTrimKV, TRIM-KV) beside a frozen model. Interrupted, it goes on where it was."""

@@ -32,7 +32,9 @@ def view(
     ] = None,
     question: Annotated[
         str,
-        typer.Option("--question", "-q", help="Compress with this question in view; without it, before any question.", show_default=False),
+        typer.Option(
+            "--question", "-q", help="Compress with this question in view; without it, before any question.", show_default=False
+        ),
     ] = "",
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to look at in a browser.", show_default=False)] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture.", show_default=False)] = None,

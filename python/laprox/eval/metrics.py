@@ -80,7 +80,10 @@ def f1(answer: str, reference: str) -> float:
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """ROUGE-L as LongBench takes it from the package rouge: sentence by sentence, each distinct word once. No sentence at all is worth 0."""
+    """ROUGE-L as LongBench takes it from the package rouge: sentence by sentence, each distinct word once.
+
+    It is 0 for a text without a sentence.
+    """
     extras.need("eval", "ROUGE-L")
     from rouge import Rouge
 
