@@ -11,7 +11,12 @@ import sys
 
 import gguf_factory
 import pytest
+import typer.main
 from gguf_factory import CHATML
+
+import laprox
+from laprox._libraries import LLAMA_CPP_VERSION
+from laprox.cli.app import app
 
 LAPROX = [sys.executable, "-m", "laprox"]
 FAST = ["-t", "1", "--temp", "0", "-n", "8", "--kv-min-tokens", "64"]
@@ -418,7 +423,35 @@ def test_demo():
     assert "abc" in fails("demo", "--kv-budget", "abc")
 
 
-def test_help():
-    for command in ((), ("chat",), ("info",), ("demo",)):
-        done = run(*command, "--help")
-        assert done.returncode == 0 and "Usage: laprox" in done.stdout
+# --- help and version ------------------------------------------------------------------------------------------------
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("command", [None, *(name for name in COMMANDS if name != "serve")])  # serve's is llama-server's
+def test_help_fits_a_terminal(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run(*filter(None, [command]), "--help")
+    assert done.returncode == 0 and "Usage: laprox" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout  # nothing is cut off
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_everything_has_help(command):
+    assert COMMANDS[command].help
+    for param in COMMANDS[command].params:
+        assert (param.help or "").endswith((".", ")")), param.name
+
+
+def test_completion():
+    assert "_LAPROX_COMPLETE" in run("--show-completion", "bash").stdout
+
+
+def test_version():
+    done = run("--version")
+    assert done.returncode == 0, done.stderr
+    ours, llama_cpp, *backends = done.stdout.splitlines()
+    assert ours == f"laprox {laprox.__version__}"
+    assert f"llama-cpp-python {LLAMA_CPP_VERSION}" in llama_cpp
+    assert any(line.startswith("CPU: ") for line in backends)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from laprox.cli import app
+from laprox.cli.app import app
 from laprox.eval.rows import Rows
 from laprox.eval.summary import key
 from laprox.eval.tasks import FACTS

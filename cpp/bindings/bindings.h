@@ -45,5 +45,6 @@ void register_settings(py::module_ & m); // policies, budgets, and the parameter
 void register_context (py::module_ & m); // compression and statistics
 void register_inspect (py::module_ & m); // positions, scores, entries and queries as arrays
 void register_core    (py::module_ & m); // the selection functions of cpp/core on arrays
+void register_build   (py::module_ & m); // what was built in
 
 }

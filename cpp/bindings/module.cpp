@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m) {
     laprox_python::register_context(m);
     laprox_python::register_inspect(m);
     laprox_python::register_core(m);
+    laprox_python::register_build(m);
 }

@@ -148,3 +148,10 @@ def plan_classes(
     n_kept: npt.ArrayLike, max_classes: int, block: int, slack: float = 0.05
 ) -> list[tuple[npt.NDArray[np.uint32], int]]:
     """(heads, rows stored for each of them) per length class."""
+
+# --- what was built in ---
+
+def llama_version() -> str: ...
+def ggml_version() -> str: ...
+def backends() -> list[tuple[str, list[str]]]:
+    """(name, descriptions of its devices) of each backend."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -95,13 +94,11 @@ class Llama(llama_cpp.Llama):
             **kwargs: Those of `Llama`.
 
         Raises:
-            ImportError: huggingface_hub isn't installed.
+            MissingExtra: huggingface_hub isn't installed.
             ValueError: No file matches, or several do; or what `Llama` raises.
             DownloadError: The repository isn't there or can't be reached.
         """
         # The parent's passes huggingface_hub an argument that it no longer has.
-        if importlib.util.find_spec("huggingface_hub") is None:
-            raise ImportError('Llama.from_pretrained needs huggingface_hub: pip install "laprox[hub]"')
         if filename is None:
             raise ValueError("filename is None; accepted: a file's path in the repository, or a pattern")
         path = hub.fetch_matching(repo_id, filename, additional_files or (), local_dir, cache_dir)

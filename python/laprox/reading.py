@@ -11,12 +11,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from laprox import extras
+
 
 def read_documents(paths: Sequence[Path]) -> str:
     """The text of several files, each under its name.
 
     Raises:
         ValueError: A file is missing, unreadable or without text; the message starts with its path.
+        MissingExtra: It takes a package that is not installed.
     """
     texts = [read_document(path) for path in paths]
     if len(texts) == 1:
@@ -29,6 +32,7 @@ def read_document(path: Path) -> str:
 
     Raises:
         ValueError: It is missing, unreadable or without text; the message starts with its path.
+        MissingExtra: It takes a package that is not installed.
     """
     try:
         data = path.read_bytes()
@@ -100,6 +104,7 @@ def _text(data: bytes) -> str:
 
 
 def _html(data: bytes) -> str:
+    extras.need("documents", "reading HTML")
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(data, "html.parser")
@@ -109,6 +114,7 @@ def _html(data: bytes) -> str:
 
 
 def _pdf(data: bytes) -> str:
+    extras.need("documents", "reading a PDF")
     import pypdf
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of every oddity that it gets over

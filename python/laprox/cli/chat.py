@@ -18,6 +18,7 @@ from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
 from laprox.cli.show import notes, printable, read, size, status
 from laprox.cli.source import takes_model
+from laprox.extras import MissingExtra
 from laprox.reading import read_documents
 
 HELP = """\
@@ -44,7 +45,7 @@ def chat(
         list[str] | None,
         typer.Option("--ask", help="Answer this and quit; repeatable. Without it, questions come from stdin.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
     before_question: Annotated[
         bool,
         typer.Option(
@@ -179,7 +180,7 @@ class Chat:
                     self._answer(line)
             except KeyboardInterrupt:
                 notes.print("\n(stopped)")
-            except (LaproxError, ValueError, RuntimeError) as error:
+            except (LaproxError, MissingExtra, ValueError, RuntimeError) as error:
                 notes.print(str(error), style="red", markup=False)
 
     def _obey(self, line: str) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from laprox import KVConfig, LaproxError, Llama, _core
+from laprox import KVConfig, LaproxError, Llama, _core, extras
 from laprox.cli import log, options
 from laprox.cli.conversation import Conversation
 from laprox.cli.info import measure
@@ -63,21 +63,39 @@ def compare(
         Path, typer.Option("--output", "-o", help="The report, an .html file; the results come beside it as .jsonl.")
     ] = Path("compare.html"),
     n_questions: Annotated[
-        int, typer.Option("--questions", min=3, max=100, help="Questions about facts put into each document.")
+        int, typer.Option("--questions", min=3, max=100, help="Number of facts to put into each document and ask about.")
     ] = 10,
     n_continue: Annotated[
         int, typer.Option("--continuation", min=16, max=ROOM, help="Tokens of each document's end to hold back and predict.")
     ] = 192,
-    n_tokens: Annotated[int, typer.Option("--tokens", min=0, help="Read so many tokens of each document; 0 = all.")] = 0,
+    n_tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens", min=0,
+            help="Read at most N tokens of each document; 0 = all.",
+        ),
+    ] = 0,
     before_question: Annotated[
         bool,
         typer.Option(
             "--compress-before-question", help="Compress the document before the questions, as for many unrelated ones."
         ),
     ] = False,
-    n_predict: Annotated[int, typer.Option("--predict", "-n", min=1, help="Longest answer in tokens.")] = 48,
-    seed: Annotated[int, typer.Option("--seed", "-s", help="Of the facts.")] = 1,
-    restart: Annotated[bool, typer.Option("--restart", help="Don't go on with an interrupted run.")] = False,
+    n_predict: Annotated[
+        int,
+        typer.Option(
+            "--predict", "-n", min=1,
+            help="Length of the longest answer in tokens.",
+        ),
+    ] = 48,
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the facts.")] = 1,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Start anew instead of going on with an interrupted run.",
+        ),
+    ] = False,
     kv_profile: options.KVProfile = None,
     kv_gates: options.KVGates = None,
     threads: options.Threads = 0,
@@ -90,6 +108,7 @@ def compare(
     Facts are put into the documents and asked about, and the documents' ends are predicted. Interrupted, it goes on where it was.
     """
     # Everything that can be wrong is found before the long work starts.
+    extras.need("report", "laprox compare")
     named = _split(policies, "--policies")
     contenders = make_contenders(named)
     wanted = [Budget(text) for text in _split(budgets, "--budgets")]

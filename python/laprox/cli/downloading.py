@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from laprox import hub
@@ -17,12 +16,12 @@ STEP = 10  # percent between two lines where there is no terminal
 
 
 def fetch(name: str) -> Path:
-    """A known model, downloaded if it isn't here. Raises what hub.fetch raises; typer.Exit after ctrl-C."""
+    """A known model, downloaded if it isn't here. Raises what hub.fetch raises; SystemExit after ctrl-C."""
     return _shown(lambda progress, note: hub.fetch(name, progress, note))
 
 
 def fetch_from_repository(repo: str, file: str | None, offline: bool = False) -> Path:
-    """A GGUF of a repository. Raises what hub.fetch_from_repository raises; typer.Exit after ctrl-C."""
+    """A GGUF of a repository. Raises what hub.fetch_from_repository raises; SystemExit after ctrl-C."""
     return _shown(lambda progress, note: hub.fetch_from_repository(repo, file, progress, note, offline))
 
 
@@ -49,4 +48,4 @@ def _shown(work: Callable[[hub.Progress, hub.Note], T], label: str = "") -> T:
             return work(progress, lambda line: notes.print(printable(line), markup=False))
     except KeyboardInterrupt:
         notes.print("Stopped; the same command goes on where it was." if not label else "Stopped.")
-        raise typer.Exit(130) from None
+        raise SystemExit(130) from None

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from laprox import KVConfig, Llama, LaproxError, _core
+from laprox import KVConfig, LaproxError, Llama, _core, extras
 from laprox.cli import log, options
 from laprox.cli.eval_jobs import Job, book_jobs, context_size, longbench_jobs, task_jobs, text_of, tokens_of
 from laprox.cli.loading import load, load_vocabulary
@@ -39,24 +39,43 @@ def evaluate(
     model: options.Model,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Results, a .jsonl file; an interrupted run goes on with it."),
+        typer.Option("--output", "-o", help="Where the results go, a .jsonl file; an interrupted run goes on with it."),
     ] = Path("eval.jsonl"),
-    task_names: Annotated[str, typer.Option("--tasks", help=f"Of {', '.join([*tasks.GROUPS, *tasks.TASKS])}; with commas.")] = "",
-    lengths: Annotated[str, typer.Option("--lengths", help="Of the documents, in tokens of the model.")] = "1000,2000",
+    task_names: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            help=f"What to measure, separated by commas: {', '.join([*tasks.GROUPS, *tasks.TASKS])}.",
+        ),
+    ] = "",
+    lengths: Annotated[
+        str,
+        typer.Option(
+            "--lengths",
+            help="Lengths of the documents in tokens, separated by commas.",
+        ),
+    ] = "1000,2000",
     policies: Annotated[
         str,
         typer.Option(
             "--policies",
-            help=f"What to compare, with commas; {ALL}: every policy that has a name. {SHORTER}: the document's last tokens alone.",
+            help=f"What to compare, separated by commas; {ALL} = every policy that has a name; {SHORTER} = the document's last "
+            "tokens alone.",
         ),
     ] = "laprox,snapkv,streaming",
-    budgets: Annotated[str, typer.Option("--budgets", help="What may be kept, with commas.")] = "2%,5%,10%,20%,50%",
+    budgets: Annotated[
+        str,
+        typer.Option(
+            "--budgets",
+            help="What the KV cache may keep, separated by commas: shares (5%), tokens (2048) or bytes (512MiB).",
+        ),
+    ] = "2%,5%,10%,20%,50%",
     regime: Annotated[
         str,
         typer.Option(
             "--regime",
-            help="When the cache is compressed: aware (the question is in view), agnostic (before any question), follow-up "
-            "(for the document's first question, then another one is asked); with commas.",
+            help="When the cache is compressed, separated by commas: aware (the question is in view), agnostic (before any "
+            "question), follow-up (for the document's first question, then another one is asked).",
         ),
     ] = "aware",
     n_documents: Annotated[
@@ -65,39 +84,46 @@ def evaluate(
             "--documents",
             "-d",
             min=0,
-            help="Per task and length, and of each LongBench file, its first so many; 0 = all of a file.",
+            help="Number of documents per task and length, and of lines of each LongBench file; 0 = all lines.",
         ),
     ] = 4,
     questions: Annotated[
-        int, typer.Option("--questions", min=1, help="About a document, at most, where a task has several.")
+        int, typer.Option("--questions", min=1, help="Most questions to ask about one document, where a task has several.")
     ] = 5,
-    seed: Annotated[int, typer.Option("--seed", "-s", help="Another seed, other documents.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the documents.")] = 1,
     filler: Annotated[
         list[Path] | None,
         typer.Option(
-            "--filler", help="A document to hide needles in; repeatable. Without it, generated sentences.", show_default=False
+            "--filler", help="A document to hide needles in; repeatable. By default, generated sentences.", show_default=False
         ),
     ] = None,
     paragraphs: Annotated[
         Path | None,
         typer.Option(
-            "--paragraphs", help='For qa: lines of {"question": ..., "answers": [...], "context": ...}.', show_default=False
+            "--paragraphs",
+            help='For the task qa: a file with lines of {"question": ..., "answers": [...], "context": ...}.',
+            show_default=False,
         ),
     ] = None,
     longbench_files: Annotated[
         list[Path] | None, typer.Option("--longbench", help="A .jsonl file of LongBench; repeatable.", show_default=False)
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="For LongBench: a JSON of dataset -> template.", show_default=False)
+        Path | None,
+        typer.Option("--prompts", help="For LongBench: a JSON file of dataset -> prompt template.", show_default=False),
     ] = None,
     max_lengths: Annotated[
         Path | None,
-        typer.Option("--max-lengths", help="For LongBench: a JSON of dataset -> longest answer in tokens.", show_default=False),
+        typer.Option(
+            "--max-lengths", help="For LongBench: a JSON file of dataset -> longest answer in tokens.", show_default=False
+        ),
     ] = None,
     max_prompt: Annotated[
         int,
         typer.Option(
-            "--max-prompt", min=0, help="For LongBench: longer prompts lose their middle; 0 = what the model was trained for."
+            "--max-prompt",
+            min=0,
+            help="For LongBench: prompts of more tokens lose their middle; 0 = as many as the model was trained for.",
         ),
     ] = 0,
     book_questions: Annotated[
@@ -110,7 +136,13 @@ def evaluate(
         Path | None, typer.Option("--books", help="A folder of Project Gutenberg's books, as pg<number>.txt.", show_default=False)
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a report, an .html file.", show_default=False)] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget what --output has.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Start anew instead of going on with what --output has.",
+        ),
+    ] = False,
     ctx_size: options.ContextSize = 0,
     kv_window: options.KVWindow = DEFAULT.window,
     kv_sink: options.KVSink = DEFAULT.sink,
@@ -152,6 +184,7 @@ def evaluate(
     lines = _longbench_lines(longbench_files or [], prompts, max_lengths, n_documents)
     check_writable(output)
     if html:
+        extras.need("report", "laprox eval --html")
         check_writable(html)
     sentences = tasks.sentences(read_documents(filler)) if filler else []
     given = tasks.read_paragraphs(paragraphs) if paragraphs else []

@@ -47,7 +47,9 @@ def info(
     model: options.Model,
     ctx_size: Annotated[
         list[int] | None,
-        typer.Option("--ctx-size", "-c", min=1, help="Context to tell the cost of; repeatable.", show_default=False),
+        typer.Option(
+            "--ctx-size", "-c", min=1, help="A context size, in tokens, to show the cost of; repeatable.", show_default=False
+        ),
     ] = None,
     kv_budget: options.KVBudget = str(options.DEFAULT.budget),
     cache_type_k: options.CacheTypeK = "f16",

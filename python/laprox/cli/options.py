@@ -47,33 +47,70 @@ _draw = partial(typer.Option, rich_help_panel="Answers")
 
 Model = Annotated[ModelSource, typer.Argument(metavar="MODEL", help="A GGUF file, or a name of `laprox models`.", show_default=False)]
 
-KVBudget = Annotated[str, _kv("--kv-budget", help='What may be kept: "5%", "2048" (tokens) or "512MiB".')]
-KVPolicy = Annotated[str, _kv("--kv-policy", help=f"How entries are chosen: {', '.join(policies())}, or <scorer>:<allocator>; {OFF} = stock.")]
-KVWindow = Annotated[int, _kv("--kv-window", help="The last so many queries score the entries.")]
-KVSink = Annotated[int, _kv("--kv-sink", help="The first so many tokens are never evicted.")]
-KVRecent = Annotated[int, _kv("--kv-recent", help="The last so many tokens are never evicted.")]
-KVMinTokens = Annotated[int, _kv("--kv-min-tokens", help="Nothing is evicted from at most so many tokens.")]
-KVPrefill = Annotated[str, _kv("--kv-prefill", help="dense: compress when the prompt is in; chunked: whenever it is full.")]
+KVBudget = Annotated[
+    str,
+    _kv(
+        "--kv-budget",
+        help="What the KV cache may keep: a share of its entries (5%), tokens per KV head on average (2048), or bytes (512MiB).",
+    ),
+]
+KVPolicy = Annotated[
+    str,
+    _kv(
+        "--kv-policy",
+        help=f"How the entries that stay are chosen: {', '.join(policies())}, or <scorer>:<allocator>; {OFF} = no compression.",
+    ),
+]
+KVWindow = Annotated[int, _kv("--kv-window", help="The queries of the last N tokens of a prompt score the entries.")]
+KVSink = Annotated[int, _kv("--kv-sink", help="The first N tokens always stay in the KV cache.")]
+KVRecent = Annotated[int, _kv("--kv-recent", help="The last N tokens of a prompt always stay in the KV cache.")]
+KVMinTokens = Annotated[int, _kv("--kv-min-tokens", help="Nothing is evicted from a prompt of at most N tokens.")]
+KVPrefill = Annotated[
+    str,
+    _kv(
+        "--kv-prefill",
+        help="dense: the whole prompt is in the KV cache before entries are evicted; chunked: they are evicted whenever a small "
+        "cache is full, which bounds its memory.",
+    ),
+]
 KVProfile = Annotated[
     Path | None,
-    _kv("--kv-profile", help="Table of `laprox profile` for lukv; without it, MODEL.kv-profile.npy beside the model.", show_default=False),
+    _kv(
+        "--kv-profile",
+        help="Table of `laprox profile`, for --kv-policy lukv and the allocator profile; "
+        "by default MODEL.kv-profile.npy beside the model.",
+        show_default=False,
+    ),
 ]
 KVGates = Annotated[
     Path | None,
-    _kv("--kv-gates", help="Gates for retention; without it, MODEL.kv-gates.gguf beside the model.", show_default=False),
+    _kv(
+        "--kv-gates",
+        help="Retention gates of `laprox train-gates` or `laprox convert-gates`, for the scorer retention; "
+        "by default MODEL.kv-gates.gguf beside the model.",
+        show_default=False,
+    ),
 ]
-KVFloor = Annotated[float, _kv("--kv-floor", help="The share of the average budget that every KV head keeps (0 to 1).")]
-CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Type of cached keys: {', '.join(CACHE_TYPES)}.")]
-CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Type of cached values: {', '.join(CACHE_TYPES)}.")]
+KVFloor = Annotated[
+    float,
+    _kv(
+        "--kv-floor",
+        help="The share of the average budget that every KV head keeps, 0.0 to 1.0, with the allocators global and global-raw.",
+    ),
+]
+CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Data type of the cached keys: {', '.join(CACHE_TYPES)}.")]
+CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Data type of the cached values: {', '.join(CACHE_TYPES)}.")]
 
-ContextSize = Annotated[int, _run("--ctx-size", "-c", min=0, help="Context in tokens; 0 = as much as needed.")]
-Threads = Annotated[int, _run("--threads", "-t", min=0, help="CPU threads; 0 = llama.cpp chooses.")]
-GPULayers = Annotated[int, _run("--gpu-layers", "-ngl", min=-1, help="Layers on the GPU; -1 = all.")]
-BatchSize = Annotated[int, _run("--batch-size", "-b", min=1, help="Tokens evaluated at once.")]
+ContextSize = Annotated[int, _run("--ctx-size", "-c", min=0, help="Size of the context in tokens; 0 = as large as needed.")]
+Threads = Annotated[int, _run("--threads", "-t", min=0, help="Number of CPU threads; 0 = llama.cpp's choice.")]
+GPULayers = Annotated[int, _run("--gpu-layers", "-ngl", min=-1, help="Number of layers to put on the GPU; -1 = all.")]
+BatchSize = Annotated[int, _run("--batch-size", "-b", min=1, help="Number of tokens that are evaluated at once.")]
 Verbose = Annotated[bool, _run("--verbose", "-v", help="Show llama.cpp's log.")]
 
-Predict = Annotated[int, _draw("--predict", "-n", min=1, help="Longest answer in tokens.")]
-Temperature = Annotated[float, _draw("--temp", min=0.0, help="Temperature; 0 = always the likeliest token.")]
-TopK = Annotated[int, _draw("--top-k", min=0, help="Draw from the k likeliest tokens; 0 = from all.")]
-TopP = Annotated[float, _draw("--top-p", min=0.0, max=1.0, help="Draw from the likeliest tokens that make up p.")]
-Seed = Annotated[int, _draw("--seed", "-s", min=-1, help="Random seed; -1 = another one each time.")]
+Predict = Annotated[int, _draw("--predict", "-n", min=1, help="Length of the longest answer in tokens.")]
+Temperature = Annotated[float, _draw("--temp", min=0.0, help="Temperature of sampling; 0 = always the likeliest token.")]
+TopK = Annotated[int, _draw("--top-k", min=0, help="Sample from the K likeliest tokens; 0 = from all.")]
+TopP = Annotated[
+    float, _draw("--top-p", min=0.0, max=1.0, help="Sample from the likeliest tokens that together have the probability P.")
+]
+Seed = Annotated[int, _draw("--seed", "-s", min=-1, help="Seed of sampling; -1 = a new one each time.")]

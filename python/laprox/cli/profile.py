@@ -41,13 +41,41 @@ def profile(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table to write, a .npy file.", show_default=False)],
-    scorer: Annotated[str, typer.Option("--scorer", help="Ranks the entries within a head, here and when the table is used.")] = "laprox",
-    max_samples: Annotated[int, typer.Option("--max-samples", min=1, help="Questions to ask, evenly over the contexts.")] = 200,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1024, help="Longest answer.")] = STEPS,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            "--scorer",
+            help="The scorer that ranks the entries of a head, here and when the table is used.",
+        ),
+    ] = "laprox",
+    max_samples: Annotated[
+        int,
+        typer.Option(
+            "--max-samples", min=1,
+            help="Number of questions to ask, spread evenly over the contexts.",
+        ),
+    ] = 200,
+    tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens", min=1, max=1024,
+            help="Length of the longest answer in tokens.",
+        ),
+    ] = STEPS,
     length: Annotated[
-        int, typer.Option("--length", "-c", min=0, help=f"Longest context in tokens; documents are read in pieces. 0 = {PIECE} for documents.")
+        int,
+        typer.Option(
+            "--length", "-c", min=0,
+            help=f"Length of the longest context in tokens; documents are read in pieces of it. 0 = {PIECE} for documents.",
+        ),
     ] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Don't go on with an interrupted run.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Start anew instead of going on with an interrupted run.",
+        ),
+    ] = False,
     kv_window: options.KVWindow = DEFAULT.window,
     kv_sink: options.KVSink = DEFAULT.sink,
     kv_recent: options.KVRecent = DEFAULT.recent,

@@ -8,11 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import typer
-
 import laprox
-from laprox.cli import downloading
-from laprox.cli.source import is_known
+from laprox import extras, hub
 
 
 def server_path() -> Path:
@@ -53,7 +50,7 @@ def with_local_model(arguments: list[str], downloads: bool) -> list[str]:
     """The arguments with a file where a known model's name was, and instead of -hf unless llama-server `downloads`.
 
     Raises:
-        DownloadError, ValueError, OSError: It can't be got; says why.
+        DownloadError, MissingExtra, ValueError, OSError: It can't be got; says why.
     """
     options: dict[str, str] = {}
     others: list[str] = []
@@ -65,9 +62,15 @@ def with_local_model(arguments: list[str], downloads: bool) -> list[str]:
             options[option] = value
         else:
             others += [argument] if value is None else [argument, value]
-    if (model := options.get("model")) and is_known(model):
+    if (model := options.get("model")) and hub.is_known(model):
+        extras.need("cli", f"downloading {model}")
+        from laprox.cli import downloading
+
         options["model"] = str(downloading.fetch(model))
     if repo := options.pop("repo", None):
+        extras.need("cli", f"downloading {repo}")
+        from laprox.cli import downloading
+
         path = downloading.fetch_from_repository(repo, options.pop("file", None), offline="--offline" in arguments)
         options["model"] = str(path)
     if "file" in options:
@@ -82,17 +85,10 @@ _OPTIONS = {
 }  # fmt: skip
 
 
-def command(context: typer.Context) -> None:
-    """Start llama-server: all of its options, and --kv-budget, --kv-policy, ... (laprox serve --help)."""
-    serve(context.args)
-
-
 def main() -> None:
     """The `laprox-server` program."""
     try:
         serve(sys.argv[1:])
-    except typer.Exit as stopped:
-        sys.exit(stopped.exit_code)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (extras.MissingExtra, OSError, ValueError, RuntimeError) as error:
         print(f"laprox-server: {error}", file=sys.stderr)
         sys.exit(1)

@@ -47,14 +47,9 @@ class ModelSource:
         """The file, downloaded if it isn't here. Raises OSError, DownloadError or ValueError, each with a line that says why."""
         if self.from_repository:
             return downloading.fetch_from_repository(self.given, self.file)
-        if is_known(self.given):
+        if hub.is_known(self.given):
             return downloading.fetch(self.given)
         return Path(self.given)
-
-
-def is_known(given: str) -> bool:
-    """Whether it is no file here, but the name of a known model."""
-    return given in hub.MODELS and not Path(given).exists()
 
 
 def check_model(given: str, others: Sequence[str] = ()) -> None:
@@ -109,7 +104,7 @@ def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable
 
 
 def _is_model(given: str) -> bool:
-    return given.lower().endswith(".gguf") or is_known(given)
+    return given.lower().endswith(".gguf") or hub.is_known(given)
 
 
 def _source(model: str | None, repo: str | None, file: str | None, others: Sequence[str]) -> ModelSource:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
 import signal
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from laprox import extras
 from laprox.cli import log
 from laprox.cli.convert_gates import report
 from laprox.cli.loading import load_weights
@@ -39,34 +39,105 @@ def train_gates(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .gguf file to write.", show_default=False)],
     model: Annotated[Path | None, typer.Option("--model", "-m", help="The same model as GGUF: checked, and written down in the gates.", show_default=False)] = None,
-    kind: Annotated[str, typer.Option("--gate", help="rg10 (DBTrimKV) or rg (TRIM-KV).")] = "rg10",
+    kind: Annotated[str, typer.Option("--gate", help="Kind of gates: rg10 (DBTrimKV) or rg (TRIM-KV).")] = "rg10",
     capacity: Annotated[str, typer.Option("--capacity", help="global: one budget for the whole model; local: one per KV head.")] = "global",
-    budget: Annotated[int, typer.Option("--budget", "-M", min=1, help="Tokens per KV head that training presses for.")] = 128,
+    budget: Annotated[
+        int,
+        typer.Option(
+            "--budget", "-M", min=1,
+            help="Tokens per KV head that training aims at.",
+        ),
+    ] = 128,
     pressure: Annotated[float, typer.Option("--pressure", min=0.0, help="Weight of the capacity loss.")] = 1.0,
     strictness: Annotated[
-        float, typer.Option("--strictness", min=1.0, help="1: the papers'. More: an entry counts longer than attention sees it; for heads that match sharply.")
+        float,
+        typer.Option(
+            "--strictness", min=1.0,
+            help="1 = as in the papers. With more, an entry counts for longer than attention sees it, which suits heads that "
+            "match sharply.",
+        ),
     ] = 1.0,
     hidden: Annotated[int, typer.Option("--hidden", min=1, help="Width of the gates.")] = 512,
-    bias: Annotated[float, typer.Option("--bias", help="What z starts with: 18 forgets nothing at first; short runs want less.")] = 18.0,
-    length: Annotated[int, typer.Option("--length", "-c", min=2, help="Longest sequence in tokens.")] = 8192,
+    bias: Annotated[
+        float,
+        typer.Option(
+            "--bias",
+            help="Initial bias of the gates: with 18 nothing is forgotten at first; short runs want less.",
+        ),
+    ] = 18.0,
+    length: Annotated[
+        int,
+        typer.Option(
+            "--length", "-c", min=2,
+            help="Length of the longest sequence in tokens.",
+        ),
+    ] = 8192,
     init: Annotated[
         Path | None,
         typer.Option("--init", help="Start from these gates (.gguf), such as those of the model that this one was fine-tuned from.", show_default=False),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")] = 2000,
-    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Sequences per step.")] = 1,
-    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Learning rate at its highest.")] = 2e-4,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps until it is reached; then a cosine to a tenth.")] = 100,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="AdamW's.")] = 1e-5,
-    seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Decides initial gates and the order of the data.")] = 0,
-    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Queries at a time: less takes less memory.")] = 128,
-    checkpoint_layers: Annotated[bool, typer.Option("--checkpoint-layers", help="Compute layers again instead of keeping them: long sequences.")] = False,
-    device: Annotated[str, typer.Option("--device", help='Such as "cpu" or "cuda"; auto = a GPU if there is one.')] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help=f"Of the model: {', '.join(DTYPES)} (its own). Gates are float32.")] = "auto",
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 = PyTorch chooses.")] = 0,
-    save_every: Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = 50,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Number of steps of the optimizer.")] = 2000,
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Number of sequences per step.")] = 1,
+    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Highest learning rate.")] = 2e-4,
+    warmup: Annotated[
+        int,
+        typer.Option(
+            "--warmup", min=0,
+            help="Steps until the learning rate is at its highest; then it falls along a cosine to a tenth.",
+        ),
+    ] = 100,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 1e-5,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", "-s", min=0,
+            help="Seed of the initial gates and of the order of the data.",
+        ),
+    ] = 0,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            "--chunk", min=1,
+            help="Number of queries computed at once: fewer take less memory.",
+        ),
+    ] = 128,
+    checkpoint_layers: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint-layers",
+            help="Compute layers again instead of keeping what they computed: less memory for long sequences.",
+        ),
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help='Where to train: "cpu", "cuda" ...; auto = a GPU if there is one.',
+        ),
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            help=f"Data type of the model: {', '.join(DTYPES)}; auto = its own. Gates are float32.",
+        ),
+    ] = "auto",
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", "-t", min=0,
+            help="Number of CPU threads; 0 = PyTorch's choice.",
+        ),
+    ] = 0,
+    save_every: Annotated[int, typer.Option("--save-every", min=1, help="Number of steps between checkpoints.")] = 50,
     file_type: Annotated[str, typer.Option("--type", help=f"Type of the matrices in the file: {', '.join(TYPES)}.")] = "f16",
-    restart: Annotated[bool, typer.Option("--restart", help="Don't go on with an interrupted run.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Start anew instead of going on with an interrupted run.",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")] = False,
 ) -> None:
     """Train retention gates (DBTrimKV, TRIM-KV) beside a frozen model. Interrupted, it goes on where it was."""
@@ -74,9 +145,8 @@ def train_gates(
     for option, value, accepted in (("--gate", kind, KINDS), ("--capacity", capacity, CAPACITIES), ("--dtype", dtype, DTYPES)):
         if value not in accepted:
             raise ValueError(f"{option} is {value!r}; accepted: {', '.join(accepted)}")
+    extras.need("train", "laprox train-gates")
     files.check_output(output, file_type)
-    if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f'training gates needs {" and ".join(missing)}: pip install "laprox[train]"')
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: not a Hugging Face folder, there is no config.json in it")
     log.record(verbose)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from laprox import KVConfig, Llama
+from laprox import KVConfig, Llama, extras
 from laprox.cli import log, options
 from laprox.cli.chat import context_size
 from laprox.cli.conversation import Conversation
@@ -32,11 +32,13 @@ def view(
     ] = None,
     question: Annotated[
         str,
-        typer.Option("--question", "-q", help="Compress with this in view; without it, before any question.", show_default=False),
+        typer.Option(
+            "--question", "-q", help="Compress with this question in view; without it, before any question.", show_default=False
+        ),
     ] = "",
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to look at in a browser.", show_default=False)] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture.", show_default=False)] = None,
-    lines: Annotated[int, typer.Option("--lines", min=1, max=400, help="Lines of the text in the picture.")] = 30,
+    lines: Annotated[int, typer.Option("--lines", min=1, max=400, help="Number of lines of text in the picture.")] = 30,
     ctx_size: options.ContextSize = 0,
     kv_budget: options.KVBudget = str(DEFAULT.budget),
     kv_policy: options.KVPolicy = str(DEFAULT.policy),
@@ -66,8 +68,9 @@ def view(
     if not kv.on:
         raise ValueError(f"--kv-policy {kv_policy} keeps everything, so there is nothing to show")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
-    for output in (html, png):
+    for option, output in (("--html", html), ("--png", png)):
         if output is not None:
+            extras.need("report", f"laprox view {option}")
             check_writable(output)
     if png is not None and png.suffix.lower() != ".png":
         raise ValueError(f"{png}: the picture is a .png file")
@@ -108,6 +111,7 @@ def view_held(llm: Llama, console: Console, html: Path | None) -> None:
     from laprox.viz.remembered import look
 
     if html is not None:
+        extras.need("report", "the page")
         check_writable(html)
     show(look(llm), console, Path(llm.model_path).name, "", "", html, None)
 
@@ -123,10 +127,9 @@ def show(
     lines: int = 30,
 ) -> None:
     """Into the files, or else into the terminal."""
-    from laprox.viz.remembered_page import page, picture
-    from laprox.viz.terminal import show as show_in
-
     if html is None and png is None:
+        from laprox.viz.terminal import show as show_in
+
         show_in(remembered, console)
     stats = remembered.stats
     notes.print(
@@ -141,8 +144,12 @@ def show(
             f"min_tokens ({remembered.config.min_tokens})."
         )
     if html is not None:
+        from laprox.viz.remembered_page import page  # matplotlib takes its time
+
         page(remembered, model, document, question).save(html)
         notes.print(printable(str(html)), markup=False)
     if png is not None:
+        from laprox.viz.remembered_page import picture
+
         picture(remembered, png, model, document, question, lines)
         notes.print(printable(str(png)), markup=False)

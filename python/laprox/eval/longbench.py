@@ -138,7 +138,7 @@ def sample(
 
 
 def check_packages(lines: Sequence[Line]) -> None:
-    """Raises ValueError if a metric of these needs a package that is not installed."""
+    """Raises MissingExtra if a metric of these needs a package that is not installed."""
     metrics.check_packages({DATASETS[line.dataset] for line in lines})
 
 

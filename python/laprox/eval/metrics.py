@@ -3,21 +3,22 @@
 Distributions are rows of log-probabilities in float64: [n, vocabulary]. Answers are texts.
 
 The measures of texts follow LongBench (arXiv 2308.14508), those of needles RULER (arXiv 2404.06654). ROUGE-L and code
-similarity are computed by the packages rouge-score and rapidfuzz: `pip install "laprox[eval]"`.
+similarity are computed by the packages rouge and rapidfuzz: `pip install "laprox[eval]"`.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 import string
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from laprox import extras
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,9 +86,22 @@ def f1(answer: str, reference: str) -> float:
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """The F-measure of the longest common subsequence of words, by the package rouge-score, without stemming."""
-    scorer = _package("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
-    return float(scorer.score(reference, answer)["rougeL"].fmeasure)
+    """ROUGE-L as LongBench takes it from the package rouge: sentence by sentence, each distinct word once.
+
+    It is 0 for a text without a sentence.
+    """
+    extras.need("eval", "ROUGE-L")
+    from rouge import Rouge
+
+    if not answer.strip(".") or not reference.strip("."):
+        return 0.0
+    before = sys.getrecursionlimit()
+    # rouge recurses once per word of two sentences; LongBench gives 0 where Python's limit ends that.
+    sys.setrecursionlimit(before + len(answer) + len(reference))
+    try:
+        return float(Rouge(metrics=["rouge-l"]).get_scores(answer, reference)[0]["rouge-l"]["f"])
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def classification(answer: str, reference: str, classes: Sequence[str]) -> float:
@@ -118,8 +132,11 @@ def code_similarity(answer: str, reference: str) -> float:
 
     Edits are insertions and deletions of characters. Lines with "`", "#" or "//" are taken for comments.
     """
+    extras.need("eval", "code similarity")
+    from rapidfuzz import fuzz
+
     lines = (line for line in answer.lstrip("\n").split("\n") if not any(mark in line for mark in ("`", "#", "//")))
-    return float(_package("rapidfuzz.fuzz").ratio(next(lines, ""), reference)) / 100
+    return float(fuzz.ratio(next(lines, ""), reference)) / 100
 
 
 Score = Callable[[str, str, Sequence[str]], float]
@@ -144,19 +161,11 @@ def score(metric: str, answer: str, references: Sequence[str], classes: Sequence
     return max(METRICS[metric](answer, reference, classes) for reference in references)
 
 
-_NEEDS = {"rouge-l": "rouge_score.rouge_scorer", "code": "rapidfuzz.fuzz"}
+_NEEDS_EXTRA = {"rouge-l": "ROUGE-L", "code": "code similarity"}
 
 
 def check_packages(metrics: Iterable[str]) -> None:
-    """Raises ValueError if one of these METRICS needs a package that is not installed."""
+    """Raises MissingExtra if one of these METRICS needs a package that is not installed."""
     for metric in metrics:
-        if metric in _NEEDS:
-            _package(_NEEDS[metric])
-
-
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.partition(".")[0].replace("_", "-")
-        raise ValueError(f'this metric needs the package {package}: pip install "laprox[eval]"') from None
+        if metric in _NEEDS_EXTRA:
+            extras.need("eval", _NEEDS_EXTRA[metric])

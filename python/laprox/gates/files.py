@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +9,19 @@ from pathlib import Path
 import llama_cpp
 from llama_cpp._internals import LlamaModel
 
-from laprox import _core
+from laprox import _core, extras
 from laprox.gates import sidecar
 from laprox.gates.sidecar import TYPES, Gates
 from laprox.partial import check_writable
 
 
 def check_output(output: Path, kind: str) -> None:
-    """Raises ValueError if it can't be written in the end: better now than after hours."""
+    """Raises ValueError, or MissingExtra, if it can't be written in the end: better now than after hours."""
     if kind not in TYPES:
         raise ValueError(f"--type is {kind!r}; accepted: {', '.join(TYPES)}")
     if output.suffix != ".gguf":
         raise ValueError(f"{output}: gates are a .gguf file, such as MODEL.kv-gates.gguf beside MODEL.gguf")
-    if importlib.util.find_spec("gguf") is None:
-        raise ValueError('writing gates needs the gguf package: pip install "laprox[gates]"')
+    extras.need("gates", "writing gates")
     check_writable(output)
 
 

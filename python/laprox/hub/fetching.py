@@ -46,6 +46,11 @@ def path_of(name: str) -> Path:
     return cache_folder() / "models" / known(name).file
 
 
+def is_known(given: str) -> bool:
+    """Whether it is no file here, but the name of a known model."""
+    return given in MODELS and not Path(given).exists()
+
+
 def find(name: str) -> Path | None:
     """The file of a known model if it is here, whole and unchanged. Downloads nothing. Raises NotKnown."""
     model = known(name)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from laprox import extras
 from laprox.hub.cache import DiskFull, DownloadError, Progress, check_space, largest_file, sha256_of, watched
 from laprox.hub.fetching import Note
 from laprox.hub.transfer import TIMEOUT, host
@@ -59,11 +60,12 @@ def fetch_from_repository(
 
     Raises:
         BadRepository: `repo` has another form.
-        DownloadError: huggingface_hub is not installed, the repository or file isn't there, or can't be reached.
+        DownloadError: The repository or file isn't there, or can't be reached.
+        MissingExtra: huggingface_hub is not installed.
         OSError: The disk is full, or the cache can't be written.
     """
     name, quant = split_repository(repo)
-    require_huggingface_hub("a model from Hugging Face")
+    extras.need("hub", "a model from Hugging Face")
     note = note or logging.getLogger("laprox.hub").info
     listed, offline = _list(name, note, offline or _is_offline())
     chosen = find_file(listed, file, name) if file else choose(listed, quant, name)
@@ -83,10 +85,10 @@ def fetch_matching(
 
     Raises:
         ValueError: No file matches one of the patterns, or several do; says which files there are.
-        DownloadError: As `fetch_from_repository`.
+        DownloadError, MissingExtra: As `fetch_from_repository`.
         OSError: The disk is full, or it can't be written.
     """
-    require_huggingface_hub("Llama.from_pretrained")
+    extras.need("hub", "Llama.from_pretrained")
     note = logging.getLogger("laprox.hub").info
     listed, offline = _list(repo, note, _is_offline(), cache_dir)
     files = parts_of(listed, _match(listed, pattern, repo), repo)
@@ -100,14 +102,6 @@ def split_repository(repo: str) -> tuple[str, str]:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or not re.fullmatch(r"[\w.-]*", quant) or repo.endswith(":"):
         raise BadRepository(f"{repo!r} is no Hugging Face repository; accepted: USER/MODEL or USER/MODEL:QUANT")
     return name, quant
-
-
-def require_huggingface_hub(what: str) -> None:
-    """Raises DownloadError, with what to install."""
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError:
-        raise DownloadError(f'{what} needs huggingface_hub: pip install "laprox[hub]"') from None
 
 
 def choose(listed: Sequence[Listed], quant: str, repo: str) -> Listed:

@@ -13,11 +13,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-
+from laprox import extras
 from laprox.viz.text import visible
+
+extras.need("report", "laprox.viz")
+
+import matplotlib  # noqa: E402
+from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 WIDE, NARROW = 720, 344  # pixels of a chart on a screen and on a phone
 
