@@ -27,7 +27,7 @@ class Job:
     @property
     def tokens(self) -> int:
         """The longest that the cache has to hold."""
-        return len(self.opening) + max(len(p.tokens) + max(len(p.reply) + 1, p.question.predict) for p in self.prompts)
+        return len(self.opening) + max(len(p.tokens) + p.question.predict for p in self.prompts)
 
     @property
     def weight(self) -> float:
@@ -79,18 +79,16 @@ def _encode(vocabulary: LlamaModel, sample: tasks.Sample) -> tuple[list[int], tu
     if sample.chat:
         conversation = Conversation(vocabulary, sample.document, sample.between)
         whole = [conversation.prompt(question.text) for question in sample.questions]
-        opening, ends = conversation.opening(), not conversation.stop
+        opening = conversation.opening()
     else:
         opening = vocabulary.tokenize(b"", add_bos=True, special=False) + tokens_of(vocabulary, sample.document)
         whole = [opening + tokens_of(vocabulary, sample.between + question.text) for question in sample.questions]
-        ends = False
     # A question that begins like another one may share more tokens with the opening than belong to it, or fewer.
     n = min([len(opening), *(_shared(opening, prompt) for prompt in whole), *(len(prompt) - 1 for prompt in whole)])
     prompts = []
     for question, prompt in zip(sample.questions, whole):
         begin = tokens_of(vocabulary, _space(vocabulary, prompt) + question.prefix) if question.prefix else []
-        reply = tokens_of(vocabulary, _space(vocabulary, prompt) + question.references[0]) if question.metric == "right" else []
-        prompts.append(Prompt(question, prompt[n:] + begin, reply, ends))
+        prompts.append(Prompt(question, prompt[n:] + begin))
     return opening[:n], tuple(prompts)
 
 

@@ -49,14 +49,41 @@ def agreement(full: npt.ArrayLike, now: npt.ArrayLike) -> npt.NDArray[np.bool_]:
 
 
 def recall(answer: str, references: Sequence[str]) -> float:
-    """The share of the references that occur in an answer, in whatever case: RULER's score of needles."""
-    found = [reference.lower() in answer.lower() for reference in references]
-    return sum(found) / len(found)
+    """The share of the references that an answer names (see names()): RULER's score of needles, but for whole words."""
+    return sum(names(answer, reference) for reference in references) / len(references)
 
 
 def contains_any(answer: str, references: Sequence[str]) -> float:
-    """1 if one of the references occurs in an answer, in whatever case: RULER's score of question answering."""
-    return float(any(reference.lower() in answer.lower() for reference in references))
+    """1 if an answer names one of the references (see names()): RULER's score of question answering, but for whole words."""
+    return float(any(names(answer, reference) for reference in references))
+
+
+def names(answer: str, reference: str) -> bool:
+    """Whether an answer contains a reference as whole words, in whatever case; 4,821 is 4821, and no part of 14821 or 4821.5.
+
+    Chinese, Japanese, Korean and the scripts of South-East Asia, which don't put a space between words or before an ending,
+    need no word's end.
+    """
+    return re.search(_bounded(_plain(reference)), _plain(answer)) is not None
+
+
+# A letter or digit of a script that puts spaces between words.
+_LETTER = r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text).casefold().split())
+
+
+def _bounded(reference: str) -> str:
+    begin, end = rf"(?<!{_LETTER})", rf"(?!{_LETTER})"
+    return (
+        (begin if re.match(_LETTER, reference) else "")
+        + (r"(?<!\d[.,])" if reference[:1].isdigit() else "")
+        + re.escape(reference)
+        + (end if re.search(_LETTER + r"\Z", reference) else "")
+        + (r"(?![.,]\d)" if reference[-1:].isdigit() else "")
+    )
 
 
 def words(text: str) -> list[str]:

@@ -178,17 +178,23 @@ class Reader:
 
     def greedy(self, start: Start, predict: int) -> list[int]:
         """The likeliest answer, token by token, of at most `predict` tokens; without its end-of-turn token."""
+        return [token for token, _ in self.steps(start, predict) if token is not None]
+
+    def steps(self, start: Start, predict: int) -> Iterator[tuple[int | None, Floats]]:
+        """The tokens of greedy(), each with the log-probabilities [vocabulary] that it was taken from.
+
+        The last is None where the model ends its answer; there is none where the answer has `predict` tokens.
+        """
         vocabulary = self.llm._model.vocab
-        tokens: list[int] = []
         logprobs = start.logprobs
-        while True:
+        for i in range(predict):
             token = int(logprobs.argmax())
             if llama_cpp.llama_vocab_is_eog(vocabulary, token):
-                return tokens
-            tokens.append(token)
-            if len(tokens) == predict:
-                return tokens
-            logprobs = self._decode(token)
+                yield None, logprobs
+                return
+            yield token, logprobs
+            if i + 1 < predict:
+                logprobs = self._decode(token)
 
     def able(self, policies: Sequence[str]) -> dict[str, str]:
         """Why some of these policies can't run on this model: a file that it doesn't have, say."""

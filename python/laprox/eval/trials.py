@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
 from laprox.eval.metrics import agreement, kl_divergence, score
-from laprox.eval.reader import Reader, Setting
+from laprox.eval.reader import Reader, Setting, Start
 from laprox.eval.tasks import Question
-from laprox.llama import Llama
 
 FULL = Setting()
+ALONG = 64  # tokens of an answer along which distributions are compared: with 150,000 words in a vocabulary, 40 MB a question
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,28 @@ class Prompt:
     Attributes:
         question: As text.
         tokens: What follows the document, up to where the model goes on.
-        reply: The reference, to be forced; of the metric "right" only.
-        ends: Whether the model has to end its reply after that: with a chat template it can be expected to.
     """
 
     question: Question
     tokens: Sequence[int]
-    reply: Sequence[int] = ()
-    ends: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer.
+
+    Attributes:
+        tokens: Without the end of turn.
+        logprobs: What the first ALONG of them were taken from, and the end where it comes before that: float32 [n, vocabulary].
+    """
+
+    tokens: list[int]
+    logprobs: npt.NDArray[np.float32]
+
+    @property
+    def compared(self) -> list[int]:
+        """The tokens after each of which a distribution is compared, but for the last distribution's: one fewer than those."""
+        return self.tokens[: len(self.logprobs) - 1]
 
 
 @dataclass
@@ -47,21 +61,40 @@ class Trials:
     reader: Reader
     prompts: Sequence[Prompt]
     detokenize: Callable[[Sequence[int]], str]
-    _full: dict[int, Any] = field(default_factory=dict, repr=False)  # log-probabilities along the reply, by question
+    _full: dict[int, Answer] = field(default_factory=dict, repr=False)  # the full cache's, by question
 
     def whole(self, i: int) -> dict[str, Any]:
-        """Question i on the full cache: {"task", "score", "bytes", "entries", "read_ms"}, and "answer" if it wasn't forced."""
-        return self._measure(i, FULL) | {"read_ms": round(1000 * self.reader.read_cpu_seconds, 1)}
+        """Question i on the full cache: {"task", "answer", "score", "bytes", "entries", "read_ms"}."""
+        start = self.reader.start(self.prompts[i].tokens, FULL)
+        self._full[i] = self._answer(i, start)
+        return self._row(i, start, self._full[i]) | {"read_ms": round(1000 * self.reader.read_cpu_seconds, 1)}
 
     def measure(self, i: int, setting: Setting) -> dict[str, Any]:
         """Question i on a compressed cache.
 
         Returns:
-            {"task", "score", "bytes", "entries", "score_ms", "rest_ms"}, and "answer", or of a forced reply "kl" (the mean
-            over its tokens, in nats) and "agreement" (the share of its tokens at which the full cache's likeliest one is
-            the likeliest, too). Milliseconds are processor time.
+            {"task", "answer", "score", "bytes", "entries", "kl", "agreement", "score_ms", "rest_ms"}. "kl" is the KL divergence
+            from the full cache's distributions along the full cache's own answer, its first ALONG tokens and its end, the mean
+            in nats; "agreement" the share of them whose likeliest token is the same. Milliseconds are processor time.
         """
-        return self._measure(i, setting)
+        if i not in self._full:
+            self.whole(i)
+        full, tokens = self._full[i], self.prompts[i].tokens
+        start = self.reader.start(tokens, setting)
+        answer = self._answer(i, start)
+        now = answer.logprobs
+        if answer.compared[: len(full.compared)] != full.compared:  # it went another way, so it is led along the full cache's
+            along = self.reader.force(self.reader.start(tokens, setting), [*full.compared, -1])
+            now = np.array([logprobs.astype(np.float32) for logprobs in along])
+        pairs = list(zip(full.logprobs, now))
+        cost = start.cost
+        assert cost is not None
+        return self._row(i, start, answer) | {
+            "kl": float(np.mean([kl_divergence(*pair) for pair in pairs])),
+            "agreement": float(np.mean([agreement(*pair) for pair in pairs])),
+            "score_ms": round(1000 * cost.cpu_seconds * cost.score_share, 3),
+            "rest_ms": round(1000 * cost.cpu_seconds * (1 - cost.score_share), 3),
+        }
 
     def order(self, regime: str, settings: Sequence[Setting]) -> Iterator[tuple[int, Setting]]:
         """Questions and settings in the order in which the reader has least to do."""
@@ -70,37 +103,19 @@ class Trials:
         else:  # or compressed
             yield from ((i, setting) for setting in settings for i in range(len(self.prompts)))
 
-    def _measure(self, i: int, setting: Setting) -> dict[str, Any]:
-        prompt, question = self.prompts[i], self.prompts[i].question
-        forced = question.metric == "right"
-        if forced and setting.policy is not None and i not in self._full:
-            self._measure(i, FULL)
-        start = self.reader.start(prompt.tokens, setting)
-        cost = start.cost
+    def _answer(self, i: int, start: Start) -> Answer:
+        tokens, logprobs = [], []
+        for token, row in self.reader.steps(start, self.prompts[i].question.predict):
+            if token is not None:
+                tokens.append(token)
+            if len(logprobs) < ALONG:
+                logprobs.append(row.astype(np.float32))
+        return Answer(tokens, np.array(logprobs))
+
+    def _row(self, i: int, start: Start, answer: Answer) -> dict[str, Any]:
+        question, cost = self.prompts[i].question, start.cost
         assert cost is not None
-        row: dict[str, Any] = {"task": question.task, "score": 0.0, "bytes": cost.kv_bytes, "entries": cost.entries_held}
-        if setting.policy is not None:
-            row["score_ms"] = round(1000 * cost.cpu_seconds * cost.score_share, 3)
-            row["rest_ms"] = round(1000 * cost.cpu_seconds * (1 - cost.score_share), 3)
-        if not forced:
-            row["answer"] = self.detokenize(self.reader.greedy(start, question.predict))
-            counts = row["answer"].lstrip("\n").partition("\n")[0] if question.first_line else row["answer"]
-            row["score"] = score(question.metric, counts, question.references, question.classes)
-            return row
-
-        # One distribution after the reply's last token, too: where it should end.
-        now = np.array(list(self.reader.force(start, [*prompt.reply, -1])))
-        likeliest = now.argmax(-1)
-        right = (likeliest[:-1] == np.asarray(prompt.reply)).all()
-        row["score"] = float(right and (not prompt.ends or _is_end(self.reader.llm, int(likeliest[-1]))))
-        if setting.policy is None:
-            self._full[i] = now
-        else:
-            n = len(now) if prompt.ends else -1
-            row["kl"] = float(kl_divergence(self._full[i][:n], now[:n]).mean())
-            row["agreement"] = float(agreement(self._full[i][:n], now[:n]).mean())
-        return row
-
-
-def _is_end(llm: Llama, token: int) -> bool:
-    return bool(llama_cpp.llama_vocab_is_eog(llm._model.vocab, token))
+        text = self.detokenize(answer.tokens)
+        counts = text.lstrip("\n").partition("\n")[0] if question.first_line else text
+        value = score(question.metric, counts, question.references, question.classes)
+        return {"task": question.task, "answer": text, "score": value, "bytes": cost.kv_bytes, "entries": cost.entries_held}
