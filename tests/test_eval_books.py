@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from laprox.eval import books
-from laprox.eval.books import Document, Question, checksum, load, normalised, right
+from laprox.eval.books import Document, Question, checksum, load, normalised
+from laprox.eval.metrics import contains_any
 
 BOOK = (
     "A MADE-UP BOOK\r\n\r\nby Nobody\r\n\r\n\r\nThe ship left on a _Friday_\r\nwith nine men.\r\n\r\n"
@@ -142,7 +143,7 @@ def test_a_file_without_documents_is_refused(tmp_path, content):
     ],
 )
 def test_right(reply, answers):
-    assert right(reply, answers)
+    assert contains_any(reply, answers)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_right(reply, answers):
     ],
 )
 def test_wrong(reply, answers):
-    assert not right(reply, answers)
+    assert not contains_any(reply, answers)
 
 
 # --- The questions that come with laprox -----------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def test_shipped_questions_give_nothing_away():
         for question in document.questions:
             assert question.text.endswith("?")
             for other in texts:
-                assert not right(other, question.answers), (other, question.answers)
+                assert not contains_any(other, question.answers), (other, question.answers)
 
 
 def test_shipped_documents_are_sorted_and_differ():

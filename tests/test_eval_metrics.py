@@ -11,7 +11,7 @@ import pytest
 from laprox import extras
 from laprox.eval import metrics
 from laprox.eval.metrics import (
-    agreement, check_packages, classification, code_similarity, contains_any, count, f1, kl_divergence, log_softmax,
+    agreement, check_packages, classification, code_similarity, contains_any, count, f1, kl_divergence, log_softmax, names,
     recall, retrieval, rouge_l, score,
 )  # fmt: skip
 from laprox.eval.statistics import mean_with_error
@@ -133,6 +133,29 @@ def test_code_similarity_against_edit_distance():
 def test_needles():
     assert recall("They are 12, 34 and Foo.", ["12", "foo", "56"]) == pytest.approx(2 / 3)
     assert contains_any("It is PARIS.", ["London", "paris"]) == 1 and contains_any("", ["x"]) == 0
+    assert recall("the baeler", ["bael"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("It is 4,821.", "4821"), ("4821", "4,821"), ("Granite \n ISLAND? Yes", "granite Island"), ("(Foo)", "foo"), ("_12_", "12"),
+        ("C++, of course", "C++"), ("STRASSE", "straße"), ("答案是北京。", "北京"), ("서울은 크다", "서울"), ("It's Ann's", "Ann"), ("12.", "12"),
+    ],
+)  # fmt: skip
+def test_an_answer_names_a_reference(answer, reference):
+    assert names(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("It is 14,821", "4821"), ("4 821 or 1,4821", "48211"), ("4821.5", "4821"), ("0.12", "12"), ("Marlowe", "Marlow"),
+        ("Annabel", "Ann"), ("xC++", "C++"), ("наука", "ука"), ("", "x"), ("12,345,678", "345"),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_word_is_no_answer(answer, reference):
+    assert not names(answer, reference)
 
 
 def test_classification():
@@ -211,34 +234,35 @@ def row(task, score, **more):
 def test_summary_of_rows():
     rows = {}
     for number in range(3):
-        for question, task in enumerate(["facts-single", "facts-unanswerable"]):
-            rows[key("facts", 1000, number, question)] = row(task, 1.0, read_ms=5.0)
+        for question, task in enumerate(["niah-multikey", "qa"]):
+            rows[key("mixed", 1000, number, question)] = row(task, 1.0, read_ms=5.0)
             for policy, right in (("laprox", number > 0), ("random", False)):
-                rows[key("facts", 1000, number, question, "aware", policy, "5%")] = row(task, float(right), kl=0.5 * number)
+                rows[key("mixed", 1000, number, question, "aware", policy, "5%")] = row(task, float(right or task == "qa"), kl=0.5 * number)
     summary = Summary(rows.items())
     assert summary.complete and summary.documents == 3 and summary.policies == ["laprox", "random"]
     assert (summary.lengths, summary.regimes, summary.budgets) == ([1000], ["aware"], ["5%"])
-    assert summary.answerable == ["facts-single"]  # abstaining is right without reading
-    laprox = summary.mean("score", "aware", "laprox", "5%")
+    assert summary.tasks == ["niah-multikey", "qa"]
+    laprox = summary.mean("score", "aware", "laprox", "5%", tasks=["niah-multikey"])
     assert laprox.mean == 2 / 3 and laprox.n == 3
-    assert summary.mean("score", "aware", "laprox", "5%", tasks=summary.tasks).n == 6
+    laprox = summary.mean("score", "aware", "laprox", "5%")
+    assert laprox.mean == 5 / 6 and laprox.n == 6
     assert summary.mean("kl", "aware", "laprox", "5%").mean == 0.5
     assert summary.mean("kl") is None and summary.mean("score", "agnostic", "laprox", "5%") is None
     assert [name for name, _ in summary.table("score", "aware")] == ["full", "laprox", "random"]
-    assert summary.curve("aware", "laprox")[:2] == ([1000], [2 / 3])
+    assert summary.curve("aware", "laprox")[:2] == ([1000], [5 / 6])
 
     # What not all have read doesn't count.
-    del rows[key("facts", 1000, 2, 1, "aware", "random", "5%")]
+    del rows[key("mixed", 1000, 2, 1, "aware", "random", "5%")]
     summary = Summary(rows.items())
     assert not summary.complete and summary.documents == 2
-    assert summary.mean("score", "aware", "laprox", "5%").mean == 0.5
+    assert summary.mean("score", "aware", "laprox", "5%").mean == 0.75
     with pytest.raises(ValueError, match="no results"):
         Summary([])
 
 
 def test_unequal_bytes_are_told():
-    rows = {key("facts", 1000, 0, 0): row("facts-single", 1.0)}
+    rows = {key("qa", 1000, 0, 0): row("qa", 1.0)}
     for policy, held in (("laprox", 1000), ("snapkv", 1020), ("cake", 990), ("adakv", 1100)):
-        rows[key("facts", 1000, 0, 0, "aware", policy, "5%")] = row("facts-single", 1.0) | {"bytes": held}
+        rows[key("qa", 1000, 0, 0, "aware", policy, "5%")] = row("qa", 1.0) | {"bytes": held}
     (said,) = Summary(rows.items()).unequal_bytes()
     assert "adakv +9%" in said and "snapkv" not in said

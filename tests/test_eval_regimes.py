@@ -116,7 +116,7 @@ def test_a_shorter_context_is_the_end_of_the_document(model, document, question,
 
 def test_kl_is_along_the_full_caches_answer(model, document, question):
     """And the answer is what greedy decoding gives, although both are made in one go."""
-    asked = Question("books", "?", ("nothing",), "words", predict=8)
+    asked = Question("books", "?", ("nothing",), "any", predict=8)
     reader = read(model, document)
     trials = Trials(reader, [Prompt(asked, question)], lambda tokens: " ".join(map(str, tokens)))
     full = reader.greedy(reader.start(question), 8)

@@ -6,7 +6,7 @@ import pytest
 
 from laprox.eval.rows import make_header
 from laprox.eval.summary import Summary, key
-from laprox.eval.tasks import FACTS
+from laprox.eval.tasks import TASKS
 from laprox.viz.evaluation import evaluation_page
 
 POLICIES = ["laprox", "snapkv", "adakv", "cake", "lava", "keydiff", "knorm", "streaming", "keydiff:global"]
@@ -19,9 +19,9 @@ def report(tmp_path_factory):
     rows = {}
     for length in (1000, 2000):
         for number in range(2):
-            for i, task in enumerate(FACTS):
+            for i, task in enumerate(TASKS):
                 row = {"task": task, "entries": 9, "score": 1.0, "bytes": 6000 * length}
-                rows[key("facts", length, number, i)] = row
+                rows[key("mixed", length, number, i)] = row
                 for policy in POLICIES:
                     for budget, share in (("5%", 0.05), ("50%", 0.5)):
                         more = {
@@ -31,7 +31,7 @@ def report(tmp_path_factory):
                             "agreement": share,
                         }
                         more["bytes"] *= 1.2 if policy == "lava" else 1
-                        rows[key("facts", length, number, i, "aware", policy, budget)] = row | more
+                        rows[key("mixed", length, number, i, "aware", policy, budget)] = row | more
     folder = tmp_path_factory.mktemp("report")
     (folder / "in.txt").write_text("x")
     header = make_header(
@@ -49,7 +49,7 @@ def test_what_it_says(report):
         "Question inside the window: 2,000 tokens",
         "keydiff:global",
         "in.txt",
-        "facts-unanswerable is in the table by task only",
+        "along the full cache&#39;s own answers",
     ):
         assert what in text
     assert text.count("<svg") == 2 * 2 * 2  # lengths, charts of at most seven lines, and each for screens and for phones

@@ -10,8 +10,8 @@ import typer.main
 from laprox.cli.app import app
 from laprox.eval.rows import Rows
 from laprox.eval.summary import key
-from laprox.eval.tasks import FACTS
 
+FACTS = ["facts-single", "facts-several"]
 SCRIPT = Path(__file__).parent.parent / "scripts" / "results"
 HEADER = {
     "kind": "eval",

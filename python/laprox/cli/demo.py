@@ -19,7 +19,7 @@ from laprox.cli.session import Answer, Sampling, Session
 from laprox.cli.show import notes, printable, read, size
 from laprox.cli.source import ModelSource, check_model
 from laprox.demo import Question
-from laprox.eval.metrics import contains_words
+from laprox.eval.metrics import contains_any
 
 MODEL = "qwen2.5-coder-0.5b"
 LONGEST_ANSWER = 32
@@ -113,7 +113,7 @@ def _ask(
     for column in columns:
         console.print(f"   {column.label:<12} ", end="", style="dim", markup=False)
         answer = column.session.answer(question.text + BRIEFLY, lambda text: _stream(console, text))
-        right = contains_words(answer.text, question.answers)
+        right = contains_any(answer.text, question.answers)
         column.right[-1] += bool(right)
         column.speeds.append(answer.tokens_per_s)
         if answer.stats is not None:

@@ -157,7 +157,7 @@ def evaluate(
     batch_size: options.BatchSize = 512,
     verbose: options.Verbose = False,
 ) -> None:
-    """Measure what is still answered at a budget: RULER's task families, facts, LongBench. Greedy, so that it can be repeated."""
+    """Measure what is still answered at a budget: RULER's task families, LongBench. Greedy, so that it can be repeated."""
     # Everything that can be wrong is found before the long work starts.
     chosen = tasks.choose_tasks(task_names)
     if not chosen and not longbench_files and not book_questions:
@@ -378,7 +378,7 @@ def show(summary: Summary) -> None:
                 table.add_row(policy, *(mean.percent() if mean else "-" for mean in means))
             console.print(table)
             console.print()
-    counted = ", ".join(summary.answerable)
+    counted = ", ".join(summary.tasks)
     console.print(f"Score in percent, ± one standard error: {summary.documents} documents, the mean over questions of {counted}.")
     if not summary.complete:
         console.print("Unfinished: only documents that all policies have read count, while there are any.")

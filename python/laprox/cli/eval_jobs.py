@@ -31,7 +31,7 @@ class Job:
     @property
     def tokens(self) -> int:
         """The longest that the cache has to hold."""
-        asked = max(max(len(p.tokens), len(p.after)) + max(len(p.reply) + 1, p.question.predict) for p in self.prompts)
+        asked = max(max(len(p.tokens), len(p.after)) + p.question.predict for p in self.prompts)
         before = len(self.prompts[0].tokens) + self.prompts[0].question.predict if self.prompts[0].after else 0
         return len(self.opening) + before + asked
 
@@ -83,7 +83,7 @@ def book_jobs(
             if number < len(found):
                 i = found[number]
                 asked = tuple(
-                    tasks.Question("books", f"{q.text} Answer in a few words.", q.answers, "words", predict=BOOK_ANSWER)
+                    tasks.Question("books", f"{q.text} Answer in a few words.", q.answers, "any", predict=BOOK_ANSWER)
                     for q in documents[i].questions[:questions]
                 )
                 yield Job("books", length, number, *_encode(vocabulary, tasks.Sample(texts[i], asked)))
@@ -117,19 +117,18 @@ def _encode(vocabulary: LlamaModel, sample: tasks.Sample) -> tuple[list[int], tu
         conversation = Conversation(vocabulary, sample.document, sample.between)
         whole = [conversation.prompt(question.text) for question in sample.questions]
         later = [conversation.next_turn(question.text) for question in sample.questions]
-        opening, head, ends = conversation.opening(), conversation.document_begin(), not conversation.stop
+        opening, head = conversation.opening(), conversation.document_begin()
     else:
         start = vocabulary.tokenize(b"", add_bos=True, special=False)
         opening, head = start + tokens_of(vocabulary, sample.document), len(start)
         whole = [opening + tokens_of(vocabulary, sample.between + question.text) for question in sample.questions]
-        later, ends = [[] for _ in whole], False
+        later = [[] for _ in whole]
     # A question that begins like another one may share more tokens with the opening than belong to it, or fewer.
     n = min([len(opening), *(_shared(opening, prompt) for prompt in whole), *(len(prompt) - 1 for prompt in whole)])
     prompts = []
     for question, prompt, after in zip(sample.questions, whole, later):
         begin = tokens_of(vocabulary, _space(vocabulary, prompt) + question.prefix) if question.prefix else []
-        reply = tokens_of(vocabulary, _space(vocabulary, prompt) + question.references[0]) if question.metric == "right" else []
-        prompts.append(Prompt(question, prompt[n:] + begin, reply, ends, after + begin if after else ()))
+        prompts.append(Prompt(question, prompt[n:] + begin, after + begin if after else ()))
     return opening[:n], tuple(prompts), min(head, n)
 
 

@@ -7,14 +7,13 @@ measures on the same text.
     for document in load(Path("scripts/questions/books.json")):
         text = document.text(Path("books"))
         for question in document.questions:
-            right(reply, question.answers)
+            contains_any(reply, question.answers)  # of laprox.eval.metrics
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ class Question:
 
     Attributes:
         text: Ends with "?".
-        answers: Each of them is right; see `right`.
+        answers: A reply that names one of them is right: see `laprox.eval.metrics.names`.
     """
 
     text: str
@@ -98,12 +97,6 @@ def load(path: Path) -> list[Document]:
     return [_document(data, f"{path}: document {number}") for number, data in enumerate(documents, 1)]
 
 
-def right(reply: str, answers: Sequence[str]) -> bool:
-    """Whether one of the answers stands in a reply as whole words, whatever case, accents and punctuation are."""
-    words = f" {_words(reply)} "
-    return any(f" {_words(answer)} " in words for answer in answers)
-
-
 def normalised(book: str) -> list[str]:
     """The paragraphs of a book, each on one line, without the marks for italics and pages."""
     paragraphs = (" ".join(_PAGE_OR_ITALICS.sub("", p).split()) for p in re.split(r"\n[^\S\n]*\n", _lines(book)))
@@ -119,11 +112,6 @@ def _lines(book: str) -> str:
     return book.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _words(text: str) -> str:
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    return " ".join(re.findall(r"[^\W_]+", re.sub(r"(?<=\d),(?=\d{3})", "", plain)))
-
-
 def _only(path: Path, verb: str, words: str, fits: Sequence[bool]) -> int:
     if (n := sum(fits)) != 1:
         raise ValueError(f"{path}: {n or 'none'} of its {len(fits)} paragraphs {verb} with {words!r}; expected one")
@@ -135,7 +123,7 @@ def _document(data: Any, source: str) -> Document:
     questions = []
     for number, question in enumerate(values.pop("questions"), 1):
         asked = _fields(question, {"question": str, "answers": list}, f"{source}, question {number}")
-        if not asked["answers"] or not all(isinstance(a, str) and _words(a) for a in asked["answers"]):
+        if not asked["answers"] or not all(isinstance(a, str) and re.search(r"\w", a) for a in asked["answers"]):
             raise ValueError(f"{source}, question {number}: 'answers' should be one or more texts with a word in each")
         questions.append(Question(asked["question"], tuple(asked["answers"])))
     if not questions:

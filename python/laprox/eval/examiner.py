@@ -1,6 +1,6 @@
 """One contender on one document: what it still knows, how far it is from the full cache, what it takes.
 
-* recall: facts were put into the document (laprox.eval.facts); is the value in the greedy answer?
+* recall: facts were put into the document (laprox.eval.facts); does the greedy answer contain the value, as whole words?
 * fidelity: the document's own last tokens were held back. The cache is compressed on what precedes them, and they are forced
   upon the model one by one: KL divergence and top-1 agreement against the full cache, and perplexity. What the first of them
   meets comes from the full cache everywhere, so it is left out.
@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from laprox.documents import Question
-from laprox.eval.facts import says
+from laprox.eval.facts import Question
 from laprox.eval.metrics import agreement, kl_divergence
 from laprox.eval.reader import Decoding, Reader, Setting
 
@@ -116,7 +115,7 @@ class Examiner:
         fidelity, cost, resident = self._continue(reader, full, policy, budget, advance)
         speed = reader.decoding
         answers = [self._answer(reader, tokens, policy, budget, advance) for tokens in self.material.asked]
-        right = [says(answer, q.value) for answer, q in zip(answers, self.material.questions)]
+        right = [q.answered_by(answer) for answer, q in zip(answers, self.material.questions)]
         row: dict[str, Any] = {"answers": answers, "right": right, **fidelity}
         if cost is not None:
             row |= {"allocated": cost.kv_bytes, "entries": cost.entries_held, "entries_full": cost.entries_full}

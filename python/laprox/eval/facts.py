@@ -1,18 +1,20 @@
 """Facts put into somebody's own document, and questions about them.
 
-The facts resemble each other, as those of laprox.documents do: for each one that is asked about, others have the same
-attribute or the same name. Questions are worded unlike the facts. The names are made up, and none occurs in the document.
+They are plain English sentences about people: "Helen Marlow was given locker 4821." For each one that is asked about there are
+two that it could be mistaken for: the same thing about somebody with the same first or last name, and another thing about the
+same person. Questions are worded unlike the facts. No name and no value of a fact occurs in the document.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from laprox.documents import Fact, Question, tell_facts
+from laprox.eval import english
+from laprox.eval.metrics import names
 
-KINDS = ("single", "rephrased")
 PER_QUESTION = 3  # facts, so that two distract from each one that is asked about
 
 # The end of a sentence, or of a paragraph; then any line's end, then any white space, where a text has too few of those.
@@ -23,7 +25,79 @@ _GAPS = (
 )
 
 
-def insert_facts(text: str, n_questions: int, seed: int) -> tuple[str, list[Question]]:
+@dataclass(frozen=True)
+class Attribute:
+    """Something that a person has.
+
+    Attributes:
+        told: The sentence, with {name} and {value}.
+        asked: The question, with {name}.
+        draw: A random value.
+    """
+
+    told: str
+    asked: str
+    draw: Callable[[random.Random], str]
+
+
+def _number(rng: random.Random) -> str:
+    return str(rng.randrange(1001, 10_000))
+
+
+ATTRIBUTES = (
+    Attribute("{name} was given locker {value}.", "What is the number of the locker that {name} uses?", _number),
+    Attribute("To call {name}, dial extension {value}.", "What is the telephone extension of {name}?", _number),
+    Attribute("The badge that {name} wears has the number {value}.", "Which number is on {name}'s badge?", _number),
+    Attribute("{name} keeps the savings in account {value}.", "What is the number of {name}'s account?", _number),
+    Attribute("{name} reports to {value}.", "Who is the boss of {name}?", english.full_name),
+    Attribute("{name} shares an office with {value}.", "Who works in the same office as {name}?", english.full_name),
+    Attribute("{name} learned the piano from {value}.", "Who taught {name} to play the piano?", english.full_name),
+    Attribute("{name} grew up in {value}.", "In which town did {name} spend the childhood?", english.town),
+    Attribute("{name} spends every summer in {value}.", "Where does {name} go for the summer holidays?", english.town),
+    Attribute("{name} sails a boat called {value}.", "What is the name of {name}'s boat?", english.title),
+    Attribute("{name} rides a horse called {value}.", "What is the name of {name}'s horse?", english.title),
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something about somebody."""
+
+    attribute: Attribute
+    name: str
+    value: str
+
+    @property
+    def sentence(self) -> str:
+        """As it stands in the document."""
+        return self.attribute.told.format(name=self.name, value=self.value)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a fact.
+
+    Attributes:
+        text: The question.
+        fact: What it asks about.
+        depth: Where that stands in the document, from 0 to 1.
+    """
+
+    text: str
+    fact: Fact
+    depth: float = 0.0
+
+    @property
+    def value(self) -> str:
+        """What a right answer contains."""
+        return self.fact.value
+
+    def answered_by(self, answer: str) -> bool:
+        """Whether an answer contains the value, as whole words."""
+        return names(answer, self.value)
+
+
+def insert_facts(text: str, n_questions: int, seed: int | str) -> tuple[str, list[Question]]:
     """Put facts between the sentences of a text, evenly over its length.
 
     Args:
@@ -32,47 +106,59 @@ def insert_facts(text: str, n_questions: int, seed: int) -> tuple[str, list[Ques
         seed: The same seed, text and number give the same facts in the same places.
 
     Returns:
-        The new text, and the questions in the order of the places of their facts, with depths from 0 to 1.
+        The new text, and the questions in the order of the places of their facts.
 
     Raises:
-        ValueError: The text has no white space to put a fact at.
+        ValueError: The text has no white space to put a fact at, or has nearly all names and values that could be used.
     """
     gaps = _gaps(text, PER_QUESTION * n_questions)
-    told, asked = _draw(text, n_questions, seed)
-    rng = random.Random(f"{seed}/places")
-    rest = [fact for fact in told if all(fact not in q.facts for q in asked)]
-    rng.shuffle(rest)
+    asked, rest = _draw(text, n_questions, random.Random(f"facts {seed}"))
 
     # A question's fact comes in the middle of its share of the document, distractors before and after it.
     order: list[Fact] = []
     for i, question in enumerate(asked):
         share = rest[i * len(rest) // len(asked) : (i + 1) * len(rest) // len(asked)]
-        order += [*share[: len(share) // 2], question.facts[0], *share[len(share) // 2 :]]
+        order += [*share[: len(share) // 2], question.fact, *share[len(share) // 2 :]]
 
     pieces: list[str] = []
     done = 0
     for i, fact in enumerate(order):
         wanted = (i + 0.5) / len(order) * len(text)
         gap = min((g for g in gaps if g >= done), key=lambda g: abs(g - wanted), default=gaps[-1])
-        pieces += [text[done:gap], told[fact] + " "]
+        pieces += [text[done:gap], fact.sentence + " "]
         done = max(done, gap)
     pieces.append(text[done:])
     changed = "".join(pieces)
-    return changed, [replace(q, depth=changed.index(told[q.facts[0]]) / len(changed)) for q in asked]
+    return changed, [replace(q, depth=changed.index(q.fact.sentence) / len(changed)) for q in asked]
 
 
-def says(answer: str, value: str) -> bool:
-    """Whether an answer contains a value, in whatever case; 4,821 is 4821."""
-    return value.lower() in re.sub(r"(?<=\d),(?=\d{3})", "", answer).lower()
+def _draw(text: str, n_questions: int, rng: random.Random) -> tuple[list[Question], list[Fact]]:
+    """Questions, and the facts that distract from them, in any order."""
+    there = set(re.findall(r"\w+", text.lower()))
+    taken: set[str] = set()
 
+    def draw(make: Callable[[], str]) -> str:
+        for _ in range(1000):
+            drawn = make()
+            if drawn not in taken and not there.issuperset(drawn.lower().split()):
+                taken.add(drawn)
+                return drawn
+        raise ValueError(f"{n_questions} questions are too many: the document has nearly all names and values that there are")
 
-def _draw(text: str, n_questions: int, seed: int) -> tuple[dict[Fact, str], list[Question]]:
-    for attempt in range(100):
-        rng = random.Random(f"facts {seed} {attempt}")
-        told, asked, _ = tell_facts(rng, max(12, PER_QUESTION * n_questions), "eval", KINDS, n_questions, 0.5)
-        if len(asked) == n_questions and not any(re.search(rf"\b{re.escape(fact.name)}\b", text) for fact in told):
-            return told, asked
-    raise ValueError(f"{n_questions} questions are too many: made-up names that don't occur in the document ran out")
+    asked: list[Question] = []
+    rest: list[Fact] = []
+    for i in range(n_questions):
+        if i % len(ATTRIBUTES) == 0:
+            turns = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
+        attribute = turns[i % len(ATTRIBUTES)]
+        other = rng.choice([a for a in ATTRIBUTES if a is not attribute])
+        name = draw(lambda: english.full_name(rng))
+        like = draw(lambda: english.namesake(rng, name))
+        values = [draw(lambda: a.draw(rng)) for a in (attribute, attribute, other)]
+        asked.append(Question(attribute.asked.format(name=name), Fact(attribute, name, values[0])))
+        rest += [Fact(attribute, like, values[1]), Fact(other, name, values[2])]
+    rng.shuffle(rest)
+    return asked, rest
 
 
 def _gaps(text: str, least: int) -> list[int]:

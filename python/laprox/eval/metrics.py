@@ -51,25 +51,46 @@ def agreement(full: npt.ArrayLike, now: npt.ArrayLike) -> npt.NDArray[np.bool_]:
 
 
 def recall(answer: str, references: Sequence[str]) -> float:
-    """The share of the references that occur in an answer, in whatever case: RULER's score of needles."""
-    found = [reference.lower() in answer.lower() for reference in references]
-    return sum(found) / len(found)
+    """The share of the references that an answer names (see names()): RULER's score of needles, but for whole words."""
+    return sum(names(answer, reference) for reference in references) / len(references)
 
 
 def contains_any(answer: str, references: Sequence[str]) -> float:
-    """1 if one of the references occurs in an answer, in whatever case: RULER's score of question answering."""
-    return float(any(reference.lower() in answer.lower() for reference in references))
+    """1 if an answer names one of the references (see names()): RULER's score of question answering, but for whole words."""
+    return float(any(names(answer, reference) for reference in references))
 
 
-def contains_words(answer: str, references: Sequence[str]) -> float:
-    """1 if one of the references stands in an answer as whole words, whatever case, accents and punctuation are."""
-    said = f" {_plain(answer)} "
-    return float(any(f" {_plain(reference)} " in said for reference in references))
+def names(answer: str, reference: str) -> bool:
+    """Whether an answer contains a reference as whole words, whatever case, accents and punctuation are.
+
+    4,821 is 4821, and no part of 14821 or 4821.5; twenty-five is twenty five.
+    Chinese, Japanese, Korean and the scripts of South-East Asia, which don't put a space between words or before an ending,
+    need no word's end.
+    """
+    plain = _plain(reference)
+    return re.search(_bounded(plain), _plain(answer)) is not None if plain else reference in answer
+
+
+# A letter or digit of a script that puts spaces between words.
+_LETTER = r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 
 
 def _plain(text: str) -> str:
-    letters = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    return " ".join(re.findall(r"[^\W_]+", re.sub(r"(?<=\d),(?=\d{3})", "", letters)))
+    text = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", unicodedata.normalize("NFC", text))
+    text = re.sub(r"(?<!\d)[.,]|[.,](?!\d)", " ", text)  # what is left stands between digits
+    return " ".join(re.sub(r"[^\w.,]|_", " ", text).split())
+
+
+def _bounded(reference: str) -> str:
+    begin, end = rf"(?<!{_LETTER})", rf"(?!{_LETTER})"
+    return (
+        (begin if re.match(_LETTER, reference) else "")
+        + (r"(?<!\d[.,])" if reference[:1].isdigit() else "")
+        + re.escape(reference)
+        + (end if re.search(_LETTER + r"\Z", reference) else "")
+        + (r"(?![.,]\d)" if reference[-1:].isdigit() else "")
+    )
 
 
 def words(text: str) -> list[str]:
@@ -151,13 +172,11 @@ METRICS: dict[str, Score] = {  # answer, reference, classes -> 0 to 1
 
 
 def score(metric: str, answer: str, references: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """What an answer is worth, 0 to 1: by one of METRICS, the best of the references counting; "recall"; "any"; "words"."""
+    """What an answer is worth, 0 to 1: by one of METRICS, the best of the references counting; "recall"; or "any"."""
     if metric == "recall":
         return recall(answer, references)
     if metric == "any":
         return contains_any(answer, references)
-    if metric == "words":
-        return contains_words(answer, references)
     return max(METRICS[metric](answer, reference, classes) for reference in references)
 
 

@@ -14,8 +14,6 @@ from laprox.eval.reader import REGIMES
 from laprox.eval.statistics import Mean, mean_with_error
 from laprox.eval.tasks import TASKS
 
-UNANSWERABLE = "facts-unanswerable"  # right without reading, so no part of any mean over tasks
-
 Key = tuple[Any, ...]
 
 
@@ -93,20 +91,15 @@ class Summary:
             name: Of the value.
             regime, policy, budget: Which cell; as they are, the full cache's (see `full_cell`).
             length: Of the documents; None: all.
-            tasks: Those that count; none named: all but facts-unanswerable, unless there is nothing else.
+            tasks: Those that count; none named: all.
         """
-        counted = tasks or self.answerable
+        counted = tasks or self.tasks
         rows = [
             row
             for row in self._cells.get((regime, policy, budget), [])
             if row.task in counted and (length is None or row.length == length) and name in row.values
         ]
         return mean_with_error([row.values[name] for row in rows], [row.document for row in rows]) if rows else None
-
-    @property
-    def answerable(self) -> list[str]:
-        """The tasks that make up a mean over tasks."""
-        return [task for task in self.tasks if task != UNANSWERABLE] or self.tasks
 
     @staticmethod
     def full_cell(regime: str) -> tuple[str, str, str]:

@@ -1,11 +1,7 @@
 """Documents with questions, of any length in tokens of the model that reads them, made from a seed.
 
-Two groups of tasks:
-
-    facts   the documents of laprox.documents, by kind of question: the language that the shipped demo model reads.
-            An answer is forced upon the model, and right if greedy decoding would give exactly it.
-    ruler   the families of RULER (arXiv 2404.06654) in our own words and our own generators: needles, variables, common
-            words, and questions about given paragraphs. Greedy answers, of which the share of what they had to name counts.
+They are the families of RULER (arXiv 2404.06654) in our own words and our own generators: needles, variables, common words,
+and questions about given paragraphs. Answers are greedy, and the share of what they had to name counts.
 
 The same arguments give the same document, whatever else is measured.
 """
@@ -18,17 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from laprox import documents
-from laprox.documents import KINDS, make_document
+from laprox.eval import english
 from laprox.reading import read_jsonl
 
-DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)  # where the facts lie that are asked about, in turns
-FACTS = tuple(f"facts-{kind}" for kind in KINDS)
 QA = "qa"
-RULER = ("niah-single", "niah-multikey", "niah-multikey-dense", "niah-multivalue", "niah-multiquery", "variable-tracking",
+TASKS = ("niah-single", "niah-multikey", "niah-multikey-dense", "niah-multivalue", "niah-multiquery", "variable-tracking",
          "common-words", QA)  # fmt: skip
-TASKS = FACTS + RULER
-GROUPS = {"facts": FACTS, "ruler": tuple(task for task in RULER if task != QA)}  # qa needs paragraphs
+GROUPS = {"ruler": tuple(task for task in TASKS if task != QA)}  # qa needs paragraphs
 
 _NEEDLES = 4  # keys, values or queries where there are several
 _HOPS = 4
@@ -42,8 +34,8 @@ class Question:
     Attributes:
         task: One of TASKS, or a dataset of LongBench.
         text: Follows the document.
-        references: What an answer is compared with. For the metric "right", the one whole reply.
-        metric: "right", or a name that `laprox.eval.metrics.score` knows.
+        references: What an answer is compared with.
+        metric: A name that `laprox.eval.metrics.score` knows.
         prefix: The beginning of the reply that the model is given.
         predict: Longest reply in tokens.
         classes: Of a classification, their names.
@@ -105,7 +97,7 @@ class Maker:
     paragraphs: Sequence[Paragraph] = field(default=(), repr=False)
 
     def samples(self, tasks: Sequence[str], length: int, number: int) -> list[tuple[str, Sample]]:
-        """The documents of this number for some tasks, each with its family: kinds of facts share one document.
+        """The documents of this number for some tasks, each with its family, which is the task's name.
 
         Args:
             tasks: Of TASKS.
@@ -116,27 +108,10 @@ class Maker:
             ValueError: The length is too short for a task, or there are too few paragraphs.
         """
         made: list[tuple[str, Sample]] = []
-        if kinds := [kind for kind, task in zip(KINDS, FACTS) if task in tasks]:
-            family = "facts" if len(kinds) == len(KINDS) else "facts: " + ", ".join(kinds)  # with other kinds, other documents
-            made.append((family, self._facts(kinds, length, number)))
         for task in tasks:
-            if task in RULER:
-                rng = random.Random(f"laprox eval {task} {self.seed} {length} {number}")
-                made.append((task, _FAMILIES[task](self, rng, length, number)))
+            rng = random.Random(f"laprox eval {task} {self.seed} {length} {number}")
+            made.append((task, _FAMILIES[task](self, rng, length, number)))
         return made
-
-    def _facts(self, kinds: Sequence[str], length: int, number: int) -> Sample:
-        seed = f"laprox eval facts {self.seed} {length} {number}"
-        wanted = length
-        while True:  # it counts sentence by sentence, so that all together may be a little more
-            document = make_document(seed, wanted, kinds=kinds, questions=self.questions, depths=DEPTHS, count=self.count)
-            over = self.count(document.text) - length
-            if over <= 0:
-                break
-            wanted -= max(over, 4)
-            if wanted <= 0:
-                raise ValueError(f"--lengths has {length}, too short for {self.questions} facts that are asked about")
-        return Sample(document.text, tuple(Question(f"facts-{q.kind}", q.text, (q.answer,), "right") for q in document.questions))
 
     # --- needles -----------------------------------------------------------------------------------------------------
 
@@ -180,8 +155,8 @@ class Maker:
 
     def _variables(self, rng: random.Random, length: int, number: int) -> Sample:
         letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        names = _distinct(lambda: "".join(rng.choices(letters, k=5)), 2 * (_HOPS + 1))
-        values = _distinct(lambda: str(rng.randrange(10_000, 100_000)), 2)
+        names = english.distinct(lambda: "".join(rng.choices(letters, k=5)), 2 * (_HOPS + 1))
+        values = english.distinct(lambda: str(rng.randrange(10_000, 100_000)), 2)
         chains, sentences = [names[: _HOPS + 1], names[_HOPS + 1 :]], []
         for chain, value in zip(chains, values):
             sentences.append([f"Set {a} to {b}." for a, b in zip(chain, [value, *chain])])
@@ -198,7 +173,7 @@ class Maker:
 
     def _common_words(self, rng: random.Random, length: int, number: int) -> Sample:
         often, seldom = (6, 1) if length < 4096 else (30, 3)
-        words = _distinct(lambda: documents.person(rng, "eval").lower(), _COMMON + max(1, length // (2 * seldom)))
+        words = english.distinct(lambda: english.made_up_word(rng).lower(), _COMMON + max(1, length // (2 * seldom)))
         common, others = words[:_COMMON], words[_COMMON:]
         intro = "This is a numbered list of words. Some of them come more often than the others."
         shuffled = rng.random()
@@ -286,7 +261,7 @@ class Maker:
     def _sentences(self, rng: random.Random) -> Iterator[str]:
         if not self.filler:
             while True:
-                yield documents.filler(rng, "eval")
+                yield english.sentence(rng)
         start = rng.randrange(len(self.filler))
         while True:
             yield from self.filler[start:]
@@ -306,7 +281,7 @@ _FAMILIES: dict[str, Callable[[Maker, random.Random, int, int], Sample]] = {
 
 
 def choose_tasks(names: str) -> list[str]:
-    """The tasks of a list such as "facts,niah-single", in the order of TASKS. Groups are "facts" and "ruler".
+    """The tasks of a list such as "ruler,qa", in the order of TASKS. The group "ruler" is all of them but "qa".
 
     Raises:
         ValueError: There is no such task.
@@ -347,18 +322,11 @@ def _needle(name: str, value: str) -> str:
 
 
 def _names(rng: random.Random, n: int) -> list[str]:
-    return _distinct(lambda: documents.person(rng, "eval"), n)
+    return english.distinct(lambda: english.made_up_word(rng), n)
 
 
 def _numbers(rng: random.Random, n: int) -> list[str]:
-    return _distinct(lambda: str(rng.randrange(1_000_000, 10_000_000)), n)
-
-
-def _distinct(make: Callable[[], str], n: int) -> list[str]:
-    found: dict[str, None] = {}
-    while len(found) < n:
-        found[make()] = None
-    return list(found)
+    return english.distinct(lambda: str(rng.randrange(1_000_000, 10_000_000)), n)
 
 
 def _fitting(texts: Iterator[str], length: int, count: Callable[[str], int]) -> list[str]:

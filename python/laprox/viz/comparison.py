@@ -151,9 +151,9 @@ def _method(settings: dict[str, Any], materials: Sequence[Material], rows: Rows)
         "Shorter context. What -c does: the end of the document is read, and its beginning is cut off "
         f"({'; '.join(cut) or 'not measured'}).",
         f"Recall. {settings['questions']} of the facts that were put into each document are asked about, in other words, and for "
-        "each of them there are two that resemble it. An answer is right if it contains the value; decoding is greedy, of at "
-        f"most {settings['predict']} tokens. The cache is compressed {regime}. A verdict counts a contender as holding up if it "
-        f"gives at least {KEPT:.0%} of the right answers of the full cache.",
+        "each of them there are two that resemble it. An answer is right if it contains the value as whole words; decoding is "
+        f"greedy, of at most {settings['predict']} tokens. The cache is compressed {regime}. A verdict counts a contender as "
+        f"holding up if it gives at least {KEPT:.0%} of the right answers of the full cache.",
         f"Fidelity. The last {settings['continuation']} tokens of each document were held back, the cache compressed with "
         "nothing of them in view, and the tokens forced upon the model one by one. KL divergence is from the full cache's "
         "distribution of the next token; same token is where both have the same likeliest one. What the first token meets always "

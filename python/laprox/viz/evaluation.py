@@ -6,7 +6,8 @@ from typing import Any
 
 from laprox.eval.reader import REGIMES
 from laprox.eval.statistics import Mean
-from laprox.eval.summary import UNANSWERABLE, Summary
+from laprox.eval.summary import Summary
+from laprox.eval.trials import ALONG
 from laprox.viz.charts import Chart, Line, against_bytes, size
 from laprox.viz.page import Page
 
@@ -43,12 +44,12 @@ def evaluation_page(summary: Summary, header: dict[str, Any]) -> Page:
                 page.table(
                     ["policy", *summary.budgets],
                     table(summary, "kl", regime, length),
-                    "KL to the full cache, nats per token of the reply",
+                    "KL to the full cache, nats per token of its answer",
                 )
                 page.table(
                     ["policy", *summary.budgets],
                     table(summary, "agreement", regime, length),
-                    "Tokens of the reply with the full cache's likeliest token, in percent",
+                    "Tokens of the full cache's answer at which both find the same one likeliest, in percent",
                 )
             page.table(
                 ["policy", *summary.budgets],
@@ -65,10 +66,11 @@ def evaluation_page(summary: Summary, header: dict[str, Any]) -> Page:
                 "Score in percent, all lengths, ± one standard error",
             )
     page.section("How to read this")
-    counted = ", ".join(summary.answerable)
-    page.note(f"Scores are means over the questions of {counted}.")
-    if UNANSWERABLE in summary.tasks:
-        page.note(f"{UNANSWERABLE} is in the table by task only: a model that reads nothing may get it right.")
+    page.note(f"Scores are means over the questions of {', '.join(summary.tasks)}.")
+    page.note(
+        f"KL divergence and agreement are along the full cache's own answers, at most their first {ALONG} tokens, whatever was "
+        "answered from the compressed cache."
+    )
     page.note(
         "Standard errors know that questions about one document are not independent. With few questions they are rough, and 0 "
         "where all scores are equal."

@@ -41,7 +41,7 @@ class _Section:
 class Page:
     """A page that is filled from top to bottom, then saved.
 
-        page = Page("Which policy?", "demo.gguf on report.pdf")
+        page = Page("Which policy?", "model.gguf on report.pdf")
         page.callout("Don't compress this model below 20%.")
         page.section("Accuracy")
         page.figure(charts.against_bytes(...), "Facts found, with standard errors.")
