@@ -2,84 +2,101 @@
 
 import importlib.machinery
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from laprox.cli.app import app
+from laprox.eval.reader import REGIMES
 from laprox.eval.rows import Rows
-from laprox.eval.summary import key
+from laprox.eval.summary import Summary, key
 
-FACTS = ["facts-single", "facts-several"]
 SCRIPT = Path(__file__).parent.parent / "scripts" / "results"
-HEADER = {
-    "kind": "eval",
-    "versions": {"laprox": "1"},
-    "settings": {"seed": 1, "threads": 1},
-    "inputs": [],
-    "model": {"fingerprint": "f"},
-}
+HEADER = {"kind": "eval", "versions": {}, "settings": {}, "inputs": [], "model": {"fingerprint": "f"}}
+ASKED = 4
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def results():
     loader = importlib.machinery.SourceFileLoader("results_script", str(SCRIPT))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("results_script", loader))
+    sys.modules["results_script"] = module  # where its dataclasses look themselves up
     loader.exec_module(module)
     return module
 
 
 @pytest.fixture
-def folder(tmp_path, rng, results):
-    """Result files with random scores."""
-    for name, tasks in [("facts-1000", FACTS), ("facts-2000", FACTS), ("needles", ["niah-single"]), ("ruler", ["common-words"])]:
+def folder(tmp_path, rng):
+    """Result files with random scores, of two documents each."""
+    for name, task, length in [
+        ("0.5b-books-2500", "books", 2500),
+        ("1.5b-books-2500", "books", 2500),
+        ("0.5b-books-2500-q8_0", "books", 2500),
+        ("0.5b-ruler-2000", "niah-single", 2000),
+    ]:
         rows = Rows(tmp_path / f"{name}.jsonl", HEADER)
-        length = 2000 if name in ("facts-2000", "needles") else 1000
-        cells = [("aware", "laprox", "5%"), ("agnostic", "laprox", "5%")]
-        if name == "facts-1000":
-            cells.append(("aware", "rkv", "5%"))
+        regimes = REGIMES if length == 2500 and "q8_0" not in name else ["aware"]
         for number in range(2):
-            for i, task in enumerate(tasks):
-                row = {"task": task, "bytes": 10_000, "entries": 9, "score": float(rng.integers(2))}
-                rows.add(key(name, length, number, i), row | {"read_ms": 1.0})
-                for cell in cells:
-                    rows.add(
-                        key(name, length, number, i, *cell),
-                        row | {"kl": float(rng.random()), "score_ms": 1.0, "rest_ms": 2.0, "bytes": 1000},
-                    )
+            for i in range(ASKED):
+                row = {"task": task, "bytes": 10_000_000, "entries": 9, "score": float(rng.integers(2)), "answer": "x"}
+                rows.add(key(task, length, number, i), row | {"read_ms": 1.0})
+                for regime in regimes:
+                    if regime == "follow-up" and i == 0:
+                        continue
+                    if regime == "follow-up":
+                        rows.add(key(task, length, number, i, regime, "full", ""), row)
+                    for policy in ("laprox", "snapkv"):
+                        measured = {"kl": float(rng.random()), "score_ms": 1.0, "rest_ms": 2.0, "bytes": 1_000_000}
+                        rows.add(key(task, length, number, i, regime, policy, "10%"), row | measured)
     return tmp_path
 
 
 def test_the_page_is_a_function_of_the_files(results, folder, monkeypatch):
     page = folder / "page.md"
-    before = f"prose\n{results.BEGIN}OUTDATED\n{results.END}more prose\n"
     pages = []
     for _ in range(2):
-        page.write_text(before)
+        page.write_text(f"prose\n{results.BEGIN}OUTDATED\n{results.END}more prose\n")
         monkeypatch.setattr("sys.argv", ["results", "--folder", str(folder), "--page", str(page)])
         results.main()
         pages.append((page.read_bytes(), [p.read_bytes() for p in sorted((folder / "images").iterdir())]))
-    assert pages[0] == pages[1] and len(pages[0][1]) == 3
+    assert pages[0] == pages[1] and len(pages[0][1]) == len(REGIMES)
     text = page.read_text()
     assert text.startswith("prose\n") and text.endswith("more prose\n") and "OUTDATED" not in text
     for image in (folder / "images").iterdir():
         assert f"images/{image.name}" in text and image.stat().st_size < 200_000
-    assert "common-words" in text and "takes too long: rkv" in text and "laprox (laprox:global)" in text
+    for heading in ("Qwen2.5-Coder-0.5B, books of 2,500", "Qwen2.5-Coder-1.5B, books of 2,500", "laprox over q8_0", "niah-single"):
+        assert heading in text
 
 
-def test_files_of_different_models_are_refused(results, folder):
-    Rows(folder / "needles.jsonl", HEADER | {"model": {"fingerprint": "another"}}, restart=True)
-    with pytest.raises(SystemExit, match="measured with another model or other settings"):
-        results.load(folder)
+def test_follow_ups_are_compared_with_the_full_cache_that_was_asked_before_too(folder):
+    summary = Summary(Rows.load(folder / "0.5b-books-2500.jsonl"))
+    assert summary.complete and summary.policies == ["laprox", "snapkv"] and summary.budgets == ["10%"]
+    (_, (full,)), *_ = summary.table("score", "follow-up")
+    assert full == summary.mean("score", "follow-up", "full", "") and full.n == 2 * (ASKED - 1)
+    assert summary.mean("score").n == 2 * ASKED
+
+
+def test_pairs_are_of_one_question(folder):
+    summary = Summary(Rows.load(folder / "0.5b-books-2500.jsonl"))
+    one, other = ("aware", "laprox", "10%"), ("aware", "snapkv", "10%")
+    pairs = summary.pairs(one, other)
+    assert len(pairs) == 2 * ASKED and [a for a, _ in pairs] == [b for _, b in summary.pairs(other, one)]
+    rows = Rows.load(folder / "0.5b-books-2500.jsonl")
+    assert pairs[1] == tuple(rows[key("books", 2500, 0, 1, *cell)]["score"] for cell in (one, other))
+
+
+def test_nothing_measured_is_said(results, tmp_path):
     with pytest.raises(SystemExit, match="nothing was measured yet"):
-        results.load(folder / "none")
+        results.load(tmp_path)
 
 
 def test_the_commands_are_commands(results, tmp_path):
     """Of the `laprox` that there is: no option was renamed."""
-    command = typer.main.get_command(app).commands["eval"]
-    for name in results.RUNS:
-        args = results.command(name, Path("m.gguf"), tmp_path)[4:]
-        context = command.make_context("eval", args, resilient_parsing=False)
-        assert context.params["output"] == tmp_path / f"{name}.jsonl" and context.params["seed"] == 1
+    commands = typer.main.get_command(app).commands
+    for run in results.RUNS:
+        for command in results._commands(run, Path("books"), tmp_path, restart=False):
+            name, *args = command[3:]
+            context = commands[name].make_context(name, args, resilient_parsing=False)
+            assert context.params["output"].parent == tmp_path
