@@ -8,11 +8,10 @@ import sys
 
 import pytest
 from hub_server import Hub
-from test_hub import closed_port
-
 from laprox import Llama, hub
 from laprox.cli import serve
 from laprox.hub.repositories import Listed, choose, find_file, parts_of
+from test_hub import closed_port
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason='needs huggingface_hub: pip install "laprox[hub]"')
 
@@ -98,7 +97,7 @@ def test_a_quant_that_is_not_there_is_told_what_is():
 
 
 def test_the_parts_of_a_split_model():
-    names = ["a-Q8_0-00002-of-00003.gguf", "a-Q8_0-00001-of-00003.gguf", "a-Q8_0-00003-of-00003.gguf", "b-Q8_0-00001-of-00003.gguf"]
+    names = [f"{name}-of-00003.gguf" for name in ("a-Q8_0-00002", "a-Q8_0-00001", "a-Q8_0-00003", "b-Q8_0-00001")]
     files = listed(*names)
     assert [part.path for part in parts_of(files, files[1], REPO)] == [names[1], names[0], names[2]]
     with pytest.raises(hub.DownloadError, match="no part 2 of 3 of b-Q8_0-00001-of-00003.gguf"):
@@ -170,7 +169,8 @@ def test_what_the_hub_refuses_is_told_in_a_line(run, served, repo, answer, expec
 
 def test_the_token_is_sent(run, served):
     run(fetch(REPO), HF_TOKEN="hf_secret")
-    assert {headers.get("authorization") or headers.get("Authorization") for _, _, headers in served.requests} == {"Bearer hf_secret"}
+    sent = [{name.lower(): value for name, value in headers.items()} for _, _, headers in served.requests]
+    assert sent and all(headers["authorization"] == "Bearer hf_secret" for headers in sent)
 
 
 def test_without_a_network_what_is_in_the_cache_is_taken(run):
@@ -231,7 +231,8 @@ def test_from_pretrained_into_a_folder(run, served, gguf, tmp_path):
 
 
 def test_from_pretrained_says_which_files_there_are(run):
-    assert "no file that matches *Q3*; there are README.md, mmproj-F16.gguf" in json.loads(run(loaded(f"{REPO!r}, '*Q3*'")).stdout)["error"]
+    none = json.loads(run(loaded(f"{REPO!r}, '*Q3*'")).stdout)["error"]
+    assert "no file that matches *Q3*; there are README.md, mmproj-F16.gguf" in none
     several = json.loads(run(loaded(f"{REPO!r}, 'model*.gguf'")).stdout)["error"]
     assert "several files of user/model-GGUF match model*.gguf: model-Q4_K_M.gguf, model-Q8_0.gguf" in several
 
