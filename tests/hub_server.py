@@ -25,12 +25,14 @@ class Hub:
         """(method, path, headers), in order."""
         self.cuts: dict[str, int] = {}
         """File name -> after how many bytes of the next reply the connection breaks."""
+        self.stalls: dict[str, int] = {}
+        """File name -> after how many bytes of a reply nothing more comes until `hold` is set."""
         self.answers: dict[str, tuple[int, dict[str, str]]] = {}
         """Repository -> (status, headers) instead of everything."""
         self.ranges = True
         """Whether it honours Range."""
         self.hold = threading.Event()
-        """Replies to GETs of files wait for this."""
+        """GETs of files wait for this."""
         self.hold.set()
         hub = self
 
@@ -107,8 +109,13 @@ class Hub:
         if not body:
             return _send(handler, status, headers, data, body=False)
         cut = self.cuts.pop(name, None)
-        _send(handler, status, headers, data if cut is None else data[:cut], length=len(data), hold=self.hold)
-        if cut is not None:
+        self.hold.wait(60)
+        stall = self.stalls.get(name)
+        _send(handler, status, headers, data[: cut if cut is not None else stall], length=len(data))
+        if stall is not None:
+            self.hold.clear()
+            self.hold.wait(60)
+        if cut is not None or stall is not None:
             handler.close_connection = True
 
 
@@ -119,7 +126,6 @@ def _send(
     data: bytes,
     body: bool = True,
     length: int | None = None,
-    hold: threading.Event | None = None,
 ) -> None:
     handler.send_response(status)
     for name, value in headers.items():
@@ -127,6 +133,4 @@ def _send(
     handler.send_header("Content-Length", str(len(data) if length is None else length))
     handler.end_headers()
     if body and handler.command != "HEAD":
-        if hold is not None:
-            hold.wait(60)
         handler.wfile.write(data)

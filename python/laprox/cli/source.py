@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import click
 import typer
 
 from laprox import hub
@@ -87,10 +85,11 @@ def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable
             values["model"] = _source(model, repo, file, others)
             if rest is not None:
                 if rest_is_needed and not following:
-                    raise click.MissingParameter(param_hint="'DOCUMENT...'", param_type="argument")
+                    raise typer.BadParameter("name a document, after the model")
                 values[rest] = following or None
             command(**values)
 
+<<<<<<< HEAD
         functools.update_wrapper(run, command)
         del run.__wrapped__  # whose signature would be taken for ours
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -98,6 +97,13 @@ def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable
             + [_keyword(REPO, HfRepo), _keyword(FILE, HfFile)]
         )
         run.__annotations__ = {name: p.annotation for name, p in run.__signature__.parameters.items()}  # type: ignore[attr-defined]
+=======
+        accepted = [_as_option(parameter, rest) for parameter in parameters.values()]
+        accepted += [_keyword(REPO, HfRepo), _keyword(FILE, HfFile)]
+        run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+        run.__signature__ = inspect.Signature(accepted)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in accepted}
+>>>>>>> models
         return run
 
     return decorate
