@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import click
 import typer
 
 from laprox import hub
@@ -87,7 +86,7 @@ def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable
             values["model"] = _source(model, repo, file, others)
             if rest is not None:
                 if rest_is_needed and not following:
-                    raise click.MissingParameter(param_hint="'DOCUMENT...'", param_type="argument")
+                    raise typer.BadParameter("missing argument 'DOCUMENT...'")
                 values[rest] = following or None
             command(**values)
 
