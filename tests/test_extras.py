@@ -1,13 +1,16 @@
 """What works without optional packages, and what is said where one is missing."""
 
+import ast
 import importlib.metadata
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import laprox as package
 from laprox import extras
 from laprox.cli import chat
 from laprox.cli.app import app
@@ -157,6 +160,19 @@ def test_a_conversation_goes_on(monkeypatch):
     session = type("Session", (), {"llm": None})()
     chat.Chat(session, as_json=False, unrelated=False).talk()
     assert 'the page needs matplotlib: pip install "laprox[report]"' in printed
+
+
+def test_every_import_is_declared():
+    """What another package happens to bring may be gone with its next release, as click was with typer's."""
+    declared = ALWAYS | OPTIONAL | {"PIL"}  # matplotlib's, which can't do without it
+    for path in Path(package.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "laprox"]
+            for name in names:
+                module = name.partition(".")[0]
+                assert module in declared or module in sys.stdlib_module_names, f"{path}: {module}"
 
 
 # --- pyproject.toml --------------------------------------------------------------------------------------------------

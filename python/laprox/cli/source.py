@@ -85,7 +85,11 @@ def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable
             values["model"] = _source(model, repo, file, others)
             if rest is not None:
                 if rest_is_needed and not following:
+<<<<<<< HEAD
                     raise typer.BadParameter("name a document, after the model")
+=======
+                    raise typer.BadParameter("missing argument 'DOCUMENT...'")
+>>>>>>> fresh
                 values[rest] = following or None
             command(**values)
 
