@@ -366,7 +366,7 @@ def test_a_full_context_is_said_and_the_conversation_goes_on(terminal):
     assert t.exit_status() == 0
 
 
-# --- info and demo ---------------------------------------------------------------------------------------------------
+# --- info ------------------------------------------------------------------------------------------------------------
 
 
 def test_info(model):
@@ -407,15 +407,6 @@ def test_info_refuses(model, tmp_path):
     assert "abc" in fails("info", model, "--kv-budget", "abc")
     fails("info", gguf_factory.truncate(model, tmp_path / "cut.gguf"))
     fails("info", model, "-c", "0", status=2)
-
-
-def test_demo():
-    done = run("demo", "--questions", "1", "-t", "2")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"full: ([\d,]+) of \1 entries", done.stdout)
-    assert re.search(r"5%: [\d,]+ of [\d,]+ entries", done.stdout)
-    assert done.stdout.count("✓") == 2, done.stdout  # the toy's first question is answered from both
-    assert "abc" in fails("demo", "--kv-budget", "abc")
 
 
 def test_help():

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from laprox import KVConfig, Llama, models
+from laprox import KVConfig, Llama
 from laprox.cli import log, options
 from laprox.cli.chat import context_size
 from laprox.cli.conversation import Conversation
-from laprox.cli.demo import make_example
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
@@ -23,15 +22,12 @@ from laprox.reading import read_documents
 if TYPE_CHECKING:
     from laprox.viz.remembered import Remembered
 
-DEMO = "demo"
-
 
 def view(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file; demo = the shipped toy.", show_default=False)],
+    model: options.Model,
     document: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[DOCUMENT]", help="Text, Markdown, HTML or PDF; the toy has one of its own.", show_default=False),
-    ] = None,
+        list[Path], typer.Argument(metavar="DOCUMENT", help="Text, Markdown, HTML or PDF.", show_default=False)
+    ],
     question: Annotated[
         str,
         typer.Option("--question", "-q", help="Compress with this in view; without it, before any question.", show_default=False),
@@ -71,17 +67,9 @@ def view(
             check_writable(output)
     if png is not None and png.suffix.lower() != ".png":
         raise ValueError(f"{png}: the picture is a .png file")
-    if str(model) == DEMO and not model.exists():
-        model = models.demo_model()
     log.record(verbose)
     vocabulary = load_vocabulary(model)
-    if document:
-        text, name = read_documents(document), ", ".join(path.name for path in document)
-    elif model == models.demo_model():
-        example = make_example(vocabulary)
-        text, name, question = example.text, "laprox demo's document", question or example.questions[0].text
-    else:
-        raise typer.BadParameter("name a document: laprox view MODEL DOCUMENT")
+    text, name = read_documents(document), ", ".join(path.name for path in document)
     conversation = Conversation(vocabulary, text)
     tokens = conversation.prompt(question) if question else conversation.opening()
     llm = load(

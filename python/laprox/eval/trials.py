@@ -104,7 +104,8 @@ class Trials:
             yield from ((i, setting) for setting in settings for i in range(len(self.prompts)))
 
     def _answer(self, i: int, start: Start) -> Answer:
-        tokens, logprobs = [], []
+        tokens: list[int] = []
+        logprobs: list[npt.NDArray[np.float32]] = []
         for token, row in self.reader.steps(start, self.prompts[i].question.predict):
             if token is not None:
                 tokens.append(token)
