@@ -149,3 +149,25 @@ class Server:
     def metrics(self) -> dict[str, float]:
         lines = [line.rsplit(" ", 1) for line in self.get("/metrics").text.splitlines() if not line.startswith("#")]
         return {name: float(value) for name, value in lines}
+
+
+# --- replies that don't depend on what else is in a batch -------------------------------------------------------------
+
+WITH_RIVALS = {"logprobs": True, "top_logprobs": 2}  # for a request whose reply goes to sure() or chosen()
+
+
+def chosen(reply) -> list[int]:
+    """The tokens of a chat's reply."""
+    return [place["id"] for place in reply["choices"][0]["logprobs"]["content"]]
+
+
+def sure(reply, by=0.1) -> list[int]:
+    """The tokens before the first place where the likeliest one leads by less than `by` nats.
+
+    Such a place is decided by roundings, which depend on what else is evaluated in the same batch.
+    """
+    for i, place in enumerate(reply["choices"][0]["logprobs"]["content"]):
+        first, second = (token["logprob"] for token in place["top_logprobs"])
+        if first - second < by:
+            return chosen(reply)[:i]
+    return chosen(reply)

@@ -88,7 +88,7 @@ def test_facts_are_put_between(text):
     for i, question in enumerate(questions):
         assert abs(question.depth - (i + 0.5) / 5) < 0.15
         fact = question.fact
-        assert fact.sentence in told and changed[int(question.depth * len(changed)) :].startswith(fact.sentence)
+        assert fact.sentence in told and changed[round(question.depth * len(changed)) :].startswith(fact.sentence)
         assert question.text.rstrip("?") not in changed and fact.name in question.text and fact.value not in question.text
         assert changed.count(fact.value) == 1 and question.answered_by(f"It is {fact.value}.")
         # It can be mistaken for the same thing about a namesake, and for another thing about the same person.
@@ -268,23 +268,20 @@ def test_fidelity(model, texts):
 
 
 def test_facts_are_answered_by_a_model_that_reads(real_model):
-    """Plain English, so that a small instruct model answers from the full cache, and from a part of it that has what counts."""
+    """Plain English, so that a small instruct model answers from the full cache; and hardly, where most of it was dropped."""
     path = real_model("qwen2.5-coder-0.5b")
     vocabulary = load_vocabulary(path)
-    material = command.prepare("x", prose(1, 30), vocabulary, 5, 16, 0, 1)
+    material = command.prepare("x", prose(1, 26), vocabulary, 4, 16, 0, 1)
     examiner = Examiner(material, lambda t: vocabulary.detokenize(list(t)).decode(errors="replace"), [], 24, "aware")
-    stock = Reader(context(path))
-    stock.read(material.last(material.n_read))
-    logprobs = reference(stock, material)
-    full = examiner.examine(stock, logprobs)
-    stock.llm.close()
-    assert sum(full["right"]) >= 4, full["answers"]
-
-    compressed = Reader(context(path, KVConfig(min_tokens=0)))
-    compressed.read(material.last(material.n_read))
-    row = examiner.examine(compressed, logprobs, "laprox", "50%")
-    assert sum(row["right"]) >= sum(full["right"]) - 1 and row["entries"] < 0.51 * row["entries_full"], row["answers"]
-    assert 0 < np.mean(row["kl"]) < np.mean(examiner.examine(compressed, logprobs, "streaming", "10%")["kl"])
+    reader = Reader(context(path, KVConfig(min_tokens=0)))
+    reader.read(material.last(material.n_read))
+    logprobs = reference(reader, material)
+    full = examiner.examine(reader, logprobs)
+    half = examiner.examine(reader, logprobs, "laprox", "50%")
+    tenth = examiner.examine(reader, logprobs, "streaming", "10%")
+    assert sum(full["right"]) >= 3, full["answers"]
+    assert sum(half["right"]) > sum(tenth["right"]) < 2, (half["answers"], tenth["answers"])
+    assert 0 == pytest.approx(np.mean(full["kl"]), abs=1e-6) < np.mean(half["kl"]) < np.mean(tenth["kl"])
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_factory import CHATML
 
 torch = pytest.importorskip("torch", reason='training gates needs PyTorch: pip install -e ".[train]"')
 pytest.importorskip("transformers", reason='training gates needs transformers: pip install -e ".[train]"')
@@ -24,9 +24,7 @@ from laprox.gates.data import Example, read_examples  # noqa: E402
 from laprox.gates.losses import capacity_loss, prediction_losses  # noqa: E402
 from laprox.gates.modules import Gated, GateStack, fresh_gates  # noqa: E402
 from laprox.gates.training import Recipe, Trainer  # noqa: E402
-from laprox.models import demo_model  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 
 SIZES = dict(vocab_size=48, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
@@ -275,10 +273,25 @@ def test_models_of_another_build_are_refused():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The demo model as a Hugging Face folder."""
+    """A random Llama as a Hugging Face folder, with a tokenizer of bytes and a chat format."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     path = tmp_path_factory.mktemp("hf")
-    subprocess.run([sys.executable, ROOT / "scripts" / "demo_model" / "to_huggingface.py", demo_model(), path], check=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML, eos_token="<|im_end|>")
+    fast.save_pretrained(path)
+    small(vocab_size=len(alphabet) + 2, max_position_embeddings=4096).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def gguf(toy):
+    """A GGUF of the folder's sizes."""
+    return toy(n_layer=3, n_embd=32, n_head=4, n_head_kv=2, head_dim=16, n_ff=48)
 
 
 @pytest.fixture(scope="module")
@@ -294,28 +307,11 @@ def data(tmp_path_factory):
     return path
 
 
-def test_the_folder_is_the_gguf(folder):
-    """PyTorch and llama.cpp give the same logits. llama.cpp rounds what it multiplies F16 weights with to F16."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from laprox import Llama
-
-    text = "The badge of Mirel is 4821. Snow fell on Kelford all through the night.\n\nWhat is the badge of Mirel?"
-    llm = Llama(str(demo_model()), kv=None, n_ctx=256, n_threads=1, logits_all=True, verbose=False)
-    ids = llm.tokenize(text.encode(), add_bos=False, special=False)
-    assert AutoTokenizer.from_pretrained(folder).encode(text) == ids
-    llm.eval(ids)
-    with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits[0].numpy()
-    got = np.array(llm.scores[: len(ids)])
-    assert np.abs(got - expected).max() < 0.05 * expected.std()
-
-
 def test_what_is_supervised(folder, data):
     from transformers import AutoTokenizer
 
     tok = AutoTokenizer.from_pretrained(folder)
-    chat, pair, text = read_examples([data], tok, 200)
+    chat, pair, text = read_examples([data], tok, 400)
     said = "".join(tok.decode([chat.ids[i]]) for i in chat.supervised)
     assert said.split("<|im_end|>") == ["The badge of Mirel is 4821.", "\nNo more.", "\n"]
     assert tok.decode(chat.ids).count("<|im_start|>assistant\n") == 2
@@ -341,25 +337,25 @@ def command(folder, data, output, *more):
     return [sys.executable, "-m", "laprox", "train-gates", str(folder), "-d", str(data), "-o", str(output), *options, *map(str, more)]
 
 
-def test_train_gates_writes_a_sidecar(folder, data, tmp_path):
-    out = tmp_path / "demo.kv-gates.gguf"
-    done = subprocess.run(command(folder, data, out, "--model", demo_model()), capture_output=True, text=True)
+def test_train_gates_writes_a_sidecar(folder, gguf, data, tmp_path):
+    out = tmp_path / "model.kv-gates.gguf"
+    done = subprocess.run(command(folder, data, out, "--model", gguf), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     gates = sidecar.read(out)
-    assert (gates.kind, gates.hidden, gates.training_budget, gates.model) == ("rg10", 32, 8, "demo.gguf")
+    assert (gates.kind, gates.hidden, gates.training_budget, gates.model) == ("rg10", 32, 8, gguf.name)
     assert len(gates.fingerprint) == 16
-    log = [json.loads(line) for line in (tmp_path / "demo.kv-gates.gguf.log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (tmp_path / "model.kv-gates.gguf.log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert {"loss", "kl", "next_token", "capacity", "retained", "gradient", "lr", "tokens", "seconds"} <= log[0].keys()
-    assert not (tmp_path / "demo.kv-gates.gguf.partial").exists()
+    assert not (tmp_path / "model.kv-gates.gguf.partial").exists()
 
     again = tmp_path / "again.gguf"
-    subprocess.run(command(folder, data, again, "--model", demo_model()), capture_output=True, check=True)
+    subprocess.run(command(folder, data, again, "--model", gguf), capture_output=True, check=True)
     assert again.read_bytes() == out.read_bytes()
 
 
 def test_ctrl_c_and_going_on(folder, data, tmp_path):
-    out, steps = tmp_path / "g.gguf", ("--steps", "400")
+    out, steps = tmp_path / "g.gguf", ("--steps", "4000")
     run = subprocess.Popen(command(folder, data, out, *steps), stderr=subprocess.PIPE, text=True)
     log = tmp_path / "g.gguf.partial" / "log.jsonl"
     end = time.monotonic() + 300
@@ -369,16 +365,16 @@ def test_ctrl_c_and_going_on(folder, data, tmp_path):
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 130 and "goes on with it" in errors, errors
     done = len(log.read_text().splitlines())
-    assert 1 <= done < 400 and not out.exists()
+    assert 1 <= done < 4000 and not out.exists()
 
     other = subprocess.run(command(folder, data, out, "--steps", "5"), capture_output=True, text=True)
-    assert other.returncode == 1 and "its steps is 400, now it is 5" in other.stderr
+    assert other.returncode == 1 and "its steps is 4000, now it is 5" in other.stderr
     run = subprocess.Popen(command(folder, data, out, *steps), stderr=subprocess.PIPE, text=True)
     while len(log.read_text().splitlines()) <= done and run.poll() is None:
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=300)
-    assert f"Going on from step {done} of 400" in errors
+    assert f"Going on from step {done} of 4000" in errors
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()][: done + 1] == list(range(1, done + 2))
 
 
@@ -399,8 +395,6 @@ def test_wrong_settings_are_refused(folder, data, tmp_path, options, reason):
 
 
 def test_a_gguf_of_another_model_is_refused(folder, data, tmp_path, toy):
-    done = subprocess.run(command(folder, data, tmp_path / "g.gguf", "--model", toy()), capture_output=True, text=True)
-    assert done.returncode == 1 and "the gates are for a model of layers 6, and" in done.stderr
+    done = subprocess.run(command(folder, data, tmp_path / "g.gguf", "--model", toy(n_layer=2)), capture_output=True, text=True)
+    assert done.returncode == 1 and "the gates are for a model of layers 3, and" in done.stderr
     assert not list(tmp_path.iterdir())
-
-

@@ -14,7 +14,6 @@ from laprox import KVConfig, Llama, _core
 from laprox.calibration import QUESTIONS, read_contexts
 from laprox.cli import profile as command
 from laprox.cli.loading import load_vocabulary
-from laprox.models import demo_model
 from laprox.profiling import Profiler, Sample, min_keep, observing, pool
 
 CONFIG = KVConfig(policy="laprox:uniform", window=16, sink=4, recent=16)
@@ -307,15 +306,3 @@ def test_questions_are_taken_evenly():
     assert taken(2) == [("a", 1), ("b", 1)]
     assert taken(5) == [("a", 2), ("b", 1), ("c", 2)]
     assert taken(200) == [("a", 3), ("b", 1), ("c", 2)]
-
-
-# --- the demo model's own --------------------------------------------------------------------------------------------
-
-
-def test_the_demo_model_has_its_curve(rng):
-    """`lukv` runs on it with nothing else named."""
-    llm = Llama(str(demo_model()), kv=KVConfig(policy="lukv", budget="10%", min_tokens=0), n_ctx=1024, n_threads=1, verbose=False)
-    llm.eval(rng.integers(300, 1500, 800).tolist())
-    llm.kv.compress()
-    held = [len(llm.kv.positions(layer, head)) for layer, n in llm.kv.layers.items() for head in range(n)]
-    assert sum(held) == 80 * len(held) and len(set(held)) > 1

@@ -41,14 +41,14 @@ def test_into_files(model, document, tmp_path):
     assert Image.open(png).format == "PNG"
 
 
-def test_the_shipped_toy_needs_no_document():
-    done = run("view", "demo", "-t", "1", "--kv-min-tokens", "3000")
+def test_a_short_text_is_kept(model, document):
+    done = run("view", model, document, "-t", "1", "--kv-min-tokens", "3000")
     assert done.returncode == 0, done.stderr
     assert "<|im_start|>" in done.stdout and "Nothing was evicted" in done.stderr
 
 
 def test_what_is_wrong_is_said_before_the_long_work(model, document, tmp_path):
-    assert "name a document" in fails("view", model, status=2)
+    assert "Missing argument 'DOCUMENT'" in fails("view", model, status=2)
     assert fails("view", model, document, "--html", tmp_path / "no" / "x.html").endswith(
         "can't be written: No such file or directory"
     )

@@ -15,7 +15,6 @@ from laprox._core import LaproxError  # noqa: E402
 from laprox.config import KVConfig, allocators, policies, scorers  # noqa: E402
 from laprox.kv import KV, KVStats  # noqa: E402
 from laprox.llama import Llama  # noqa: E402
-from laprox.models import demo_model  # noqa: E402
 from laprox.policy import Head, Policy  # noqa: E402
 
 __version__ = "0.1.0"
@@ -30,7 +29,6 @@ __all__ = [
     "Policy",
     "__version__",
     "allocators",
-    "demo_model",
     "policies",
     "scorers",
 ]
