@@ -77,7 +77,7 @@ def view(
     model_path = model.get()
     log.record(verbose)
     vocabulary = load_vocabulary(model_path)
-    text, name = read_documents(document), ", ".join(path.name for path in document)
+    text, name = read_documents(document, remark), ", ".join(path.name for path in document)
     conversation = Conversation(vocabulary, text)
     tokens = conversation.prompt(question) if question else conversation.opening()
     llm = load(
