@@ -414,7 +414,6 @@ def test_info_refuses(model, tmp_path):
     fails("info", model, "-c", "0", status=2)
 
 
-<<<<<<< HEAD
 # --- help and version ------------------------------------------------------------------------------------------------
 
 COMMANDS = typer.main.get_command(app).commands
@@ -447,9 +446,3 @@ def test_version():
     assert ours == f"laprox {laprox.__version__}"
     assert f"llama-cpp-python {LLAMA_CPP_VERSION}" in llama_cpp
     assert any(line.startswith("CPU: ") for line in backends)
-=======
-def test_help():
-    for command in ((), ("chat",), ("info",), ("demo",)):
-        done = run(*command, "--help")
-        assert done.returncode == 0 and "Usage: laprox" in done.stdout
->>>>>>> toy

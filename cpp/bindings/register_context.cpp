@@ -50,6 +50,12 @@ void register_context(py::module_ & m) {
                                  : laprox_set_scorer(context_at(ctx), call_scorer, scorer.ptr()));
     }, py::arg("ctx"), py::arg("scorer").none(true));
 
+    m.def("tail_begin", [](uintptr_t ctx, llama_seq_id seq_id) {
+        const llama_pos begin = laprox_tail_begin(context_at(ctx), seq_id);
+        require(begin >= 0);
+        return begin;
+    }, py::arg("ctx"), py::arg("seq_id") = 0);
+
     m.def("stats", [](uintptr_t ctx, llama_seq_id seq_id) {
         laprox_stats s;
         require(laprox_get_stats(context_at(ctx), seq_id, &s));

@@ -7,7 +7,14 @@ import importlib.util
 # Extra -> {module: package that has it}. pyproject.toml has the versions.
 PACKAGES = {
     "cli": {"typer": "typer", "rich": "rich"},
-    "documents": {"pypdf": "pypdf", "bs4": "beautifulsoup4"},
+    "documents": {
+        "selectolax": "selectolax",
+        "pypdf": "pypdf",
+        "charset_normalizer": "charset-normalizer",
+        "mammoth": "mammoth",
+        "pptx": "python-pptx",
+        "striprtf": "striprtf",
+    },
     "hub": {"huggingface_hub": "huggingface_hub"},
     "report": {"jinja2": "jinja2", "matplotlib": "matplotlib"},
     "eval": {"rouge": "rouge", "rapidfuzz": "rapidfuzz"},

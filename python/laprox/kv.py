@@ -31,6 +31,7 @@ class KVStats:
         score_seconds: Time spent scoring entries,
         select_seconds: choosing the survivors,
         compact_seconds: and moving them together.
+        tokens_reread: Cached tokens that the last prompt evaluated again, since they were compressed for another prompt.
     """
 
     tokens_seen: int
@@ -43,6 +44,7 @@ class KVStats:
     score_seconds: float
     select_seconds: float
     compact_seconds: float
+    tokens_reread: int = 0
 
 
 class KV:
@@ -64,7 +66,7 @@ class KV:
 
     def stats(self) -> KVStats:
         """The cache in numbers, now."""
-        return KVStats(**_core.stats(self._ctx))
+        return KVStats(**_core.stats(self._ctx), tokens_reread=self._llm._tokens_reread)
 
     def positions(self, layer: int, head: int) -> npt.NDArray[np.int32]:
         """Positions held for a KV head: [n], ascending. Every head of every layer has its own."""
@@ -111,8 +113,11 @@ class KV:
         `Llama.generate` calls this when a prompt is in; after a bare `Llama.eval` it is yours to call. What a
         `laprox.Policy` raises is raised here, and nothing is evicted.
         """
+        before = _core.tail_begin(self._ctx)
         self._scored(_core.compress)
         self._llm._exact_from = self._llm.n_tokens
+        if _core.tail_begin(self._ctx) != before:
+            self._llm._compressed_for = self._llm.n_tokens
 
     def set(self, **changes: Any) -> None:
         """Change settings, named as in KVConfig, from the next compression on. What is evicted stays evicted.
@@ -121,12 +126,13 @@ class KV:
             ValueError: A setting is out of range, or `prefill`, which can't change any more.
             TypeError: No such setting.
         """
+        ctx = self._ctx
         config = replace(self.config, **changes)
         if not config.on:
             raise ValueError("the policy of a live cache can't become off: make a Llama with kv=None")
         if config.prefill != self.config.prefill:
             raise ValueError(f"prefill is {self.config.prefill!r} for the life of this Llama")
-        self._llm._use_scorer_of(config.policy, lambda: _core.set_params(self._ctx, config.params()))
+        self._llm._use_scorer_of(config.policy, lambda: _core.set_params(ctx, config.params()))
         self._llm.kv_config = config
 
     def _scored(self, function: Callable[[int], None]) -> None:
@@ -145,7 +151,4 @@ class KV:
     @property
     def _ctx(self) -> int:
         self._llm._check_not_scoring()
-        address = self._llm._ctx.ctx
-        if address is None:
-            raise _core.LaproxError("this Llama is closed")
-        return address
+        return self._llm._ctx.ctx

@@ -10,13 +10,17 @@ from dataclasses import fields, replace
 from typing import Any
 
 import llama_cpp
+import numpy as np
 from llama_cpp._internals import LlamaModel
 from llama_cpp.llama import LlamaState
+from llama_cpp.llama_grammar import LlamaGrammar
 
-from laprox import _core, hub
-from laprox.config import KVConfig
+from laprox import _core, hub, templates
+from laprox.config import CACHE_TYPES, KVConfig
 from laprox.kv import KV
+from laprox.lifetime import Native, check_usable
 from laprox.policy import Policy, Scorer
+from laprox.reuse import common_prefix, contains
 
 _DEFAULT = KVConfig()
 
@@ -33,6 +37,12 @@ class Llama(llama_cpp.Llama):
     # Until the parent has made its own, so that close() works on an instance whose settings were refused.
     _stack = contextlib.ExitStack()
     _scorer: Scorer | None = None  # of the laprox.Policy in force; the engine borrows it
+    _closed = False
+
+    _ctx: Any = Native()
+    _batch: Any = Native()
+    _loaded_model: Any = Native()
+    tokenizer_: Any = Native()
 
     def __init__(
         self,
@@ -58,18 +68,43 @@ class Llama(llama_cpp.Llama):
             _check_compatible(flash_attn, kwargs)
 
         self.kv_config = kv  # None: stock llama.cpp
-        self._in_prompt = False  # the next eval() completes a prompt
+        self._pid = os.getpid()
+        self._takes_broken_template = kwargs.get("chat_format") is not None or kwargs.get("chat_handler") is not None
+        self._in_prompt: object | None = None  # set while the next eval() completes a prompt
+        self._compressed_for = 0  # length of the prompt that entries were last chosen for; 0: all are held
+        self._tokens_reread = 0  # by the last prompt
         self._exact_from = 0  # nothing from this position on was evicted at the end of a prompt
         self._params_set = False
         try:
             super().__init__(model_path, flash_attn=kv is not None if flash_attn is None else flash_attn, **kwargs)
+            self._fit_arrays()
             if kv is not None:
                 self._use_scorer_of(kv.policy)
         except BaseException as error:
+            reason = self._reason(error, kwargs)
             self.close()
-            if self._params_set and isinstance(error, ValueError) and (reason := _core.last_error()):
+            if reason:
                 raise ValueError(f"{model_path}: {reason}") from error
             raise
+
+    def _fit_arrays(self) -> None:
+        """llama.cpp rounds n_ctx up, and a draft model needs the logits of all tokens: the parent's arrays can be too short."""
+        if len(self.input_ids) < self._n_ctx:
+            self.input_ids = np.zeros(self._n_ctx, dtype=np.intc)
+        if self._logits_all and len(self.scores) < self._n_ctx:
+            self.scores = np.ndarray((self._n_ctx, self._n_vocab), dtype=np.single)  # memory as rows are written
+
+    def _reason(self, error: BaseException, kwargs: dict[str, Any]) -> str:
+        """Why loading failed, where it can be said better than `error` does; or ""."""
+        if not isinstance(error, ValueError):
+            return ""
+        if str(error) == "Failed to create llama_context":
+            for option in ("type_k", "type_v"):
+                if kwargs.get(option) is not None and kwargs[option] not in CACHE_TYPES.values():
+                    return f"{option}={kwargs[option]} can't be the type of a cache; accepted: " + ", ".join(
+                        f"{number} ({name})" for name, number in CACHE_TYPES.items()
+                    )
+        return _core.last_error() if self._params_set else ""
 
     @classmethod
     def from_pretrained(
@@ -119,12 +154,25 @@ class Llama(llama_cpp.Llama):
     def _model(self, model: LlamaModel) -> None:
         # The parent assigns this after loading the model and before making the context: the moment to set the cache.
         self._loaded_model = model
+        self._check_templates(model)
         if self.kv_config is not None:
             try:
                 _core.model_set_params(model.model, self.kv_config.params())
             except _core.LaproxError as error:
                 raise ValueError(f"{self.model_path}: {error} (kv=None loads it uncompressed)") from None
             self._params_set = True
+
+    def _check_templates(self, model: LlamaModel) -> None:
+        """The parent compiles every chat template, used or not. One that is broken is told of, or left out where none is used."""
+        metadata = model.metadata()
+        for name in [name for name in metadata if name.startswith("tokenizer.chat_template")]:
+            try:
+                templates.check(metadata[name])
+            except ValueError as error:
+                if not self._takes_broken_template:
+                    raise ValueError(f"{self.model_path}: {error}; chat_format=\"chatml\", say, does without it") from None
+                del metadata[name]
+        model.metadata = lambda: dict(metadata)  # type: ignore[method-assign]
 
     def _use_scorer_of(self, policy: object, then: Callable[[], None] = lambda: None) -> None:
         """Have the engine ask this policy, if it is one of Python, and then do something; if that fails, the one before."""
@@ -146,17 +194,23 @@ class Llama(llama_cpp.Llama):
             raise _core.LaproxError("a Llama can't be used inside score() of its policy: read `head` instead")
 
     def close(self) -> None:
-        """Free the model and the cache."""
+        """Free the model and the cache. What else is called afterwards raises LaproxError."""
+        if self._closed or getattr(self, "_pid", 0) not in (0, os.getpid()):  # a forked process has nothing to free
+            return
         self._check_not_scoring()
         if self._scorer is not None and self._ctx.ctx is not None:
             _core.set_scorer(self._ctx.ctx, None)
         self._scorer = None
+        self._closed = True
         super().close()
 
     def reset(self) -> None:
         """Forget everything evaluated."""
+        if self._closed:
+            return
         self._check_not_scoring()
         super().reset()
+        self._exact_from = self._compressed_for = 0
         if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
 
@@ -164,27 +218,44 @@ class Llama(llama_cpp.Llama):
         """Evaluate tokens after those already evaluated.
 
         Raises:
+            LaproxError: This Llama is closed.
             ValueError: They do not fit into the context.
             RuntimeError: They found no room in the cache; caused by what a `laprox.Policy` raised, if it did.
         """
-        if self.kv_config is None:
-            return super().eval(tokens)
-        self._check_not_scoring()
-        completes_prompt, self._in_prompt = self._in_prompt, False
-
+        check_usable(self)
+        completes_prompt, self._in_prompt = self._in_prompt is not None, None
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise ValueError(
                 f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}"
             )
-        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
-            # Someone took n_tokens back into the compressed part, of which nothing can be cut off: start over.
+        if self.kv_config is None:
+            return super().eval(tokens)
+        self._check_not_scoring()
+
+        if not self._goes_on(tokens) or not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+            # n_tokens was taken back into what the cache was compressed for, or of what nothing can be cut off: start over.
+            self._tokens_reread += self.n_tokens
             tokens = [*self._input_ids.tolist(), *tokens]
             self.reset()
         self._exact_from = min(self._exact_from, self.n_tokens)
 
-        self._eval_scored(tokens)
-        if completes_prompt and self.n_tokens - self._exact_from > self.kv_config.min_tokens:
-            self.kv.compress()
+        before, n_before = _core.tail_begin(self._ctx.ctx), self.n_tokens
+        try:
+            self._eval_scored(tokens)
+            if completes_prompt and self.n_tokens - self._exact_from > self.kv_config.min_tokens:
+                self.kv.compress()
+        finally:
+            if _core.tail_begin(self._ctx.ctx) != before:
+                self._compressed_for = self.n_tokens if completes_prompt else n_before
+
+    def _goes_on(self, tokens: Sequence[int]) -> bool:
+        """Whether what is cached, with `tokens` after it, contains the whole prompt that the cache was compressed for."""
+        if self.n_tokens >= self._compressed_for:
+            return True
+        return contains(tokens, self.input_ids[self.n_tokens : self._compressed_for], self._as_text)
+
+    def _as_text(self, tokens: list[int]) -> bytes:
+        return self.detokenize(tokens, special=True)
 
     def _eval_scored(self, tokens: Sequence[int]) -> None:
         """The parent's eval(). A batch that finds no room is compressed by a policy, which can't raise through llama.cpp."""
@@ -208,26 +279,81 @@ class Llama(llama_cpp.Llama):
             )
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """`llama_cpp.Llama.generate`, which compresses the cache when the prompt is in."""
-        self._in_prompt = True  # the parent evaluates what is left of the prompt in one eval(), then token by token
-        yield from super().generate(tokens, *args, **kwargs)
+        """`llama_cpp.Llama.generate`, which compresses the cache when the prompt is in.
+
+        A compressed cache is reused for a prompt that contains the whole one it was compressed for. Any other is read again
+        from its start, and `llm.kv.stats().tokens_reread` says so.
+
+        Raises:
+            LaproxError: This Llama is closed.
+            ValueError: The prompt is empty, or a grammar can't be parsed.
+        """
+        check_usable(self)
+        tokens = list(tokens)
+        reset = kwargs.get("reset", args[6] if len(args) > 6 else True)
+        if not tokens and (reset or self.n_tokens == 0):
+            raise ValueError("the prompt is empty; accepted: at least one token")
+        self._tokens_reread = 0
+        if reset and self._compressed_for:
+            if not contains(tokens, self.input_ids[: self._compressed_for], self._as_text):
+                self._tokens_reread = common_prefix(self._input_ids, tokens)
+                self.reset()
+        this_prompt = self._in_prompt = object()  # the parent evaluates what is left of it in one eval(), then token by token
+        try:
+            yield from super().generate(tokens, *args, **kwargs)
+        finally:
+            if self._in_prompt is this_prompt:  # it failed before that
+                self._in_prompt = None
+
+    def _init_sampler(self, *args: Any, grammar: LlamaGrammar | None = None, **kwargs: Any) -> Any:
+        if grammar is not None:  # the parent would add to its samplers what isn't one, and llama.cpp follow the null pointer
+            vocab, rules, root = self._model.vocab, grammar._grammar.encode(), grammar._root.encode()
+            parsed = llama_cpp.llama_sampler_init_grammar(vocab, rules, root)
+            if not parsed:
+                raise ValueError(f"the grammar can't be parsed; accepted: GBNF with a rule {grammar._root!r}")
+            llama_cpp.llama_sampler_free(parsed)
+        return super()._init_sampler(*args, grammar=grammar, **kwargs)
+
+    def save_state(self) -> LlamaState:
+        """What is cached, compressed as it is."""
+        state = super().save_state()
+        state.compressed_for = self._compressed_for  # type: ignore[attr-defined]
+        return state
 
     def load_state(self, state: LlamaState) -> None:
         """Continue from a saved state, compressed as it was.
 
         Raises:
-            LaproxError: The state is not of this model and these cache types; nothing is kept of it.
+            LaproxError: The state is not of this model and these cache types, or longer than the context; nothing is kept of it.
         """
-        if self.kv_config is None:
-            return super().load_state(state)
+        check_usable(self)
         self._check_not_scoring()
+        if state.n_tokens > self._n_ctx:
+            raise _core.LaproxError(f"the saved state has {state.n_tokens} tokens, the context has room for {self._n_ctx}")
         try:
-            super().load_state(state)
+            super().load_state(self._fitted(state))
         except RuntimeError as error:
             self.reset()
+            if self.kv_config is None:
+                raise
             raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
-        stats = self.kv.stats()
-        self._exact_from = self.n_tokens if stats.entries_held < stats.entries_full else 0
+        self._exact_from = self._compressed_for = 0
+        if self.kv_config is not None:
+            stats = self.kv.stats()
+            if stats.entries_held < stats.entries_full:
+                self._exact_from = self.n_tokens
+                self._compressed_for = getattr(state, "compressed_for", self.n_tokens)
+
+    def _fitted(self, state: LlamaState) -> LlamaState:
+        """The same, in arrays of this context's sizes: the parent's belong to one with the same n_ctx and n_batch."""
+        n = state.n_tokens
+        input_ids = np.zeros_like(self.input_ids)
+        input_ids[:n] = state.input_ids[:n]
+        scores = np.zeros((min(n, len(self.scores)), self._n_vocab), dtype=np.single)
+        rows = min(len(scores), len(state.scores))
+        if state.scores.shape[1:] == scores.shape[1:]:  # of another vocabulary, the engine refuses it
+            scores[:rows] = state.scores[:rows]
+        return LlamaState(input_ids, scores, n, state.llama_state, state.llama_state_size, state.seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "kv": self.kv_config}

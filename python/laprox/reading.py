@@ -1,34 +1,31 @@
-"""Documents as text: plain text, Markdown, HTML and PDF; objects in JSON."""
+"""Documents as text, and objects in JSON, from files."""
 
 from __future__ import annotations
 
-import codecs
 import json
-import logging
-import re
-from collections.abc import Iterator, Sequence
-from io import BytesIO
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from laprox import extras
+from laprox.decoding import printable, whole
+from laprox.formats import text_of
 
 
-def read_documents(paths: Sequence[Path]) -> str:
-    """The text of several files, each under its name.
+def read_documents(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) -> str:
+    """The text of several files, each under its name. `note` is told what a reader should know: "FILE: read as Shift-JIS".
 
     Raises:
         ValueError: A file is missing, unreadable or without text; the message starts with its path.
         MissingExtra: It takes a package that is not installed.
     """
-    texts = [read_document(path) for path in paths]
+    texts = [read_document(path, note) for path in paths]
     if len(texts) == 1:
         return texts[0]
-    return "\n\n".join(f"# {path.name}\n\n{text}" for path, text in zip(paths, texts))
+    return "\n\n".join(f"# {printable(path.name)}\n\n{text}" for path, text in zip(paths, texts))
 
 
-def read_document(path: Path) -> str:
-    """The text of one file, by its suffix: .pdf, .html or .htm, and anything else as text.
+def read_document(path: Path, note: Callable[[str], None] = lambda _: None) -> str:
+    """The text of one file, by what is in it: see laprox.formats. `note` as for read_documents().
 
     Raises:
         ValueError: It is missing, unreadable or without text; the message starts with its path.
@@ -38,13 +35,17 @@ def read_document(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    reader = _READERS.get(path.suffix.lower(), _text)
+    if not data:
+        raise ValueError(f"{path}: the file is empty")
     try:
-        text = reader(data).strip()
+        text, remark = text_of(data, path.suffix.lower())
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {printable(str(error))}") from None
+    text = text.strip()
     if not text:
-        raise ValueError(f"{path}: {'there is no text in it' if data else 'the file is empty'}")
+        raise ValueError(f"{path}: there is no text in it")
+    if remark:
+        note(f"{path}: {remark}")
     return text
 
 
@@ -55,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: It can't be read or is no object; the message starts with its path.
     """
     try:
-        data = json.loads(path.read_text("utf-8-sig"))
+        data = _loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -84,7 +85,7 @@ def read_jsonl(path: Path, expected: str = "") -> Iterator[tuple[str, dict[str, 
             continue
         source = f"{path} line {number}"
         try:
-            data = json.loads(line)
+            data = _loads(line)
         except ValueError as error:
             raise ValueError(f"{source}: not JSON ({error})") from None
         if not isinstance(data, dict):
@@ -92,41 +93,9 @@ def read_jsonl(path: Path, expected: str = "") -> Iterator[tuple[str, dict[str, 
         yield source, data
 
 
-def _text(data: bytes) -> str:
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not {encoding[:6].rstrip('-').upper()} text (byte {error.start})") from None
-    if "\0" in text:
-        raise ValueError("not text, but binary data")
-    return text
-
-
-def _html(data: bytes) -> str:
-    extras.need("documents", "reading HTML")
-    from bs4 import BeautifulSoup
-
-    soup = BeautifulSoup(data, "html.parser")
-    for hidden in soup(["script", "style", "noscript", "template"]):
-        hidden.decompose()
-    return re.sub(r"\s*\n\s*", "\n", soup.get_text("\n"))
-
-
-def _pdf(data: bytes) -> str:
-    extras.need("documents", "reading a PDF")
-    import pypdf
-
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of every oddity that it gets over
-    try:
-        pdf = pypdf.PdfReader(BytesIO(data))
-        if pdf.is_encrypted and not pdf.decrypt(""):
-            raise ValueError("the PDF asks for a password")
-        return "\n\n".join(page.extract_text() for page in pdf.pages)
-    except ValueError:
-        raise
-    except Exception as error:  # a broken PDF can make pypdf raise anything
-        raise ValueError(f"not a PDF that can be read ({error})") from None
-
-
-_READERS = {".pdf": _pdf, ".html": _html, ".htm": _html}
+def _loads(text: str) -> Any:
+    """JSON, with what stands for half a character ("\\ud83d" alone) replaced: no tokenizer takes it."""
+    data = json.loads(text)
+    if "\\ud" not in text.lower():
+        return data
+    return json.loads(whole(json.dumps(data, ensure_ascii=False)))

@@ -86,7 +86,7 @@ def chat(
     if before_question and not kv.on:
         raise typer.BadParameter("--compress-before-question needs a --kv-policy")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
-    text = read_documents(document) if document else ""
+    text = read_documents(document, remark) if document else ""
 
     model_path = model.get()
     log.record(verbose)

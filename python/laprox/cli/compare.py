@@ -117,7 +117,7 @@ def compare(
     results = output.with_suffix(".jsonl")
     for path in (output, results):
         check_writable(path)
-    texts = [read_document(path) for path in documents]
+    texts = [read_document(path, remark) for path in documents]
 
     model_path = model.get()
     log.record(verbose)

@@ -186,7 +186,7 @@ def evaluate(
     if html:
         extras.need("report", "laprox eval --html")
         check_writable(html)
-    sentences = tasks.sentences(read_documents(filler)) if filler else []
+    sentences = tasks.sentences(read_documents(filler, remark)) if filler else []
     given = tasks.read_paragraphs(paragraphs) if paragraphs else []
 
     model_path = model.get()

@@ -68,7 +68,7 @@ class Session:
         """Answer a question and pass the text on as it comes. An interrupt (ctrl-C) ends the answer, which counts."""
         sampling = self._sampling
         chunks: Iterator[Any] = self.llm.create_completion(  # type: ignore[assignment]
-            self.conversation.prompt(question),
+            self.conversation.ask(question),
             max_tokens=sampling.n_predict,
             temperature=sampling.temperature,
             top_k=sampling.top_k,

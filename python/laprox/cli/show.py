@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from laprox import KVStats
 from laprox.cli.session import Session
+from laprox.decoding import printable
 
 # Answers go to stdout and everything else here, so that a pipe gets answers only.
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -43,6 +42,6 @@ def status(stats: KVStats | None, tokens_seen: int, tokens_per_s: float) -> str:
     return " · ".join(parts)
 
 
-def printable(text: str) -> str:
-    """Without control characters: neither a model nor a document may send escape sequences to the terminal."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+def remark(text: str) -> None:
+    """What a user should know before reading on, on stderr."""
+    notes.print(printable(text), style="yellow", markup=False)

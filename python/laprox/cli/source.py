@@ -85,29 +85,15 @@ def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable
             values["model"] = _source(model, repo, file, others)
             if rest is not None:
                 if rest_is_needed and not following:
-<<<<<<< HEAD
                     raise typer.BadParameter("name a document, after the model")
-=======
-                    raise typer.BadParameter("missing argument 'DOCUMENT...'")
->>>>>>> fresh
                 values[rest] = following or None
             command(**values)
 
-<<<<<<< HEAD
-        functools.update_wrapper(run, command)
-        del run.__wrapped__  # whose signature would be taken for ours
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [_as_option(parameter, rest) for parameter in parameters.values()]
-            + [_keyword(REPO, HfRepo), _keyword(FILE, HfFile)]
-        )
-        run.__annotations__ = {name: p.annotation for name, p in run.__signature__.parameters.items()}  # type: ignore[attr-defined]
-=======
         accepted = [_as_option(parameter, rest) for parameter in parameters.values()]
         accepted += [_keyword(REPO, HfRepo), _keyword(FILE, HfFile)]
         run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
         run.__signature__ = inspect.Signature(accepted)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in accepted}
->>>>>>> models
         return run
 
     return decorate

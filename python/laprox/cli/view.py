@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-<<<<<<< HEAD
 from laprox import KVConfig, Llama, extras
-=======
-from laprox import KVConfig, Llama
->>>>>>> toy
 from laprox.cli import log, options
 from laprox.cli.chat import context_size
 from laprox.cli.conversation import Conversation
@@ -32,13 +28,8 @@ if TYPE_CHECKING:
 def view(
     model: options.Model,
     document: Annotated[
-<<<<<<< HEAD
-        list[Path] | None, typer.Argument(metavar="DOCUMENT", help="A text, Markdown, HTML or PDF file.", show_default=False)
-    ] = None,
-=======
         list[Path], typer.Argument(metavar="DOCUMENT", help="Text, Markdown, HTML or PDF.", show_default=False)
     ],
->>>>>>> toy
     question: Annotated[
         str,
         typer.Option(
@@ -81,16 +72,10 @@ def view(
             check_writable(output)
     if png is not None and png.suffix.lower() != ".png":
         raise ValueError(f"{png}: the picture is a .png file")
-<<<<<<< HEAD
     model_path = model.get()
     log.record(verbose)
     vocabulary = load_vocabulary(model_path)
     text, name = read_documents(document, remark), ", ".join(path.name for path in document)
-=======
-    log.record(verbose)
-    vocabulary = load_vocabulary(model)
-    text, name = read_documents(document), ", ".join(path.name for path in document)
->>>>>>> toy
     conversation = Conversation(vocabulary, text)
     tokens = conversation.prompt(question) if question else conversation.opening()
     llm = load(

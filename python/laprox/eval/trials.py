@@ -87,30 +87,6 @@ class Trials:
         """Questions and settings in the order in which the reader has least to do. Follow-ups begin with the second."""
         first = int(regime == "follow-up")
         if regime == "aware":  # it keeps the cache with a question,
-<<<<<<< HEAD
             yield from ((i, s) for i in range(len(self.prompts)) for s in settings if s.policy != SHORTER)
             settings = [s for s in settings if s.policy == SHORTER]
         yield from ((i, s) for s in settings for i in range(first, len(self.prompts)))  # or compressed
-=======
-            yield from ((i, setting) for i in range(len(self.prompts)) for setting in settings)
-        else:  # or compressed
-            yield from ((i, setting) for setting in settings for i in range(len(self.prompts)))
-
-    def _answer(self, i: int, start: Start) -> Answer:
-        tokens: list[int] = []
-        logprobs: list[npt.NDArray[np.float32]] = []
-        for token, row in self.reader.steps(start, self.prompts[i].question.predict):
-            if token is not None:
-                tokens.append(token)
-            if len(logprobs) < ALONG:
-                logprobs.append(row.astype(np.float32))
-        return Answer(tokens, np.array(logprobs))
-
-    def _row(self, i: int, start: Start, answer: Answer) -> dict[str, Any]:
-        question, cost = self.prompts[i].question, start.cost
-        assert cost is not None
-        text = self.detokenize(answer.tokens)
-        counts = text.lstrip("\n").partition("\n")[0] if question.first_line else text
-        value = score(question.metric, counts, question.references, question.classes)
-        return {"task": question.task, "answer": text, "score": value, "bytes": cost.kv_bytes, "entries": cost.entries_held}
->>>>>>> toy
