@@ -188,12 +188,11 @@ def test_a_prompt_that_leaves_the_compressed_part_is_read_again(fresh):
     fresh.post("/slots/0?action=erase")
 
     fresh.complete(prompt)
-    before = fresh.log.count("it is evaluated again")
+    before = fresh.log.count("700 cached tokens are evaluated again")
     reply = fresh.complete(other, n=16)
     assert reply["timings"]["cache_n"] == 0 and reply["kv"]["tokens_reread"] == 700
     assert reply["content"] == alone
-    assert fresh.log.count("it is evaluated again") == before + 1
-    assert "at token 700, inside the compressed part" in fresh.log
+    assert fresh.log.count("700 cached tokens are evaluated again") == before + 1
 
 
 def test_what_is_left_is_kept_in_the_ram_cache(fresh):
@@ -227,10 +226,7 @@ def test_sliding_windows_and_recurrent_layers(toy, arch):
         for cut, answer in alone.items():
             server.complete(prompt, n=8, cache_prompt=False)
             reply = server.complete(prompt[:cut] + tokens(60, seed=cut), n=8)
-            if reply["timings"]["cache_n"] == 0:
-                assert reply["content"] == answer
-            else:  # only from what no head has lost
-                assert cut >= 900 - 32
+            assert reply["timings"]["cache_n"] == 0 and reply["content"] == answer
         follow_up = server.complete(prompt, n=4, return_tokens=True)
         assert server.complete(prompt + follow_up["tokens"] + tokens(9, seed=9), n=4)["timings"]["prompt_n"] < 128
         assert server.alive
@@ -382,9 +378,10 @@ def test_drafts_change_nothing(model, toy):
     draft = toy(chat_template=CHATML, n_ctx_train=4096, n_layer=1)
     with Server(model, *KV, "-c", "2048") as server:
         alone = server.complete(tokens(900), n=40)["content"]
-    for options in (("-md", draft, "--spec-draft-n-max", "4"), ("--spec-type", "ngram-simple")):
+    for options in (("--spec-type", "draft-simple", "-md", draft, "--spec-draft-n-max", "4"), ("--spec-type", "ngram-simple")):
         with Server(model, *KV, "-c", "2048", *options) as server:
-            assert server.complete(tokens(900), n=40)["content"] == alone
+            reply = server.complete(tokens(900), n=40)
+            assert reply["content"] == alone and ("-md" not in options or reply["timings"]["draft_n"] > 0)
             assert server.complete(tokens(900)[:500], n=4).status == 200
 
 
