@@ -241,6 +241,13 @@ llama_pos laprox_tail_begin(llama_context * ctx, llama_seq_id seq_id) {
     });
 }
 
+llama_pos laprox_compressed_for(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded<llama_pos>(-1, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        return kv.get_stream(kv.stream_index(seq_id)).compressed_for;
+    });
+}
+
 bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
     return guarded(false, [&] {
         cache & kv = cache_of(ctx, seq_id);

@@ -126,6 +126,7 @@ void cache::forget(uint32_t strm) {
     const bool compressed = st.n_absorbed > 0 || st.n_compressions > 0;
     st.tail_begin = 0;
     st.n_absorbed = 0;
+    st.compressed_for = 0;
     st.n_observed = 0;
     st.n_summed   = 0;
     st.n_wanted   = 0;
@@ -225,6 +226,7 @@ bool cache::copy_stream(uint32_t src, uint32_t dst, bool whole) {
     to.kept       = from.kept;
     to.tail_begin = from.tail_begin;
     to.n_absorbed = from.n_absorbed;
+    to.compressed_for = from.compressed_for;
     to.window_pos = from.window_pos;
     to.n_observed = from.n_observed;
     to.n_summed   = from.n_summed;

@@ -44,6 +44,7 @@ struct stream {
     std::vector<std::vector<std::vector<llama_pos>>> kept;
     llama_pos tail_begin  = 0; // first position that was never part of a compression
     int64_t   n_absorbed  = 0; // tokens that left the tail
+    llama_pos compressed_for = 0; // positions there were when entries were last chosen; 0: all are held
 
     // The observation window: a ring of queries per layer; slot i holds the query of position window_pos[i], -1: none.
     std::vector<llama_pos> window_pos;

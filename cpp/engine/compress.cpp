@@ -93,6 +93,7 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
     relayout(lctx, strm, keep, n_tail);
     const int64_t t3 = ggml_time_us();
 
+    st.compressed_for = next_position(strm);
     st.n_compressions++;
     st.t_score_us   += t1 - t0;
     st.t_select_us  += t2 - t1;

@@ -13,7 +13,7 @@
 namespace laprox {
 
 static const uint32_t state_magic   = 0x5358504c; // "LPXS"
-static const uint32_t state_version = 2;
+static const uint32_t state_version = 3;
 
 // Everything goes through the host and a checksum: a bit flipped in a file must not become a changed memory.
 class checksum {
@@ -173,6 +173,7 @@ void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
 
         out.put(st.tail_begin);
         out.put(st.n_absorbed);
+        out.put(st.compressed_for);
         out.put((uint32_t) tail.size());
         for (uint32_t cell : tail) {
             out.put(cells[strm].pos_get(cell));
@@ -259,8 +260,9 @@ void cache::read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id) {
 
     const auto tail_begin = in.get<llama_pos>();
     const auto n_absorbed = in.get<int64_t>();
+    const auto compressed_for = in.get<llama_pos>();
     const auto n_cells    = in.get<uint32_t>();
-    if (tail_begin < 0 || n_absorbed < 0 || (n_absorbed > 0) != (tail_begin > 0)) {
+    if (tail_begin < 0 || n_absorbed < 0 || (n_absorbed > 0) != (tail_begin > 0) || compressed_for < tail_begin) {
         damaged("its token counts disagree");
     }
     if (n_cells > kv_size) {
@@ -339,6 +341,7 @@ void cache::read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id) {
     st.kept       = std::move(kept);
     st.tail_begin = tail_begin;
     st.n_absorbed = n_absorbed;
+    st.compressed_for = compressed_for;
     st.n_compressions = n_absorbed > 0;
     st.generation++;
 

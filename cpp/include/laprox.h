@@ -140,6 +140,11 @@ LLAMA_API bool laprox_set_scorer(struct llama_context * ctx, laprox_scorer_callb
 // go as a whole.
 LLAMA_API llama_pos laprox_tail_begin(struct llama_context * ctx, llama_seq_id seq_id);
 
+// How many positions the sequence had when entries were last chosen: 0 if all are held, -1 if refused. They were chosen
+// for these tokens, whose last ones may be a question, so only a prompt that begins with all of them can go on from what is
+// held; any other has to be evaluated from its start. Saved states carry it.
+LLAMA_API llama_pos laprox_compressed_for(struct llama_context * ctx, llama_seq_id seq_id);
+
 //
 // looking inside
 //

@@ -53,7 +53,7 @@ std::string server_kv_metrics::to_prometheus() const {
 
     value("counter", "compressions_total",         "Compressions of a slot's KV cache", n_compressions);
     value("counter", "compressions_refused_total", "Compressions that failed and left the cache as it was", n_refused);
-    value("counter", "tokens_reread_total",        "Cached prompt tokens evaluated again, because the prompt differed in the compressed part", n_reread);
+    value("counter", "tokens_reread_total",        "Cached prompt tokens evaluated again, because they were compressed for another prompt", n_reread);
     value("counter", "score_seconds_total",        "Time spent scoring entries", score_seconds);
     value("counter", "select_seconds_total",       "Time spent selecting the entries that stay", select_seconds);
     value("counter", "compact_seconds_total",      "Time spent moving them together", compact_seconds);

@@ -26,7 +26,7 @@ struct server_kv_metrics {
     // since the server started
     uint64_t n_compressions = 0;
     uint64_t n_refused      = 0; // compressions that failed; the cache stayed as it was
-    uint64_t n_reread       = 0; // cached prompt tokens evaluated again: the prompt differed in the compressed part
+    uint64_t n_reread       = 0; // cached prompt tokens evaluated again: they were compressed for another prompt
     double   score_seconds   = 0;
     double   select_seconds  = 0;
     double   compact_seconds = 0;

@@ -215,7 +215,7 @@ static std::string reason_to_refuse(const common_params & params) {
         return "--mmproj: an image has several tokens at one position, which compressing isn't tested with (--no-mmproj serves text)";
     }
     if (std::find(types.begin(), types.end(), COMMON_SPECULATIVE_TYPE_DRAFT_MTP) != types.end()) {
-        return "--spec-type draft-mtp: a second context would share the model and its policy (a draft model of its own works: -md FNAME)";
+        return "--spec-type draft-mtp: a second context would share the model and its policy (a draft model of its own works: --spec-type draft-simple -md FNAME)";
     }
     return "";
 }

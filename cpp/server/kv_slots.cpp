@@ -75,9 +75,33 @@ json server_kv_props() {
     return props;
 }
 
+std::string server_kv_filename(const std::string & body) {
+    const json request = json::parse(body, nullptr, /*allow_exceptions =*/ false);
+    const std::string accepted = "; accepted: {\"filename\": \"document.bin\"}, a name without a folder";
+    if (!request.is_object()) {
+        throw std::invalid_argument("the body must be a JSON object" + accepted);
+    }
+    if (!request.contains("filename")) {
+        throw std::invalid_argument("\"filename\" is missing" + accepted);
+    }
+    if (!request.at("filename").is_string()) {
+        throw std::invalid_argument("\"filename\" is " + request.at("filename").dump() + accepted);
+    }
+    return request.at("filename").get<std::string>();
+}
+
 //
 // slots
 //
+
+llama_pos server_kv_compressed_for(llama_context * ctx, int id_slot) {
+    return common_kv().on() ? laprox_compressed_for(ctx, id_slot) : 0;
+}
+
+size_t server_kv_common(const server_prompt & cached, const server_tokens & tokens) {
+    const size_t n_common = cached.tokens.get_common_prefix(tokens);
+    return cached.tokens.pos_next(n_common) >= cached.compressed_for ? n_common : 0;
+}
 
 void server_kv::init(llama_context * ctx_new, size_t n_slots) {
     const common_params_kv & params = common_kv();
@@ -116,35 +140,50 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
         return std::string("Field 'kv': ") + laprox_last_error();
     }
     slot & s = slots[id_slot];
-    s.policy      = merged.policy_name();
-    s.budget      = merged.budget_text();
-    s.compress_ms = 0;
-    s.n_reread    = 0;
+    s.policy         = merged.policy_name();
+    s.budget         = merged.budget_text();
+    s.compress_ms    = 0;
+    s.n_reread       = 0;
+    s.n_compressions = 0;
     s.refused.clear();
     return "";
 }
 
 bool server_kv::can_reuse(int id_slot, const server_tokens & cached, const server_tokens & prompt) const {
-    if (!on()) {
-        return true;
-    }
-    const size_t n_common = std::min(cached.get_common_prefix(prompt), prompt.size() - 1); // one token has to be evaluated
-    return cached.pos_next(n_common) >= cut_from(id_slot);
+    return !on() || cached.pos_next(cached.get_common_prefix(prompt)) >= laprox_compressed_for(ctx, id_slot);
 }
 
-int server_kv::reuse(int id_slot, const server_task & task, const server_tokens & cached, int n_past) {
-    const llama_pos first = on() ? cut_from(id_slot) : 0;
-    if (first <= 0 || (n_past > 0 && cached.pos_next(n_past) >= first)) {
+int server_kv::reuse(int id_slot, const server_task & task, const server_tokens & cached, int n_past, const server_prompt_cache * ram) {
+    if (!on()) {
         return n_past;
     }
-    const int32_t n_common = task.params.cache_prompt ? cached.get_common_prefix(task.tokens) : 0;
-    if (n_common > 0) {
-        SRV_INF("slot %d, task %d: the prompt leaves what is cached at token %d, inside the compressed part (%d tokens): it is evaluated again\n",
-                id_slot, task.id, n_common, first);
-        slots[id_slot].n_reread = n_common;
-        metrics.n_reread += n_common;
+    // llama.cpp may have gone back further, to a checkpoint of layers that can't be cut
+    if (!can_reuse(id_slot, cached, task.tokens) || cached.pos_next(n_past) < cut_from(id_slot)) {
+        n_past = 0;
     }
-    return 0;
+    slot & s = slots[id_slot];
+    s.n_compressions = n_past > 0 ? get_stats(id_slot).compressions : 0;
+
+    size_t n_cached = 0;
+    if (task.params.cache_prompt) {
+        if (n_past == 0 && laprox_compressed_for(ctx, id_slot) > 0) {
+            n_cached = cached.get_common_prefix(task.tokens);
+        }
+        if (ram) {
+            for (const server_prompt_cache_state & state : ram->states) {
+                if (server_kv_common(state.prompt, task.tokens) == 0) {
+                    n_cached = std::max(n_cached, state.prompt.tokens.get_common_prefix(task.tokens));
+                }
+            }
+        }
+    }
+    s.n_reread = std::max(0, (int) n_cached - n_past);
+    if (s.n_reread > 0) {
+        SRV_INF("slot %d, task %d: %d cached tokens are evaluated again: what was kept of them was chosen for a prompt that this one doesn't begin with\n",
+                id_slot, task.id, s.n_reread);
+        metrics.n_reread += s.n_reread;
+    }
+    return n_past;
 }
 
 void server_kv::before_decode() {
@@ -168,17 +207,17 @@ void server_kv::compress(int id_slot, server_queue & queue) {
     if (!on()) {
         return;
     }
-    // What came since the last compression stays exact until it is more than min_tokens.
+    // What came since the last compression stays exact until it is more than min_tokens; but where entries were chosen
+    // while this prompt came in, its last tokens, the question, have their say, too.
+    slot & s = slots[id_slot];
+    const laprox_stats before = get_stats(id_slot);
     laprox_params settings;
     laprox_seq_get_params(ctx, id_slot, &settings);
-    const llama_pos tail  = cut_from(id_slot);
-    const llama_pos exact = tail > 0 ? tail + settings.recent : 0;
-    if (llama_memory_seq_pos_max(llama_get_memory(ctx), id_slot) + 1 - exact <= settings.min_tokens) {
+    const llama_pos n_exact = llama_memory_seq_pos_max(llama_get_memory(ctx), id_slot) + 1 - laprox_compressed_for(ctx, id_slot);
+    if (before.compressions <= s.n_compressions && n_exact <= settings.min_tokens) {
         return;
     }
 
-    slot & s = slots[id_slot];
-    const laprox_stats before = get_stats(id_slot);
     const int64_t      t0     = ggml_time_us();
 
     queue.yield_to_queue([&]() {

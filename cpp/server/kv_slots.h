@@ -19,6 +19,16 @@ common_kv_request server_kv_parse_request(const json & request);
 // The "kv" object of /props.
 json server_kv_props();
 
+// The "filename" of a request to save or restore a slot. Throws std::invalid_argument.
+std::string server_kv_filename(const std::string & body);
+
+// How many positions a slot had when its KV cache was last compressed; 0: it holds everything.
+llama_pos server_kv_compressed_for(llama_context * ctx, int id_slot);
+
+// How many cached tokens serve another prompt: those that both begin with, but none if the KV cache was compressed for
+// tokens that the other one doesn't have. What was kept was chosen with those in view.
+size_t server_kv_common(const server_prompt & cached, const server_tokens & tokens);
+
 class server_kv {
 public:
     explicit server_kv(server_kv_metrics & metrics) : metrics(metrics) {}
@@ -34,9 +44,8 @@ public:
     // Whether what the slot holds of this prompt can be used without reading it again.
     bool can_reuse(int id_slot, const server_tokens & cached, const server_tokens & prompt) const;
 
-    // How many of n_past cached tokens can be used for the prompt: all or, where the cut would lie in the compressed
-    // part, none.
-    int reuse(int id_slot, const server_task & task, const server_tokens & cached, int n_past);
+    // How many of n_past cached tokens can be used for the prompt: all or none. `ram` may be null.
+    int reuse(int id_slot, const server_task & task, const server_tokens & cached, int n_past, const server_prompt_cache * ram);
 
     // Around llama_decode, which may compress by itself.
     void before_decode();
@@ -66,8 +75,9 @@ private:
         laprox_stats stats {};
 
         // of the request
-        double      compress_ms = 0;
-        int32_t     n_reread    = 0;
+        double      compress_ms    = 0;
+        int32_t     n_reread       = 0;
+        int64_t     n_compressions = 0; // there had been before its prompt came in
         std::string refused; // why its prompt wasn't compressed
     };
 
