@@ -2,11 +2,9 @@
 
 #include "laprox.h"
 #include "engine/cache.h"
+#include "engine/hooks.h"
 
 #include "llama-context.h"
-#include "llama-kv-cache-iswa.h"
-#include "llama-memory-hybrid.h"
-#include "llama-memory-hybrid-iswa.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -31,23 +29,8 @@ template <typename R, typename F> static R guarded(R refused, F f) {
     }
 }
 
-static cache * find_cache(const llama_context * ctx) {
-    llama_memory_i * memory = ctx ? ctx->get_memory() : nullptr;
-    llama_kv_cache * kv = nullptr;
-    if (auto * plain = dynamic_cast<llama_kv_cache *>(memory)) {
-        kv = plain;
-    } else if (auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
-        kv = iswa->get_base();
-    } else if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
-        kv = hybrid->get_mem_attn();
-    } else if (auto * hybrid_iswa = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
-        kv = hybrid_iswa->get_mem_attn()->get_base();
-    }
-    return kv ? kv->get_laprox() : nullptr;
-}
-
 static cache & cache_of(const llama_context * ctx) {
-    cache * kv = find_cache(ctx);
+    cache * kv = ctx ? cache_in(ctx->get_memory()) : nullptr;
     if (!kv) {
         throw std::runtime_error("the context was made without the compressing cache: set a policy on the model before making it");
     }
@@ -56,9 +39,7 @@ static cache & cache_of(const llama_context * ctx) {
 
 static cache & cache_of(const llama_context * ctx, llama_seq_id seq_id) {
     cache & kv = cache_of(ctx);
-    if (seq_id < 0 || seq_id >= (llama_seq_id) ctx->n_seq_max()) {
-        throw std::invalid_argument("sequence " + std::to_string(seq_id) + " doesn't exist; accepted: 0 to " + std::to_string(ctx->n_seq_max() - 1));
-    }
+    kv.stream_index(seq_id); // throws if there is no such sequence
     return kv;
 }
 

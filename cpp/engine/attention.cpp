@@ -18,7 +18,7 @@ std::vector<uint32_t> cache::streams_of(const llama_ubatch & ubatch) const {
     }
     std::vector<uint32_t> result;
     for (uint32_t s = 0; s < ubatch.n_seqs_unq; s++) {
-        result.push_back(seq_to_stream[ubatch.seq_id_unq[s]]);
+        result.push_back(ubatch.seq_id_unq[s]);
     }
     return result;
 }

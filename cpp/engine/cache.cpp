@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 namespace laprox {
@@ -35,17 +36,20 @@ bool cache::wanted(const llama_model & model, const llama_hparams & hparams, boo
 
 cache::cache(const llama_model & model, const llama_hparams & hparams, const std::vector<uint32_t> & layer_ids,
         const std::unordered_map<int32_t, int32_t> & map_layer_ids, ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
-        uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads,
-        const std::vector<uint32_t> & seq_to_stream) :
-        model(model), hparams(hparams), config(model.laprox->config), gates(config.gate), layer_of(map_layer_ids), rotated_k(rotated_k), rotated_v(rotated_v),
-        kv_size(kv_size), cells(cells), cell_heads(cell_heads), seq_to_stream(seq_to_stream), streams(n_stream),
-        n_slots(config.window) {
+        uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads) :
+        model(model), hparams(hparams), config(model.laprox->config), gates(config.gate), rotated_k(rotated_k), rotated_v(rotated_v),
+        kv_size(kv_size), cells(cells), cell_heads(cell_heads), streams(n_stream),
+        // drafts that are taken back don't cost queries of the window: there is room for as many beside it
+        n_slots(config.window + std::min(config.window, 64)) {
     const auto refuse = [](const std::string & reason) {
         set_last_error(reason);
         throw std::runtime_error("laprox: " + reason);
     };
 
     for (uint32_t il : layer_ids) {
+        if (hparams.n_head_kv(il) == 0) {
+            continue; // a layer without attention (Deci) has a place in llama.cpp's cache, but nothing in it
+        }
         layer_info layer {
             il, hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), type_k, type_v, config.gate != nullptr,
             offload ? ggml_backend_dev_buffer_type(model.dev_layer(il)) : ggml_backend_cpu_buffer_type(),
@@ -61,6 +65,13 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
         layers.push_back(layer);
         n_pairs += layer.n_head_kv;
     }
+    for (const auto & [il, place] : map_layer_ids) {
+        const auto is_owner = [&](const layer_info & layer) { return layer.il == layer_ids[place]; };
+        const auto owner = std::find_if(layers.begin(), layers.end(), is_owner);
+        if (owner != layers.end()) {
+            layer_of[il] = owner - layers.begin();
+        }
+    }
     kq_scales.resize(layers.size());
     try {
         fingerprint(model).copy(print.data(), print.size() - 1);
@@ -74,7 +85,7 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
         ggml_format_name(windows.back(), "laprox_window_l%u", layer.il);
         ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), layer.buft) };
         if (!buffer) {
-            refuse("no room on " + std::string(ggml_backend_buft_name(layer.buft)) + " for the observation window of " + std::to_string(n_slots) + " queries");
+            refuse("no room on " + std::string(ggml_backend_buft_name(layer.buft)) + " for the observation window of " + std::to_string(config.window) + " queries");
         }
         ggml_backend_buffer_clear(buffer.get(), 0);
         window_buffers.emplace_back(std::move(ctx), std::move(buffer));
@@ -113,91 +124,109 @@ void cache::reset_stream(uint32_t strm) {
     }
 }
 
-// The caller resets the cells.
 void cache::clear() {
     for (uint32_t strm = 0; strm < streams.size(); strm++) {
         forget(strm);
     }
 }
 
-// As light as llama.cpp's clear: nothing is allocated until tokens come in.
+// The sequence is gone, whatever becomes of its storage: that is given back where the device has room for less.
 void cache::forget(uint32_t strm) {
     stream & st = streams[strm];
     const bool compressed = st.n_absorbed > 0 || st.n_compressions > 0;
+    // what llama.cpp would have allocated at the start stays, as it does there, until a compression has given it back
+    const bool grown = (config.chunked || streams.size() > 1) && tail_rows(strm) > tail_block;
+    if (lctx && (compressed || grown || queries_seen)) {
+        lctx->synchronize();
+    }
+    cells[strm].reset();
+    cell_heads[strm] = 0;
+    for (auto & layer_kept : st.kept) {
+        layer_kept.assign(layer_kept.size(), {});
+    }
     st.tail_begin = 0;
     st.n_absorbed = 0;
     st.compressed_for = 0;
-    st.n_observed = 0;
+    st.gen_begin  = -1;
     st.n_summed   = 0;
     st.n_wanted   = 0;
-    st.n_generated = 0;
+    st.n_compressions = 0;
+    st.t_score_us = st.t_select_us = st.t_compact_us = 0;
     if (queries_seen) {
-        if (lctx) {
-            lctx->synchronize();
-        }
         queries_seen->clear(strm);
     }
     st.window_pos.assign(n_slots, -1);
     st.scores.clear();
-    if (!compressed) {
+    if (!compressed && !grown) {
         return;
     }
-    // kept rows go with their storage; a small tail takes its place, and grows when a document comes
-    if (lctx) {
-        lctx->synchronize();
+    for (auto & store : st.layers) {
+        store->drop_kept();
     }
-    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
-        st.layers[ikv].reset();
-        st.layers[ikv] = std::make_unique<layer_store>(layers[ikv], std::vector<uint32_t>(layers[ikv].n_head_kv, 0), 256);
-    }
-    for (auto & layer_kept : st.kept) {
-        for (auto & head_kept : layer_kept) {
-            head_kept.clear();
-        }
-    }
-    st.n_compressions = 0;
-    st.t_score_us = st.t_select_us = st.t_compact_us = 0;
     st.generation++;
+    try {
+        std::vector<std::unique_ptr<layer_store>> fresh;
+        for (const layer_info & layer : layers) {
+            fresh.push_back(std::make_unique<layer_store>(layer, std::vector<uint32_t>(layer.n_head_kv, 0), tail_block));
+        }
+        st.layers = std::move(fresh);
+    } catch (const std::exception & e) {
+        LLAMA_LOG_WARN("laprox: an empty sequence keeps its %.2f MiB: %s\n", stream_bytes(strm)/1048576.0, e.what());
+    }
 }
 
-bool cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    std::vector<uint32_t> affected;
+bool cache::covers(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    return p0 <= 0 && (p1 < 0 || p1 > last_position(stream_index(seq_id)));
+}
+
+bool cache::can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
     for (uint32_t strm = 0; strm < streams.size(); strm++) {
-        if (seq_id < 0 || seq_to_stream[seq_id] == strm) {
-            affected.push_back(strm);
-        }
-    }
-    const auto all_of = [&](uint32_t strm) { return p0 <= 0 && p1 > last_position(strm); };
-    for (uint32_t strm : affected) {
-        const bool reaches_in = streams[strm].n_absorbed > 0 && p0 < streams[strm].tail_begin && p0 < p1;
-        if (reaches_in && !all_of(strm)) {
+        const bool affected = seq_id < 0 || seq_id == (llama_seq_id) strm;
+        const bool reaches_in = streams[strm].n_absorbed > 0 && p0 < streams[strm].tail_begin && (p1 < 0 || std::max(p0, 0) < p1);
+        if (affected && reaches_in && !covers(strm, p0, p1)) {
             return false;
-        }
-    }
-    for (uint32_t strm : affected) {
-        stream & st = streams[strm];
-        st.scores.clear();
-        if (all_of(strm)) {
-            forget(strm);
-            continue;
-        }
-        for (llama_pos & pos : st.window_pos) {
-            if (pos >= p0 && pos < p1) {
-                pos = -1;
-            }
         }
     }
     return true;
 }
 
-// The caller copies the cells.
-bool cache::copy_stream(uint32_t src, uint32_t dst, bool whole) {
+bool cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (!can_remove(seq_id, p0, p1)) {
+        return false;
+    }
+    for (uint32_t strm = 0; strm < streams.size(); strm++) {
+        if (seq_id >= 0 && seq_id != (llama_seq_id) strm) {
+            continue;
+        }
+        if (covers(strm, p0, p1)) {
+            forget(strm);
+            continue;
+        }
+        stream & st = streams[strm];
+        st.scores.clear();
+        for (llama_pos & pos : st.window_pos) {
+            if (pos >= p0 && (p1 < 0 || pos < p1)) {
+                pos = -1;
+            }
+        }
+        uint32_t first = cells[strm].size();
+        for (uint32_t cell = 0; cell < cells[strm].size(); cell++) {
+            if (cells[strm].pos_in(cell, std::max(p0, 0), p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1)) {
+                cells[strm].rm(cell);
+                first = std::min(first, cell);
+            }
+        }
+        cell_heads[strm] = std::min(cell_heads[strm], first);
+        st.gen_begin = std::min(st.gen_begin, next_position(strm));
+    }
+    return true;
+}
+
+bool cache::copy_stream(uint32_t src, uint32_t dst) {
     const stream & from = streams[src];
     stream       & to   = streams[dst];
+    forget(dst);
     try {
-        if (!whole) {
-            throw std::runtime_error("the compressing cache can only copy whole sequences");
-        }
         if (lctx) {
             lctx->synchronize();
         }
@@ -227,38 +256,47 @@ bool cache::copy_stream(uint32_t src, uint32_t dst, bool whole) {
     to.tail_begin = from.tail_begin;
     to.n_absorbed = from.n_absorbed;
     to.compressed_for = from.compressed_for;
+    to.gen_begin  = from.gen_begin;
     to.window_pos = from.window_pos;
-    to.n_observed = from.n_observed;
     to.n_summed   = from.n_summed;
-    to.n_generated = from.n_generated;
     to.scores     = from.scores;
     to.n_compressions = from.n_compressions;
-    to.generation++;
+
+    for (uint32_t cell = 0; cell < used_tail(src); cell++) {
+        if (!cells[src].is_empty(cell)) {
+            cells[dst].pos_set(cell, cells[src].pos_get(cell));
+            cells[dst].ext_set(cell, cells[src].ext_get(cell));
+            cells[dst].seq_add(cell, (llama_seq_id) dst);
+        }
+    }
+    cell_heads[dst] = cell_heads[src];
     return true;
 }
 
-llama_pos cache::last_position(uint32_t strm) const {
-    llama_pos last = streams[strm].n_absorbed > 0 ? streams[strm].tail_begin - 1 : -1;
-    for (uint32_t cell = 0; cell < used_tail(strm); cell++) {
-        if (!cells[strm].is_empty(cell)) {
-            last = std::max(last, cells[strm].pos_get(cell));
-        }
+uint32_t cache::stream_index(llama_seq_id seq_id) const {
+    if (!has_sequence(seq_id)) {
+        throw std::out_of_range("sequence " + std::to_string(seq_id) + " doesn't exist; accepted: 0 to " + std::to_string(streams.size() - 1));
     }
-    return last;
+    return seq_id;
+}
+
+llama_pos cache::last_position(uint32_t strm) const {
+    const llama_pos tail = cells[strm].seq_pos_max(strm);
+    return tail < 0 && streams[strm].n_absorbed > 0 ? streams[strm].tail_begin - 1 : tail;
 }
 
 llama_pos cache::seq_pos_max(llama_seq_id seq_id) const {
-    const uint32_t  strm = seq_to_stream.at(seq_id);
-    const llama_pos tail = cells[strm].seq_pos_max(seq_id);
-    return tail < 0 && streams[strm].n_absorbed > 0 ? streams[strm].tail_begin - 1 : tail;
+    return has_sequence(seq_id) ? last_position(seq_id) : -1;
 }
 
 // Positions before the tail can't be removed one by one, so they don't count as held: llama.cpp's callers then
 // evaluate again instead of cutting there.
 llama_pos cache::seq_pos_min(llama_seq_id seq_id) const {
-    const uint32_t  strm = seq_to_stream.at(seq_id);
-    const llama_pos tail = cells[strm].seq_pos_min(seq_id);
-    return tail < 0 && streams[strm].n_absorbed > 0 ? streams[strm].tail_begin - 1 : tail;
+    if (!has_sequence(seq_id)) {
+        return -1;
+    }
+    const llama_pos tail = cells[seq_id].seq_pos_min(seq_id);
+    return tail < 0 && streams[seq_id].n_absorbed > 0 ? streams[seq_id].tail_begin - 1 : tail;
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> cache::memory_breakdown() const {
@@ -327,7 +365,7 @@ bool cache::fits(const llama_kv_cache::slot_info & sinfo) const {
             return false;
         }
         for (uint32_t cell : sinfo.idxs[s]) {
-            if (cell >= streams[sinfo.strm[s]].layers.front()->n_tail) {
+            if (cell >= tail_rows(sinfo.strm[s])) {
                 return false;
             }
         }
@@ -379,7 +417,7 @@ void cache::set_settings(llama_seq_id seq_id, std::shared_ptr<const settings> s)
     if (s) {
         check_settings(*s);
     }
-    streams[seq_to_stream.at(seq_id)].own = std::move(s);
+    streams[stream_index(seq_id)].own = std::move(s);
 }
 
 // A byte budget of the context is shared by its sequences.
@@ -417,6 +455,24 @@ cache::held cache::held_by(uint32_t strm, size_t ikv, uint32_t head, const std::
     return result;
 }
 
+uint32_t cache::tail_rows(uint32_t strm) const {
+    uint32_t n = kv_size;
+    for (const auto & store : streams[strm].layers) {
+        n = std::min(n, store->n_tail);
+    }
+    return n;
+}
+
+int64_t cache::n_kept(uint32_t strm) const {
+    int64_t n = 0;
+    for (const auto & layer_kept : streams[strm].kept) {
+        for (const auto & head_kept : layer_kept) {
+            n += (int64_t) head_kept.size();
+        }
+    }
+    return n;
+}
+
 int64_t cache::n_seen(uint32_t strm) const {
     return streams[strm].n_absorbed + cells[strm].get_used();
 }
@@ -434,12 +490,9 @@ laprox_stats cache::stats(uint32_t strm) const {
     laprox_stats result {};
     result.tokens_seen  = n_seen(strm);
     result.entries_full = result.tokens_seen*n_pairs;
-    result.entries_held = (int64_t) cells[strm].get_used()*n_pairs;
+    result.entries_held = (int64_t) cells[strm].get_used()*n_pairs + n_kept(strm);
     result.kv_bytes     = stream_bytes(strm);
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
-        for (const auto & head_kept : st.kept[ikv]) {
-            result.entries_held += head_kept.size();
-        }
         result.kv_bytes_full += result.tokens_seen*layers[ikv].n_head_kv*layers[ikv].kv_row_bytes();
         result.window_bytes  += windows[ikv]->nb[2] + (queries_seen ? queries_seen->sums[ikv]->nb[3] : 0);
     }
@@ -473,7 +526,7 @@ static void read_rows(const ggml_tensor * pool, size_t first, const std::vector<
 }
 
 void cache::entries(llama_seq_id seq_id, size_t ikv, uint32_t head, float * k, float * v) const {
-    const uint32_t      strm  = seq_to_stream.at(seq_id);
+    const uint32_t      strm  = stream_index(seq_id);
     const layer_info  & layer = layers[ikv];
     const layer_store & store = *streams[strm].layers[ikv];
     const held          have  = held_by(strm, ikv, head);
@@ -486,7 +539,7 @@ void cache::entries(llama_seq_id seq_id, size_t ikv, uint32_t head, float * k, f
 }
 
 std::vector<llama_pos> cache::queries(llama_seq_id seq_id, size_t ikv, float * q) const {
-    const uint32_t     strm  = seq_to_stream.at(seq_id);
+    const uint32_t     strm  = stream_index(seq_id);
     const stream     & st    = streams[strm];
     const layer_info & layer = layers[ikv];
     const int64_t      n     = (int64_t) layer.d_k*layer.n_head;
@@ -521,6 +574,15 @@ std::vector<uint32_t> cache::window_slots(uint32_t strm) const {
     if (slots.size() > window) {
         slots.erase(slots.begin(), slots.end() - window);
     }
+    return slots;
+}
+
+std::vector<uint32_t> cache::free_slots(uint32_t strm, size_t n) const {
+    const auto & pos = streams[strm].window_pos;
+    std::vector<uint32_t> slots(pos.size());
+    std::iota(slots.begin(), slots.end(), 0);
+    std::stable_sort(slots.begin(), slots.end(), [&](uint32_t a, uint32_t b) { return pos[a] < pos[b]; });
+    slots.resize(n);
     return slots;
 }
 

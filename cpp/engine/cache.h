@@ -34,6 +34,8 @@ class head_graph;
 class state_reader;
 class window_input;
 
+static const uint32_t tail_block = 256; // llama.cpp pads the number of cells it attends to this
+
 // What one sequence holds.
 struct stream {
     std::shared_ptr<const settings> own; // its own settings; null: the cache's
@@ -45,17 +47,16 @@ struct stream {
     llama_pos tail_begin  = 0; // first position that was never part of a compression
     int64_t   n_absorbed  = 0; // tokens that left the tail
     llama_pos compressed_for = 0; // positions there were when entries were last chosen; 0: all are held
+    llama_pos gen_begin   = -1; // where text began to be generated, or was last compressed; -1: a prompt is coming in
 
-    // The observation window: a ring of queries per layer; slot i holds the query of position window_pos[i], -1: none.
+    // The observation window: queries per layer; slot i holds the query of position window_pos[i], -1: none.
     std::vector<llama_pos> window_pos;
-    int64_t n_observed = 0;
     int64_t n_summed   = 0; // queries in the sums of query_stats
 
     // Scores of what is held, if laprox_score() was called since it last changed: [layer][head][entry by position]
     std::vector<std::vector<std::vector<float>>> scores;
 
     uint64_t generation = 0; // changes with the storage; graphs built for another one can't be reused
-    int64_t  n_generated = 0; // tokens that came one by one since the last compression
     uint32_t n_wanted   = 0; // tail cells that the last batch found no room for
 
     int64_t n_compressions = 0;
@@ -73,16 +74,21 @@ public:
 
     cache(const llama_model & model, const llama_hparams & hparams, const std::vector<uint32_t> & layer_ids,
             const std::unordered_map<int32_t, int32_t> & map_layer_ids, ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
-            uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads,
-            const std::vector<uint32_t> & seq_to_stream);
+            uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads);
 
     //
-    // llama_memory_i; false: refused, nothing changed
+    // llama_memory_i
     //
 
     void clear();
-    bool seq_rm (llama_seq_id seq_id, llama_pos p0, llama_pos p1);
-    bool copy_stream(uint32_t src, uint32_t dst, bool whole);
+    // Whether that can be removed: the part of a sequence that was compressed only goes as a whole.
+    bool can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+    // False: refused, nothing changed.
+    bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+    // Whether that is all of a sequence.
+    bool covers(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+    // False: there was no room; the destination is empty.
+    bool copy_stream(uint32_t src, uint32_t dst);
     llama_pos seq_pos_min(llama_seq_id seq_id) const;
     llama_pos seq_pos_max(llama_seq_id seq_id) const;
 
@@ -147,9 +153,12 @@ public:
     const std::vector<layer_info> & get_layers() const { return layers; }
     uint32_t n_streams() const { return streams.size(); }
     const stream & get_stream(uint32_t strm) const { return streams[strm]; }
-    uint32_t stream_index(llama_seq_id seq_id) const { return seq_to_stream.at(seq_id); }
+    // A stream holds the sequence of its number, and there are as many as sequences.
+    bool     has_sequence(llama_seq_id seq_id) const { return seq_id >= 0 && (size_t) seq_id < streams.size(); }
+    uint32_t stream_index(llama_seq_id seq_id) const;
 
     int64_t n_seen(uint32_t strm) const;
+    int64_t n_kept(uint32_t strm) const; // entries before the tail
     llama_pos next_position(uint32_t strm) const { return last_position(strm) + 1; }
 
     // Where the policy the context was made with needs them; else null.
@@ -158,6 +167,8 @@ public:
 
     // Slots of the observed queries, oldest first; at most settings::window.
     std::vector<uint32_t> window_slots(uint32_t strm) const;
+    // Where to put the next n queries: empty slots, then the oldest.
+    std::vector<uint32_t> free_slots(uint32_t strm, size_t n) const;
 
     // Ascending positions held by a KV head, and the row of each (relative to held_row()). Who asks for many heads finds
     // the tail's cells once.
@@ -193,6 +204,10 @@ private:
     };
 
     std::vector<uint32_t> streams_of(const llama_ubatch & ubatch) const;
+    // What any layer of a stream has room for.
+    uint32_t tail_rows(uint32_t strm) const;
+    // Tokens per KV head that a sequence can come to hold: its kept ones fit into the context, and a tail block may be behind them.
+    int64_t  most_held() const { return (int64_t) kv_size + tail_block; }
     uint32_t used_tail(uint32_t strm) const { return cells[strm].used_max_p1(); }
     uint32_t tail_limit(uint32_t strm) const;
     uint32_t tail_limit_in_bytes(uint32_t strm) const;
@@ -205,15 +220,16 @@ private:
 
     void reset_stream(uint32_t strm);
     void forget(uint32_t strm);
-    void read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id);
+    template <typename F> void visit_layout(F field) const;
+    void read_stream(state_reader & in, uint32_t strm);
     llama_pos last_position(uint32_t strm) const;
-    void resize_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail);
+    void grow_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail);
     // Replace the storage of a stream; everything is allocated and filled before anything is dropped.
     void relayout(llama_context & lctx, uint32_t strm, const selection & keep, uint32_t n_tail);
     void compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen, int64_t n_least);
     candidates find_candidates(uint32_t strm, score_table scores) const;
     head_counts count(const candidates & from, int64_t n_entries) const;
-    head_counts count_bytes(const candidates & from, uint32_t n_tail, size_t limit) const;
+    head_counts count_bytes(const candidates & from, int64_t n_most, uint32_t n_tail, size_t limit) const;
     selection   choose(const candidates & from, const head_counts & counts) const;
     score_table read_scores(llama_context & lctx, uint32_t strm);
     static std::vector<std::vector<uint32_t>> kept_lengths(const selection & keep);
@@ -238,8 +254,6 @@ private:
 
     llama_kv_cells_vec    & cells;
     std::vector<uint32_t> & cell_heads;
-    const std::vector<uint32_t> & seq_to_stream;
-
     std::vector<stream> streams;
 
     // the context that computes on this cache, known from its first batch on

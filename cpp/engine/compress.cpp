@@ -17,7 +17,12 @@
 
 namespace laprox {
 
-static const uint32_t tail_block = 256; // llama.cpp pads the number of cells it attends to this
+// Small models' buffers come from the heap, which glibc would hold on to.
+static void trim_heap() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
 
 // The numbers, while nothing else may happen to the cache.
 score_table cache::read_scores(llama_context & lctx, uint32_t strm) {
@@ -30,7 +35,7 @@ score_table cache::read_scores(llama_context & lctx, uint32_t strm) {
 }
 
 void cache::score(llama_context & lctx, llama_seq_id seq_id) {
-    const uint32_t   strm   = seq_to_stream.at(seq_id);
+    const uint32_t   strm   = stream_index(seq_id);
     const settings & own = config_of(strm);
     if (!own.evicts()) {
         throw std::runtime_error("policy " + own.policy.name + " scores nothing");
@@ -49,15 +54,15 @@ void cache::call_scorer(llama_context & ctx, uint32_t strm, int32_t il, int32_t 
     if (!custom) {
         throw std::runtime_error("policy " + config_of(strm).policy.name + " needs a scorer of yours: laprox_set_scorer()");
     }
-    const auto seq_id = std::find(seq_to_stream.begin(), seq_to_stream.end(), strm) - seq_to_stream.begin();
-    if (!custom(&ctx, (llama_seq_id) seq_id, il, head, pos.data(), (int64_t) pos.size(), score, custom_data)) {
+    if (!custom(&ctx, (llama_seq_id) strm, il, head, pos.data(), (int64_t) pos.size(), score, custom_data)) {
         throw std::runtime_error("the scorer of policy " + config_of(strm).policy.name + " refused");
     }
 }
 
 void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
-    const uint32_t strm = seq_to_stream.at(seq_id);
+    const uint32_t strm = stream_index(seq_id);
     streams[strm].n_wanted = 0; // of a batch that is gone
+    streams[strm].gen_begin = next_position(strm); // the prompt is in: what comes now is generated
     compress_stream(lctx, strm, n_seen(strm), 0);
 }
 
@@ -66,14 +71,16 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
 void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen, int64_t n_least) {
     const settings & own = config_of(strm);
     stream & st = streams[strm];
-    st.n_generated = 0;
     // nothing may be evicted, or there is nothing to evict
     if (!own.evicts() || n_seen(strm) <= std::max(own.min_tokens, own.sink + own.recent)) {
         return;
     }
     const bool    by_bytes  = own.budget.unit == budget_unit::bytes;
     const size_t  limit     = by_bytes ? byte_limit(strm) : 0;
-    const int64_t n_entries = by_bytes ? 0 : std::max(budget_entries(own.budget, n_budget_seen, n_pairs), n_least*n_pairs);
+    // a share of all tokens seen, or many bytes, may come to more than the context has room for
+    const int64_t n_room    = std::max<int64_t>((int64_t) kv_size - st.n_wanted, 0)*n_pairs;
+    const int64_t n_asked   = by_bytes ? n_room : std::max(budget_entries(own.budget, n_budget_seen, n_pairs), n_least*n_pairs);
+    const int64_t n_entries = std::min(n_asked, n_room);
     // under pressure a byte budget has to make room for a longer tail even where it holds now
     const bool within = by_bytes ? st.n_wanted == 0 && stream_bytes(strm) <= limit : stats(strm).entries_held <= n_entries;
     if (within) {
@@ -87,7 +94,7 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
     const uint32_t n_recent = std::min<uint32_t>(own.recent, cells[strm].get_used());
     const uint32_t n_tail   = GGML_PAD(n_recent + std::max(st.n_wanted, 1u), tail_block);
     const candidates from   = find_candidates(strm, std::move(scores));
-    const selection  keep   = choose(from, by_bytes ? count_bytes(from, n_tail, limit) : count(from, n_entries));
+    const selection  keep   = choose(from, by_bytes ? count_bytes(from, n_entries, n_tail, limit) : count(from, n_entries));
     const int64_t t2 = ggml_time_us();
 
     relayout(lctx, strm, keep, n_tail);
@@ -180,8 +187,8 @@ cache::selection cache::choose(const candidates & from, const head_counts & coun
     return keep;
 }
 
-// The most entries whose allocation, padding and tail included, stays within `limit` bytes.
-head_counts cache::count_bytes(const candidates & from, uint32_t n_tail, size_t limit) const {
+// The most entries, up to n_most, whose allocation, padding and tail included, stays within `limit` bytes.
+head_counts cache::count_bytes(const candidates & from, int64_t n_most, uint32_t n_tail, size_t limit) const {
     const auto cost = [&](const head_counts & counts) {
         std::vector<std::vector<uint32_t>> lengths = kept_lengths(from.kept);
         size_t i = 0;
@@ -198,6 +205,7 @@ head_counts cache::count_bytes(const candidates & from, uint32_t n_tail, size_t 
     for (const auto & rows : from.rows) {
         high += rows.size();
     }
+    high = std::min(high, n_most + 1);
     head_counts best = count(from, low);
     if (cost(best) > limit) {
         throw std::runtime_error("budget of " + std::to_string(limit) + " bytes can't hold the tokens that are never evicted, " +
@@ -319,24 +327,38 @@ void cache::relayout(llama_context & lctx, uint32_t strm, const selection & keep
     st.scores.clear();
     st.generation++;
 
-#ifdef __GLIBC__
-    malloc_trim(0); // small models' buffers come from the heap, which glibc would hold on to
-#endif
+    trim_heap();
 }
 
-void cache::resize_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail) {
-    selection all;
-    all.cells = cells_by_position(strm);
-    for (const auto & layer_kept : streams[strm].kept) {
-        all.rows.emplace_back();
-        for (const auto & head_kept : layer_kept) {
-            all.rows.back().emplace_back();
-            for (uint32_t row = 0; row < head_kept.size(); row++) {
-                all.rows.back().back().push_back(row);
+// Cells stay where they are. One layer after the other: beside what there is, only one layer needs room twice. If a
+// layer finds none, those before it have grown, which does no harm.
+void cache::grow_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail) {
+    stream & st = streams[strm];
+    workbench bench(lctx);
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        const layer_store & from = *st.layers[ikv];
+        auto fresh = std::make_unique<layer_store>(layers[ikv], from.n_kept, n_tail);
+
+        graph_runner graph(bench);
+        for (size_t c = 0; c < from.classes.size(); c++) {
+            const store_class & a = from.classes[c];
+            const store_class & b = fresh->classes[c];
+            const int64_t n = a.plan.n_rows + std::min(used_tail(strm), from.n_tail);
+            for (size_t i = 0; n > 0 && i < from.pools.size(); i++) {
+                const auto runs = [&](ggml_tensor * pool, const store_class & cls) {
+                    ggml_tensor * words = as_i32(graph.ctx, pool);
+                    return ggml_view_3d(graph.ctx, words, words->ne[0], n, cls.plan.heads.size(), words->nb[1], cls.stride*words->nb[1], cls.row0*words->nb[1]);
+                };
+                ggml_build_forward_expand(graph.gf, ggml_cpy(graph.ctx, runs(from.pools[i], a), runs(fresh->pools[i], b)));
             }
         }
+        if (ggml_graph_n_nodes(graph.gf) > 0) {
+            graph.run();
+        }
+        st.layers[ikv] = std::move(fresh);
+        st.generation++;
     }
-    relayout(lctx, strm, all, n_tail);
+    trim_heap();
 }
 
 // How many tail cells a stream may have: no more rows than llama.cpp would have allocated, and less where the prompt
@@ -345,21 +367,17 @@ uint32_t cache::tail_limit(uint32_t strm) const {
     const settings & own = config_of(strm);
     const stream   & st     = streams[strm];
 
-    int64_t n_kept = 0;
-    for (const auto & layer_kept : st.kept) {
-        for (const auto & head_kept : layer_kept) {
-            n_kept += head_kept.size();
-        }
-    }
-    int64_t limit = (int64_t) kv_size - (n_kept + n_pairs - 1)/n_pairs;
+    const int64_t kept = (n_kept(strm) + n_pairs - 1)/n_pairs;
+    int64_t limit = (int64_t) kv_size - kept;
 
     if (own.chunked) {
-        // what the budget may come to, and a batch on top of it
+        // what the budget may come to, and half as much again or a few batches on top of it, so that not every one is compressed
         int64_t held = std::max(own.min_tokens, own.sink + own.recent);
         if (own.budget.unit != budget_unit::bytes) {
             held = std::max(held, budget_entries(own.budget, kv_size, n_pairs)/n_pairs);
         }
-        limit = std::min<int64_t>(limit, GGML_PAD(std::max<int64_t>(held - n_kept/n_pairs, own.recent) + st.n_wanted, tail_block));
+        const int64_t more = std::max({ held/2, (int64_t) st.n_wanted, std::min<int64_t>(4*(int64_t) st.n_wanted, 1024) });
+        limit = std::min<int64_t>(limit, GGML_PAD(std::max<int64_t>(held - kept, own.recent) + more, tail_block));
     }
     return (uint32_t) std::max<int64_t>(limit/tail_block*tail_block, 0);
 }
@@ -384,7 +402,8 @@ uint32_t cache::tail_limit_in_bytes(uint32_t strm) const {
 // of any length stays within its budget and a tail.
 bool cache::overgrown(uint32_t strm) const {
     const settings & own = config_of(strm);
-    return own.evicts() && streams[strm].n_generated > std::max<int64_t>(own.min_tokens, tail_block);
+    const stream   & st  = streams[strm];
+    return own.evicts() && st.gen_begin >= 0 && next_position(strm) - st.gen_begin > std::max<int64_t>(own.min_tokens, tail_block);
 }
 
 // Room for the batch that found none: a longer tail, or a compression. While a prompt is coming in, a dense cache
@@ -392,19 +411,21 @@ bool cache::overgrown(uint32_t strm) const {
 void cache::make_room(llama_context & lctx, uint32_t strm) {
     const settings & own = config_of(strm);
     stream & st = streams[strm];
-    const auto missing = [&] { return cells[strm].get_used() + st.n_wanted > st.layers.front()->n_tail; };
+    std::string reason;
+    const auto missing = [&] { return cells[strm].get_used() + st.n_wanted > tail_rows(strm); };
     const auto grow    = [&](uint32_t limit) {
         const uint32_t needed = GGML_PAD(cells[strm].get_used() + st.n_wanted, tail_block);
         if (!missing() || needed > limit) {
             return;
         }
-        // an empty stream is about to read a document: what it can take is allocated at once, as llama.cpp does
-        const bool     empty = n_seen(strm) == 0 && !own.chunked && streams.size() == 1;
-        const uint32_t wish  = empty ? limit : std::max(needed, 2*st.layers.front()->n_tail);
-        resize_tail(lctx, strm, std::min(wish, limit));
+        const uint32_t wish = std::max<uint32_t>(needed, GGML_PAD(tail_rows(strm)/4*5, tail_block));
+        try {
+            grow_tail(lctx, strm, std::min(wish, limit));
+        } catch (const std::exception & e) {
+            reason = std::string("; ") + e.what();
+        }
     };
 
-    std::string reason;
     const auto shrink = [&](int64_t n_budget_seen, int64_t n_least) {
         try {
             compress_stream(lctx, strm, n_budget_seen, n_least);
@@ -416,7 +437,7 @@ void cache::make_room(llama_context & lctx, uint32_t strm) {
     // The latest queries decide about what was generated. A share of a short text is little, so min_tokens stay.
     if (overgrown(strm)) {
         shrink(n_seen(strm), own.budget.unit == budget_unit::fraction ? own.min_tokens : 0);
-        st.n_generated = 0; // also where nothing could be evicted: not again at the next token
+        st.gen_begin = next_position(strm); // also where nothing could be evicted: not again at the next token
         if (!reason.empty()) {
             LLAMA_LOG_WARN("laprox: the text generated so far wasn't compressed%s\n", reason.c_str());
         }
@@ -438,6 +459,11 @@ void cache::make_room(llama_context & lctx, uint32_t strm) {
         throw std::runtime_error("no room for " + std::to_string(st.n_wanted) + " more tokens: " + std::to_string(n_seen(strm)) + " seen, " +
                 std::to_string(stats(strm).entries_held/n_pairs) + " held per KV head, " + std::to_string(tail_limit_in_bytes(strm)) +
                 " tail cells allowed" + reason);
+    }
+    // llama.cpp looks for cells from here on, and beyond the last one there is no storage
+    uint32_t & head = cell_heads[strm];
+    for (head = 0; head < used_tail(strm) && !cells[strm].is_empty(head);) {
+        head++;
     }
 }
 

@@ -119,7 +119,7 @@ settings make_settings(const llama_model & model, const laprox_params & params) 
         throw std::invalid_argument("budget " + std::to_string(params.budget.value) + " " + e.what());
     }
 
-    check_range("window",     params.window,     1, 1024);
+    check_range("window",     params.window,     1, max_window);
     check_range("sink",       params.sink,       0, 1 << 20);
     check_range("recent",     params.recent,     1, 1 << 20); // the last token anchors the sequence's position
     check_range("min_tokens", params.min_tokens, 0, 1 << 30);
@@ -238,11 +238,6 @@ void adjust_cparams(const llama_model & model, llama_cparams & cparams) {
         cparams.kv_unified = false;
         cparams.n_ctx *= cparams.n_seq_max; // a sequence may still be as long as the whole context
     }
-}
-
-uint32_t extra_graph_nodes(const llama_model & model, const llama_cparams & cparams) {
-    // by count: 49 of attention in three length classes, 17 of query sums, 8 of gates and 6 of casts per stream
-    return enabled(model) ? 96*cparams.n_seq_max*model.hparams.n_layer_all : 0;
 }
 
 }

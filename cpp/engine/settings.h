@@ -23,6 +23,8 @@ namespace laprox {
 
 class gate_set;
 
+static const int32_t max_window = 1024; // queries
+
 struct settings {
     laprox::policy policy;
     laprox::budget budget;
@@ -79,9 +81,6 @@ bool enabled(const llama_model & model);
 // Several sequences in one cache each keep their own entries, so each gets a stream of its own even where
 // --kv-unified asked for a common pool; storage is allocated as they grow.
 void adjust_cparams(const llama_model & model, llama_cparams & cparams);
-
-// Graph nodes beyond the stock graph's, for llama_context::graph_max_nodes().
-uint32_t extra_graph_nodes(const llama_model & model, const llama_cparams & cparams);
 
 // What laprox_last_error() returns on this thread from now on.
 void set_last_error(const std::string & reason);

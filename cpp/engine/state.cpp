@@ -1,13 +1,13 @@
 // Saving and restoring what streams hold: a compressed sequence is as small in a file as in memory.
 
 #include "engine/cache.h"
+#include "engine/state_io.h"
 
 #include "llama-context.h"
-#include "llama-io.h"
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <limits>
 #include <stdexcept>
 
 namespace laprox {
@@ -15,111 +15,8 @@ namespace laprox {
 static const uint32_t state_magic   = 0x5358504c; // "LPXS"
 static const uint32_t state_version = 3;
 
-// Everything goes through the host and a checksum: a bit flipped in a file must not become a changed memory.
-class checksum {
-public:
-    // In whatever pieces the data come.
-    void add(const void * data, size_t size) {
-        const uint8_t * bytes = (const uint8_t *) data;
-        for (; size > 0 && n_pending > 0; size--) {
-            pend(*bytes++);
-        }
-        for (; size >= sizeof(uint64_t); bytes += sizeof(uint64_t), size -= sizeof(uint64_t)) {
-            uint64_t word;
-            memcpy(&word, bytes, sizeof(word));
-            mix(word);
-        }
-        for (; size > 0; size--) {
-            pend(*bytes++);
-        }
-    }
-
-    uint64_t result() const {
-        checksum last = *this;
-        last.mix(pending);
-        return last.value;
-    }
-
-private:
-    void pend(uint8_t byte) {
-        pending |= (uint64_t) byte << 8*n_pending;
-        if (++n_pending == sizeof(pending)) {
-            mix(pending);
-            pending   = 0;
-            n_pending = 0;
-        }
-    }
-
-    void mix(uint64_t word) {
-        value = (value ^ word)*0x9e3779b97f4a7c15;
-        value ^= value >> 29;
-    }
-
-    uint64_t value     = 0xcbf29ce484222325;
-    uint64_t pending   = 0; // bytes that don't fill a word yet
-    uint32_t n_pending = 0;
-};
-
-class state_writer {
-public:
-    explicit state_writer(llama_io_write_i & io) : io(io) {}
-
-    void write(const void * data, size_t size) {
-        io.write(data, size);
-        sum.add(data, size);
-    }
-    template <typename T> void put(const T & value) {
-        write(&value, sizeof(value));
-    }
-    void rows(const ggml_tensor * t, size_t first, size_t n) {
-        std::vector<uint8_t> bytes(n*t->nb[1]);
-        if (!bytes.empty()) {
-            ggml_backend_tensor_get(t, bytes.data(), first*t->nb[1], bytes.size());
-            write(bytes.data(), bytes.size());
-        }
-    }
-    void finish() {
-        const uint64_t value = sum.result();
-        io.write(&value, sizeof(value));
-    }
-
-private:
-    llama_io_write_i & io;
-    checksum sum;
-};
-
-class state_reader {
-public:
-    explicit state_reader(llama_io_read_i & io) : io(io) {}
-
-    void read(void * data, size_t size) {
-        io.read(data, size);
-        sum.add(data, size);
-    }
-    template <typename T> T get() {
-        T value;
-        read(&value, sizeof(value));
-        return value;
-    }
-    void rows(ggml_tensor * t, size_t first, size_t n) {
-        std::vector<uint8_t> bytes(n*t->nb[1]);
-        if (!bytes.empty()) {
-            read(bytes.data(), bytes.size());
-            ggml_backend_tensor_set(t, bytes.data(), first*t->nb[1], bytes.size());
-        }
-    }
-    void finish() {
-        uint64_t saved;
-        io.read(&saved, sizeof(saved));
-        if (saved != sum.result()) {
-            throw std::runtime_error("the saved state is damaged: its checksum is wrong");
-        }
-    }
-
-private:
-    llama_io_read_i & io;
-    checksum sum;
-};
+// Far above any text, and low enough to count on from.
+static const llama_pos max_position = std::numeric_limits<llama_pos>::max() - (1 << 24);
 
 static void expect(const char * what, int64_t saved, int64_t here) {
     if (saved != here) {
@@ -129,7 +26,9 @@ static void expect(const char * what, int64_t saved, int64_t here) {
 }
 
 // The layout that two contexts must share; visited alike by writing and reading.
-template <typename F> static void visit_layout(const std::vector<layer_info> & layers, F field) {
+template <typename F> void cache::visit_layout(F field) const {
+    field("a rotation of keys (1: yes)",     rotated_k);
+    field("a rotation of values (1: yes)",   rotated_v);
     field("the number of compressed layers", layers.size());
     for (const layer_info & layer : layers) {
         field("a layer's index",        layer.il);
@@ -161,11 +60,11 @@ void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
     out.put(state_magic);
     out.put(state_version);
     out.put(print);
-    visit_layout(layers, [&](const char *, int64_t value) { out.put(value); });
+    visit_layout([&](const char *, int64_t value) { out.put(value); });
     out.put((uint32_t) (seq_id < 0 ? streams.size() : 1));
 
     for (uint32_t strm = 0; strm < streams.size(); strm++) {
-        if (seq_id >= 0 && seq_to_stream[seq_id] != strm) {
+        if (seq_id >= 0 && seq_id != (llama_seq_id) strm) {
             continue;
         }
         const stream & st = streams[strm];
@@ -174,6 +73,8 @@ void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
         out.put(st.tail_begin);
         out.put(st.n_absorbed);
         out.put(st.compressed_for);
+        out.put(st.gen_begin);
+        out.put(n_kept(strm));
         out.put((uint32_t) tail.size());
         for (uint32_t cell : tail) {
             out.put(cells[strm].pos_get(cell));
@@ -214,19 +115,27 @@ void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
         }
     }
     out.finish();
+    if (auto * frame = dynamic_cast<framed_writer *>(&io)) {
+        frame->begin_rest();
+    }
+}
+
+// What of another model's name may be shown, whatever is in the file.
+static std::string printable(const std::array<char, 17> & text) {
+    std::string result(text.begin(), text.end() - 1);
+    std::replace_if(result.begin(), result.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+    return result;
 }
 
 void cache::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
     std::vector<uint32_t> targets;
     for (uint32_t strm = 0; strm < streams.size(); strm++) {
-        if (seq_id < 0 || seq_to_stream[seq_id] == strm) {
+        if (seq_id < 0 || seq_id == (llama_seq_id) strm) {
             targets.push_back(strm);
         }
     }
     const auto empty = [&] {
         for (uint32_t strm : targets) {
-            cells[strm].reset();
-            cell_heads[strm] = 0;
             forget(strm);
         }
     };
@@ -239,15 +148,18 @@ void cache::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
         expect("the format version", in.get<uint32_t>(), state_version);
         const auto saved_print = in.get<std::array<char, 17>>();
         if (saved_print != print) {
-            throw std::runtime_error("the saved state is of another model (" + std::string(saved_print.begin(), saved_print.end() - 1) +
+            throw std::runtime_error("the saved state is of another model (" + printable(saved_print) +
                     " there, " + print.data() + " here)");
         }
-        visit_layout(layers, [&](const char * what, int64_t here) { expect(what, in.get<int64_t>(), here); });
+        visit_layout([&](const char * what, int64_t here) { expect(what, in.get<int64_t>(), here); });
         expect("the number of sequences", in.get<uint32_t>(), targets.size());
         for (uint32_t strm : targets) {
-            read_stream(in, strm, seq_id);
+            read_stream(in, strm);
         }
         in.finish();
+        if (auto * frame = dynamic_cast<framed_reader *>(&io)) {
+            frame->begin_rest();
+        }
     } catch (const std::exception & e) {
         empty();
         set_last_error(e.what());
@@ -255,66 +167,93 @@ void cache::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
     }
 }
 
-void cache::read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id) {
+void cache::read_stream(state_reader & in, uint32_t strm) {
     const auto damaged = [](const char * what) { throw std::runtime_error(std::string("the saved state is damaged: ") + what); };
+    // the tokens of an image may share a position
+    const bool shared = hparams.n_pos_per_embd() > 1;
+    const auto ascending = [&](const std::vector<llama_pos> & pos) {
+        const auto wrong = [&](llama_pos a, llama_pos b) { return shared ? a > b : a >= b; };
+        return std::adjacent_find(pos.begin(), pos.end(), wrong) == pos.end();
+    };
 
     const auto tail_begin = in.get<llama_pos>();
     const auto n_absorbed = in.get<int64_t>();
     const auto compressed_for = in.get<llama_pos>();
+    const auto gen_begin  = in.get<llama_pos>();
+    const auto n_entries  = in.get<int64_t>();
     const auto n_cells    = in.get<uint32_t>();
-    if (tail_begin < 0 || n_absorbed < 0 || (n_absorbed > 0) != (tail_begin > 0) || compressed_for < tail_begin) {
+    if (tail_begin < 0 || tail_begin > max_position || n_absorbed < 0 || n_absorbed > (shared ? max_position : tail_begin) ||
+            (n_absorbed == 0 && tail_begin > 0) || compressed_for < tail_begin || compressed_for > max_position ||
+            gen_begin < -1 || gen_begin > max_position || n_entries < 0 || (n_absorbed == 0 && n_entries > 0)) {
         damaged("its token counts disagree");
     }
-    if (n_cells > kv_size) {
-        throw std::runtime_error("the saved state has " + std::to_string(n_cells) + " recent tokens, the context has room for " + std::to_string(kv_size));
+    const int64_t n_held = (n_entries + n_pairs - 1)/n_pairs + n_cells; // per KV head
+    if (n_cells > kv_size || n_held > most_held()) {
+        throw std::runtime_error("the saved state holds " + std::to_string(n_held) + " tokens per KV head, " + std::to_string(n_cells) +
+                " of them recent, the context has room for " + std::to_string(kv_size) + "; accepted: a context (-c, n_ctx) of at least " +
+                std::to_string(GGML_PAD(n_held, 256)) + " tokens per sequence");
     }
 
-    // a whole-context state has one sequence per stream
-    llama_seq_id owner = seq_id;
-    for (uint32_t seq = 0; owner < 0 && seq < seq_to_stream.size(); seq++) {
-        owner = seq_to_stream[seq] == strm ? (llama_seq_id) seq : -1;
-    }
     llama_kv_cells tail;
     tail.resize(n_cells);
+    std::vector<llama_pos> tail_pos;
     for (uint32_t cell = 0; cell < n_cells; cell++) {
         const auto pos = in.get<llama_pos>();
         const auto ext = in.get<llama_kv_cell_ext>();
-        if (pos < tail_begin) {
-            damaged("a recent token lies before the compressed ones");
+        if (pos < tail_begin || pos > max_position) {
+            damaged("a recent token lies before the compressed ones, or beyond any text");
         }
         tail.pos_set(cell, pos);
         tail.ext_set(cell, ext);
-        tail.seq_add(cell, owner);
+        tail.seq_add(cell, (llama_seq_id) strm);
+        tail_pos.push_back(pos);
+    }
+    if (!ascending(tail_pos)) {
+        damaged("recent positions are out of order");
     }
 
     std::vector<std::vector<std::vector<llama_pos>>> kept(layers.size());
     std::vector<std::vector<uint32_t>> lengths(layers.size());
+    int64_t n_read = 0;
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
             const auto n = in.get<uint32_t>();
-            if (n > n_absorbed || n > kv_size) {
+            n_read += n;
+            if (n > n_absorbed || n_read > n_entries) {
                 damaged("a head holds more entries than tokens were seen");
             }
-            std::vector<llama_pos> pos(n);
-            in.read(pos.data(), n*sizeof(llama_pos));
-            if (!std::is_sorted(pos.begin(), pos.end()) || (n > 0 && (pos.front() < 0 || pos.back() >= tail_begin))) {
+            std::vector<llama_pos> pos = in.list<llama_pos>(n);
+            if (!ascending(pos) || (n > 0 && (pos.front() < 0 || pos.back() >= tail_begin + shared))) {
                 damaged("kept positions are out of order");
             }
             lengths[ikv].push_back(n);
             kept[ikv].push_back(std::move(pos));
         }
     }
+    if (n_read != n_entries) {
+        damaged("its numbers of entries disagree");
+    }
 
     stream & st = streams[strm];
     const auto n_queries = in.get<uint32_t>();
+    if (n_queries > max_window) {
+        damaged("it has more queries than a window can have");
+    }
     for (uint32_t i = 0; i < n_queries; i++) {
-        const int64_t slot = st.n_observed++ % n_slots;
-        st.window_pos[slot] = in.get<llama_pos>();
+        const auto pos = in.get<llama_pos>();
+        if (pos < 0 || pos > max_position) {
+            damaged("a query has no position");
+        }
+        const uint32_t slot = free_slots(strm, 1).front();
+        st.window_pos[slot] = pos;
         for (ggml_tensor * ring : windows) {
             in.rows(ring, (size_t) strm*n_slots + slot, 1);
         }
     }
     const auto n_summed = in.get<int64_t>();
+    if (n_summed < 0 || n_summed > (int64_t) 1 << 40) {
+        damaged("its number of queries summed up is none");
+    }
     for (size_t ikv = 0; n_summed > 0 && ikv < layers.size(); ikv++) {
         const size_t n = (size_t) (layers[ikv].d_k + 1)*layers[ikv].n_head;
         if (queries_seen) {
@@ -327,7 +266,7 @@ void cache::read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id) {
     st.n_summed = queries_seen ? n_summed : 0;
 
     std::vector<std::unique_ptr<layer_store>> fresh;
-    const uint32_t n_tail = std::min<uint32_t>(kv_size, GGML_PAD(n_cells + 1, 256));
+    const uint32_t n_tail = std::min<uint32_t>(kv_size, GGML_PAD(n_cells + 1, tail_block));
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         fresh.push_back(std::make_unique<layer_store>(layers[ikv], lengths[ikv], n_tail));
         const layer_store & store = *fresh.back();
@@ -342,6 +281,7 @@ void cache::read_stream(state_reader & in, uint32_t strm, llama_seq_id seq_id) {
     st.tail_begin = tail_begin;
     st.n_absorbed = n_absorbed;
     st.compressed_for = compressed_for;
+    st.gen_begin  = gen_begin;
     st.n_compressions = n_absorbed > 0;
     st.generation++;
 

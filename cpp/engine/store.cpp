@@ -94,6 +94,18 @@ layer_store::layer_store(const layer_info & layer, const std::vector<uint32_t> &
     }
     ggml_backend_buffer_clear(buffer.get(), 0); // masked rows are read, and must not hold NaN
 
+    set_masks();
+    if (order) {
+        std::vector<int32_t> back(heads.size());
+        for (size_t i = 0; i < heads.size(); i++) {
+            back[heads[i]] = (int32_t) i;
+        }
+        ggml_backend_tensor_set(order,   heads.data(), 0, ggml_nbytes(order));
+        ggml_backend_tensor_set(inverse, back.data(),  0, ggml_nbytes(inverse));
+    }
+}
+
+void layer_store::set_masks() {
     for (auto & cls : classes) {
         if (!cls.kept_mask) {
             continue;
@@ -105,13 +117,12 @@ layer_store::layer_store(const layer_info & layer, const std::vector<uint32_t> &
         }
         ggml_backend_tensor_set(cls.kept_mask, mask.data(), 0, ggml_nbytes(cls.kept_mask));
     }
-    if (order) {
-        std::vector<int32_t> back(heads.size());
-        for (size_t i = 0; i < heads.size(); i++) {
-            back[heads[i]] = (int32_t) i;
-        }
-        ggml_backend_tensor_set(order,   heads.data(), 0, ggml_nbytes(order));
-        ggml_backend_tensor_set(inverse, back.data(),  0, ggml_nbytes(inverse));
+}
+
+void layer_store::drop_kept() {
+    if (std::any_of(n_kept.begin(), n_kept.end(), [](uint32_t n) { return n > 0; })) {
+        n_kept.assign(n_kept.size(), 0);
+        set_masks();
     }
 }
 

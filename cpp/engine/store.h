@@ -57,8 +57,11 @@ public:
     size_t tail_row(uint32_t head) const { return tail_rows[head]; }
     size_t held_row(uint32_t head) const { return tail_rows[head] - n_kept[head]; }
 
+    // Nothing is kept any more: the rows stay where they are, masked. Can't fail.
+    void drop_kept();
+
     const uint32_t n_tail;
-    const std::vector<uint32_t> n_kept;
+    std::vector<uint32_t> n_kept; // by head
 
     ggml_tensor * k = nullptr; // [d_k, n_rows]
     ggml_tensor * v = nullptr; // [d_v, n_rows]
@@ -72,6 +75,8 @@ public:
     ggml_tensor * inverse = nullptr; // I32 [n_head_kv]
 
 private:
+    void set_masks();
+
     std::vector<size_t> tail_rows;
 
     ggml_context_ptr        ctx;

@@ -52,6 +52,12 @@ std::vector<uint64_t> window_input::generations() const {
     return result;
 }
 
+// A token, or drafts of a few, all with logits. A prompt asks for those of its last token.
+bool window_input::generated(const llama_ubatch & ubatch, size_t s) const {
+    const int8_t * output = ubatch.output + s*n_tokens;
+    return n_tokens <= 64 && std::all_of(output, output + n_tokens, [](int8_t wanted) { return wanted != 0; });
+}
+
 void window_input::set_input(const llama_ubatch * ubatch) {
     if (!slots->buffer) {
         return;
@@ -60,12 +66,13 @@ void window_input::set_input(const llama_ubatch * ubatch) {
     for (size_t s = 0; s < streams.size(); s++) {
         stream & st = kv.streams[streams[s]];
         st.scores.clear();
-        // a batch of a few tokens is generated text, or drafts of it
-        st.n_generated = n_tokens <= 16 ? st.n_generated + n_tokens : 0;
-        for (int64_t i = n_tokens - n_observed; i < n_tokens; i++) {
-            const int64_t slot = st.n_observed++ % kv.n_slots;
-            st.window_pos[slot] = ubatch->pos[s*n_tokens + i];
-            data.push_back(slot);
+        if (!generated(*ubatch, s)) {
+            st.gen_begin = -1; // laprox_compress() will say when it is in
+        }
+        const std::vector<uint32_t> free = kv.free_slots(streams[s], n_observed);
+        for (int64_t i = 0; i < n_observed; i++) {
+            st.window_pos[free[i]] = ubatch->pos[s*n_tokens + n_tokens - n_observed + i];
+            data.push_back(free[i]);
         }
     }
     ggml_backend_tensor_set(slots, data.data(), 0, ggml_nbytes(slots));

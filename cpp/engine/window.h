@@ -40,6 +40,7 @@ private:
     window_input(cache & kv, const llm_graph_context & g);
 
     std::vector<uint64_t> generations() const;
+    bool generated(const llama_ubatch & ubatch, size_t s) const;
 
     cache & kv;
     std::vector<uint64_t> built_for;
