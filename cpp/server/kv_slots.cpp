@@ -76,7 +76,7 @@ json server_kv_props() {
 }
 
 std::string server_kv_filename(const std::string & body) {
-    const json request = json::parse(body, nullptr, /*allow_exceptions =*/ false);
+    const json request = json::parse_no_throw(body);
     const std::string accepted = "; accepted: {\"filename\": \"document.bin\"}, a name without a folder";
     if (!request.is_object()) {
         throw std::invalid_argument("the body must be a JSON object" + accepted);
