@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -50,9 +50,9 @@ class ModelSource:
         return Path(self.given)
 
 
-def check_model(given: str, others: Sequence[str] = ()) -> None:
-    """Raises ValueError if it is neither a file nor a known model, nor one of `others`."""
-    if Path(given).exists() or given in hub.MODELS or given in others:
+def check_model(given: str) -> None:
+    """Raises ValueError if it is neither a file nor a known model."""
+    if Path(given).exists() or given in hub.MODELS:
         return
     if given.lower().endswith(".gguf") or os.sep in given and given.count("/") != 1:
         raise ValueError(f"{given}: no such file")
@@ -64,12 +64,11 @@ def check_model(given: str, others: Sequence[str] = ()) -> None:
         raise ValueError(f"{given}: no such file, and {error}") from None
 
 
-def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_model(rest: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command whose parameter `model` is MODEL or -hf, exactly one of both, as a ModelSource.
 
     Args:
         rest: Its parameter of positional arguments after MODEL, if it has one: with -hf they begin where MODEL would be.
-        others: Further names that it takes for MODEL.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -82,7 +81,7 @@ def takes_model(rest: str | None = None, others: Sequence[str] = ()) -> Callable
             if repo is not None and model is not None and rest is not None and not _is_model(model):
                 following.insert(0, Path(model))
                 model = None
-            values["model"] = _source(model, repo, file, others)
+            values["model"] = _source(model, repo, file)
             if rest is not None:
                 if rest_is_needed and not following:
                     raise typer.BadParameter("name a document, after the model")
@@ -103,7 +102,7 @@ def _is_model(given: str) -> bool:
     return given.lower().endswith(".gguf") or hub.is_known(given)
 
 
-def _source(model: str | None, repo: str | None, file: str | None, others: Sequence[str]) -> ModelSource:
+def _source(model: str | None, repo: str | None, file: str | None) -> ModelSource:
     if model is None and repo is None:
         raise typer.BadParameter("name a model: MODEL (a GGUF file, or a name of `laprox models`), or -hf USER/MODEL")
     if model is not None and repo is not None:
@@ -111,7 +110,7 @@ def _source(model: str | None, repo: str | None, file: str | None, others: Seque
     if repo is None:
         if file is not None:
             raise typer.BadParameter(f"--hf-file {file} needs the repository, too: -hf USER/MODEL")
-        check_model(model, others)
+        check_model(model)
         return ModelSource(model)
     hub.split_repository(repo)
     return ModelSource(repo, True, file)
