@@ -8,7 +8,8 @@ import threading
 
 import pytest
 from hub_server import Hub, sha256
-from laprox import cli, hub
+from laprox import hub
+from laprox.cli.app import app
 from laprox.hub.known import MODELS, KnownModel, Repository
 from test_cli import LAPROX, run
 from test_hub import closed_port
@@ -38,7 +39,7 @@ def known(toy, monkeypatch):
 
 def inside(*arguments):
     """A command in this process."""
-    return CliRunner().invoke(cli.app, list(arguments))
+    return CliRunner().invoke(app, list(arguments))
 
 
 def test_the_list():

@@ -9,7 +9,8 @@ import sys
 import pytest
 from hub_server import Hub
 from laprox import Llama, hub
-from laprox.cli import serve
+from laprox.cli import downloading, serve
+from laprox.extras import MissingExtra
 from laprox.hub.repositories import Listed, choose, find_file, parts_of
 from test_hub import closed_port
 
@@ -189,7 +190,7 @@ def test_without_a_network_and_with_nothing_in_the_cache(run):
 
 def test_without_huggingface_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(hub.DownloadError, match=r'needs huggingface_hub: pip install "laprox\[hub\]"'):
+    with pytest.raises(MissingExtra, match=r'needs huggingface_hub: pip install "laprox\[hub\]"'):
         hub.fetch_from_repository(REPO)
     with pytest.raises(ImportError, match=r'Llama.from_pretrained needs huggingface_hub: pip install "laprox\[hub\]"'):
         Llama.from_pretrained(REPO, "*.gguf")
@@ -271,8 +272,8 @@ def test_a_command_tells_what_the_hub_says(run):
     ],
 )
 def test_what_llama_server_is_told(monkeypatch, arguments, downloads, expected):
-    monkeypatch.setattr(serve.downloading, "fetch", lambda name: f"fetched {name}")
-    monkeypatch.setattr(serve.downloading, "fetch_from_repository", lambda repo, file, offline: f"{repo} {file}")
+    monkeypatch.setattr(downloading, "fetch", lambda name: f"fetched {name}")
+    monkeypatch.setattr(downloading, "fetch_from_repository", lambda repo, file, offline: f"{repo} {file}")
     assert serve.with_local_model(arguments, downloads) == expected
 
 
