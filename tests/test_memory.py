@@ -1,6 +1,5 @@
 """Bytes: what is reported is what the process holds, and evicting gives it back."""
 
-import numpy as np
 import pytest
 
 import engine

@@ -180,7 +180,7 @@ def test_a_follow_up_evaluates_only_what_is_new(fresh):
 
 
 def test_the_same_prompt_again_is_answered_from_what_is_held(fresh):
-    first = fresh.complete(tokens(1000), n=8)
+    fresh.complete(tokens(1000), n=8)
     again = fresh.complete(tokens(1000), n=8)
     assert again["timings"]["prompt_n"] == 1 and again["kv"]["compressions"] == 1
 

@@ -16,7 +16,7 @@ from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
-from laprox.cli.show import notes, printable, read, size, status
+from laprox.cli.show import notes, printable, read, remark, size, status
 from laprox.cli.source import takes_model
 from laprox.extras import MissingExtra
 from laprox.reading import read_documents

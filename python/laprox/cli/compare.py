@@ -21,7 +21,7 @@ from laprox.cli import log, options
 from laprox.cli.conversation import Conversation
 from laprox.cli.info import measure
 from laprox.cli.loading import load, load_vocabulary, load_weights
-from laprox.cli.show import notes, size
+from laprox.cli.show import notes, remark, size
 from laprox.cli.source import takes_model
 from laprox.eval.comparison import Entry, entries, verdict
 from laprox.eval.contenders import POLICIES, ROOM, Budget, Contender, make_contenders
@@ -58,7 +58,7 @@ def compare(
             help="What to compare, separated by commas: names as for --kv-policy; POLICY@q8_0 runs one over a q8_0 cache. "
             "The full cache, q8_0 and q4_0 caches and a shorter context are always there.",
         ),
-    ] = ",".join(POLICIES),
+    ] = ", ".join(POLICIES),
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The report, an .html file; the results come beside it as .jsonl.")
     ] = Path("compare.html"),

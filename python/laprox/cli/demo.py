@@ -15,7 +15,7 @@ from laprox import KVConfig, demo as material
 from laprox.cli import log, options
 from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
-from laprox.cli.session import Answer, Sampling, Session
+from laprox.cli.session import Sampling, Session
 from laprox.cli.show import notes, printable, read, size
 from laprox.cli.source import ModelSource, check_model
 from laprox.demo import Question
