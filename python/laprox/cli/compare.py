@@ -21,7 +21,7 @@ from laprox.cli import log, options
 from laprox.cli.conversation import Conversation
 from laprox.cli.info import measure
 from laprox.cli.loading import load, load_vocabulary, load_weights
-from laprox.cli.show import notes, size
+from laprox.cli.show import notes, remark, size
 from laprox.cli.source import takes_model
 from laprox.eval.comparison import Entry, entries, verdict
 from laprox.eval.contenders import POLICIES, ROOM, Budget, Contender, make_contenders

@@ -20,7 +20,7 @@ from laprox.cli import log, options
 from laprox.cli.eval_jobs import Job, book_jobs, context_size, longbench_jobs, task_jobs, text_of, tokens_of
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
-from laprox.cli.show import notes
+from laprox.cli.show import notes, remark
 from laprox.cli.source import takes_model
 from laprox.config import policies as policy_names
 from laprox.eval import books, longbench, tasks

@@ -15,7 +15,7 @@ from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
-from laprox.cli.show import notes, printable, read, size
+from laprox.cli.show import notes, printable, read, remark, size
 from laprox.cli.source import takes_model
 from laprox.partial import check_writable
 from laprox.reading import read_documents
