@@ -122,7 +122,7 @@ def folder(tmp_path):
         (["convert-gates", "w.pth", "-o", "g.gguf"], "gguf", "gates", "writing gates"),
         (["train-gates", ".", "-d", "a.txt", "-o", "g.gguf"], "torch transformers", "train", "laprox train-gates"),
         (["chat", "m.gguf", "-d", "a.pdf"], "pypdf", "documents", "reading a PDF"),
-        (["chat", "m.gguf", "-d", "a.html"], "bs4", "documents", "reading HTML"),
+        (["chat", "m.gguf", "-d", "a.html"], "selectolax", "documents", "reading HTML"),
     ],
 )  # fmt: skip
 def test_commands_name_the_missing_extra(folder, arguments, blocked, extra, who):

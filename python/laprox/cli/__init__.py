@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 
 from laprox import LaproxError, extras
+from laprox.cli import streams
+from laprox.decoding import printable
 
 
 def main() -> None:
     """Exit status: 0, 1 for what can't be done (one line on stderr says why), 2 for a wrong command line."""
+    streams.tolerate()
     try:
         extras.need("cli", "laprox in the terminal")
         from laprox.cli.app import app
 
         app(prog_name="laprox")
     except (LaproxError, extras.MissingExtra, ValueError, OSError, RuntimeError, MemoryError) as error:
-        print(f"laprox: {error or type(error).__name__}", file=sys.stderr)
+        print(f"laprox: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +15,8 @@ from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
 from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
-from laprox.cli.show import notes, printable, read, remark, size, status
+from laprox.cli.show import allocated_without, notes, printable, read, remark, size, status
+from laprox.cli.streams import print_json
 from laprox.cli.source import takes_model
 from laprox.extras import MissingExtra
 from laprox.reading import read_documents
@@ -39,7 +39,7 @@ def chat(
     model: options.Model,
     document: Annotated[
         list[Path] | None,
-        typer.Option("--document", "-d", help="A text, Markdown, HTML or PDF file; repeatable.", show_default=False),
+        typer.Option("--document", "-d", help="A text, Markdown, HTML, PDF, Word, PowerPoint, EPUB, RTF or e-mail file; repeatable.", show_default=False),
     ] = None,
     ask: Annotated[
         list[str] | None,
@@ -70,6 +70,7 @@ def chat(
     threads: options.Threads = 0,
     gpu_layers: options.GPULayers = 0,
     batch_size: options.BatchSize = 512,
+    chat_template: options.ChatTemplate = None,
     n_predict: options.Predict = Sampling.n_predict,
     temperature: options.Temperature = Sampling.temperature,
     top_k: options.TopK = Sampling.top_k,
@@ -86,11 +87,12 @@ def chat(
     if before_question and not kv.on:
         raise typer.BadParameter("--compress-before-question needs a --kv-policy")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
+    template = options.chat_template(chat_template) if chat_template is not None else None
     text = read_documents(document, remark) if document else ""
 
     model_path = model.get()
     log.record(verbose)
-    conversation = Conversation(load_vocabulary(model_path), text)
+    conversation = Conversation(load_vocabulary(model_path), text, template=template)
     n_ctx = context_size(conversation, ask or [], n_predict, ctx_size)
     llm = load(
         model_path,
@@ -181,7 +183,7 @@ class Chat:
             except KeyboardInterrupt:
                 notes.print("\n(stopped)")
             except (LaproxError, MissingExtra, ValueError, RuntimeError) as error:
-                notes.print(str(error), style="red", markup=False)
+                notes.print(printable(str(error)), style="red", markup=False)
 
     def _obey(self, line: str) -> None:
         command, _, argument = line.partition(" ")
@@ -205,7 +207,7 @@ class Chat:
         notes.print(
             f"{stats.tokens_seen:,} tokens seen\n"
             f"{stats.entries_held:,} of {stats.entries_full:,} entries held\n"
-            f"{size(stats.kv_bytes)} of cache, {size(stats.kv_bytes_full)} without laprox; "
+            f"{size(stats.kv_bytes)} of cache, {size(allocated_without(stats, self._session.llm.n_ctx()))} without laprox; "
             f"{size(stats.window_bytes)} more for the last queries\n"
             f"{stats.compressions} compressions in {seconds:.2f} s "
             f"(scoring {stats.score_seconds:.2f}, selecting {stats.select_seconds:.2f}, moving {stats.compact_seconds:.2f})",
@@ -232,6 +234,7 @@ class Chat:
     def _reread(self, question: str) -> None:
         turns = self._session.conversation.turns
         before = list(turns)
+        question = printable(question)
         if not question:
             if not turns:
                 raise ValueError("there is no question yet: ask one first, or /reread QUESTION")
@@ -246,12 +249,13 @@ class Chat:
     def _answer(self, question: str) -> None:
         if self._unrelated:
             self._session.conversation.turns.clear()
-        answer = self._session.answer(question, self._write)
+        answer = self._session.answer(printable(question), self._write)
         if self._as_json:
-            print(json.dumps(answer.as_dict(), ensure_ascii=False), flush=True)
+            print_json(answer.as_dict())
             return
         print(flush=True)
-        notes.print(status(answer.stats, answer.tokens_seen, answer.tokens_per_s), style="dim", markup=False)
+        line = status(answer.stats, answer.tokens_seen, answer.tokens_per_s, self._session.llm.n_ctx())
+        notes.print(line, style="dim", markup=False)
         self._warn_if_little(answer.stats)
 
     def _warn_if_little(self, stats: KVStats | None) -> None:

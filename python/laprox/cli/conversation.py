@@ -115,9 +115,10 @@ class Conversation:
 
         text, has_bos = self._applied(document, question)
         if document and len(_split(text, self._mark)) == 1:
-            raise _left_out("the documents" if not self.turns else "the documents of a follow-up")
-        if len(_split(self._applied(document, self._probe)[0], self._probe)) == 1:
-            raise _left_out("the question")
+            raise _refused(f"the chat template leaves out the documents{' of a follow-up' if self.turns else ''}")
+        probed = self._applied(document, self._probe)[0]
+        if len(_split(probed, self._probe)) == 1 or self._in_parts and "'type': 'text'" in probed:  # the list itself is printed
+            raise _refused("the chat template leaves out the question")
         return text, has_bos
 
     def _applied(self, document: str, question: str) -> tuple[str, bool]:
@@ -128,7 +129,10 @@ class Conversation:
             for i, text in enumerate(said)
         ]
         assert self._formatter is not None
-        response = templates.rendered(self._formatter, messages)
+        try:
+            response = templates.rendered(self._formatter, messages)
+        except ValueError as error:
+            raise _refused(error) from None
         return response.prompt, response.added_special
 
     def _choose_form(self) -> None:
@@ -148,8 +152,8 @@ def _split(text: str, mark: str) -> list[str]:
     return re.split(mark, text, flags=re.IGNORECASE)
 
 
-def _left_out(what: str) -> ValueError:
-    return ValueError(f"the chat template leaves out {what}; --chat-template chatml, say, takes another")
+def _refused(reason: object) -> ValueError:
+    return ValueError(f"{reason}; --chat-template chatml, say, takes another")
 
 
 def _formatter(vocabulary: LlamaModel, template: str | None) -> Jinja2ChatFormatter | None:
@@ -157,8 +161,11 @@ def _formatter(vocabulary: LlamaModel, template: str | None) -> Jinja2ChatFormat
     if not template:
         return None
     eos, bos = vocabulary.token_eos(), vocabulary.token_bos()
-    return templates.compiled(
-        template,
-        eos_token=vocabulary.token_get_text(eos) if eos != -1 else "",
-        bos_token=vocabulary.token_get_text(bos) if bos != -1 else "",
-    )
+    try:
+        return templates.compiled(
+            template,
+            eos_token=vocabulary.token_get_text(eos) if eos != -1 else "",
+            bos_token=vocabulary.token_get_text(bos) if bos != -1 else "",
+        )
+    except ValueError as error:
+        raise _refused(error) from None

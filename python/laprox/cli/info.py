@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from laprox import KVConfig, LaproxError, _core
 from laprox.cli import log, options
 from laprox.cli.loading import load_weights
 from laprox.cli.show import size
+from laprox.cli.streams import print_json
 from laprox.cli.source import takes_model
 
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
@@ -89,7 +89,7 @@ def info(
             "contexts": [{"tokens": n, "full": cache.full(n), "at_budget": cache.at(kv_budget, n)} for n in sizes],
         }
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
     else:
         _show(facts)
 

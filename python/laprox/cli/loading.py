@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 def load(model: Path, verbose: bool, **kwargs: Any) -> Llama:
     """The model, with a context. `kwargs` are those of laprox.Llama."""
+    kwargs.setdefault("chat_format", "chatml")  # unused: prompts are made by Conversation, which tells of broken templates
     return _explained(model, lambda: Llama(str(model), verbose=verbose, **kwargs))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from rich.table import Table
 from laprox import hub
 from laprox.cli import downloading
 from laprox.cli.show import notes, size
+from laprox.cli.streams import print_json
 
 
 def models(
@@ -36,7 +36,10 @@ def models(
         _list(as_json)
     else:
         path = downloading.fetch(name)
-        print(json.dumps(_facts(hub.MODELS[name]), ensure_ascii=False) if as_json else path)
+        if as_json:
+            print_json(_facts(hub.MODELS[name]))
+        else:
+            print(path)
 
 
 def _verify(names: list[str]) -> None:
@@ -68,7 +71,7 @@ def _facts(model: hub.KnownModel) -> dict[str, Any]:
 def _list(as_json: bool) -> None:
     rows = [_facts(model) for model in hub.MODELS.values()]
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     table = Table("name", "size", "licence", "here", "what", box=None, pad_edge=False)
     table.columns[0].no_wrap = table.columns[1].no_wrap = True

@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import llama_cpp
 import typer
 
-from laprox import KVConfig
+from laprox import KVConfig, templates
 from laprox.cli.source import ModelSource
 from laprox.config import OFF, policies
 
@@ -38,6 +38,13 @@ def cache_types(k: str, v: str) -> tuple[CacheType, CacheType]:
         if name not in CACHE_TYPES:
             raise ValueError(f"{option} is {name!r}; accepted: {', '.join(CACHE_TYPES)}")
     return CACHE_TYPES[k], CACHE_TYPES[v]
+
+
+def chat_template(text: str) -> str:
+    """The value of --chat-template, as Jinja."""
+    if text not in templates.NAMED and "{" not in text:
+        raise ValueError(f"--chat-template is {text!r}; accepted: {', '.join(templates.NAMED)}, or a Jinja template")
+    return templates.NAMED.get(text, text)
 
 
 _kv = partial(typer.Option, rich_help_panel="KV cache")
@@ -104,6 +111,14 @@ CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Data type of th
 ContextSize = Annotated[int, _run("--ctx-size", "-c", min=0, help="Size of the context in tokens; 0 = as large as needed.")]
 Threads = Annotated[int, _run("--threads", "-t", min=0, help="Number of CPU threads; 0 = llama.cpp's choice.")]
 GPULayers = Annotated[int, _run("--gpu-layers", "-ngl", min=-1, help="Number of layers to put on the GPU; -1 = all.")]
+ChatTemplate = Annotated[
+    str | None,
+    _run(
+        "--chat-template",
+        help=f"Chat template instead of the model's: {', '.join(templates.NAMED)}, or one in Jinja.",
+        show_default=False,
+    ),
+]
 BatchSize = Annotated[int, _run("--batch-size", "-b", min=1, help="Number of tokens that are evaluated at once.")]
 Verbose = Annotated[bool, _run("--verbose", "-v", help="Show llama.cpp's log.")]
 
