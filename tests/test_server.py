@@ -12,6 +12,7 @@ import pytest
 from gguf_factory import CHATML, truncate
 from server import PROGRAM, WITH_RIVALS, Refused, Server, chosen, sure
 
+from laprox import _core
 from laprox.eval import english, facts
 from laprox.gates import sidecar
 
@@ -96,7 +97,7 @@ def test_help_has_a_line_for_every_option():
     [
         ((), {}, "off", None),
         (("--kv-budget", "7%"), {}, "laprox", "7%"),
-        (("--kv-policy", "snapkv:ada"), {}, "snapkv:ada", "5%"),
+        (("--kv-policy", "snapkv:ada"), {}, "snapkv:ada", _core.DEFAULT_BUDGET),
         ((), {"LLAMA_ARG_KV_BUDGET": "512"}, "laprox", "512"),
         (("--kv-budget", "9%"), {"LLAMA_ARG_KV_BUDGET": "512", "LLAMA_ARG_KV_POLICY": "keydiff"}, "keydiff", "9%"),
         (("--kv-policy", "off"), {"LLAMA_ARG_KV_BUDGET": "512"}, "off", None),

@@ -114,6 +114,7 @@ void register_settings(py::module_ & m) {
         throw py::value_error("there is no scorer '" + scorer + "'");
     }, py::arg("scorer"));
 
+    m.attr("DEFAULT_BUDGET") = LAPROX_DEFAULT_BUDGET;
     m.attr("PREFILLS") = py::make_tuple(prefill_names[0].second, prefill_names[1].second);
 
     m.def("parse_budget", [](const std::string & text) { return as_tuple(parse_budget(text)); }, py::arg("text"));

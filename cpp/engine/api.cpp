@@ -71,9 +71,11 @@ const char * laprox_last_error(void) {
 }
 
 laprox_params laprox_default_params(void) {
+    laprox_budget budget;
+    laprox_parse_budget(LAPROX_DEFAULT_BUDGET, &budget);
     return {
         /*.policy     =*/ "laprox",
-        /*.budget     =*/ { LAPROX_BUDGET_FRACTION, 0.05 },
+        /*.budget     =*/ budget,
         /*.window     =*/ 32,
         /*.sink       =*/ 4,
         /*.recent     =*/ 32,

@@ -36,6 +36,9 @@ enum laprox_budget_unit {
     LAPROX_BUDGET_BYTES    = 2, // bytes allocated for the cache: tail, padding and masks included
 };
 
+// The budget where none is named, as text: the one place where it is written. docs/results.md says why this one.
+#define LAPROX_DEFAULT_BUDGET "20%"
+
 struct laprox_budget {
     enum laprox_budget_unit unit;
     double value;

@@ -71,7 +71,7 @@ std::string common_params_kv::policy_name() const {
 }
 
 std::string common_params_kv::budget_text() const {
-    return budget.empty() ? "5%" : budget;
+    return budget.empty() ? LAPROX_DEFAULT_BUDGET : budget;
 }
 
 laprox_params common_params_kv::resolve() const {
@@ -127,7 +127,7 @@ void common_kv_add_args(const std::function<void(common_arg)> & add_opt) {
 
     add_opt(common_arg(
         {"--kv-budget"}, "N",
-        "what the KV cache of a prompt may keep: a share of its entries (5%), tokens per KV head on average (2048), or bytes (512MiB) (default: 5% with --kv-policy, otherwise everything)",
+        "what the KV cache of a prompt may keep: a share of its entries (5%), tokens per KV head on average (2048), or bytes (512MiB) (default: " LAPROX_DEFAULT_BUDGET " with --kv-policy, otherwise everything)",
         [](common_params &, const std::string & value) {
             common_kv_check_budget(value);
             common_kv().budget = value;

@@ -2,7 +2,7 @@
 
     from laprox import KVConfig, Llama
 
-    llm = Llama("model.gguf", n_ctx=32768, kv=KVConfig(budget="5%"))
+    llm = Llama("model.gguf", n_ctx=32768, kv=KVConfig(budget="20%"))
     llm.create_chat_completion([{"role": "user", "content": document + question}])
     print(llm.kv.stats())
 """

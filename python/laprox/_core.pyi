@@ -18,6 +18,7 @@ class LaproxError(RuntimeError): ...
 
 # --- settings ---
 
+DEFAULT_BUDGET: str
 PREFILLS: tuple[str, ...]
 
 class Params:

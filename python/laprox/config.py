@@ -41,7 +41,7 @@ class KVConfig:
         ValueError: A setting is out of range; names the setting, its value and what is accepted.
     """
 
-    budget: str | float = "5%"
+    budget: str | float = _core.DEFAULT_BUDGET
     policy: str | Policy | None = "laprox"
     window: int = 32
     sink: int = 4

@@ -45,7 +45,7 @@ class Setting:
     """How the cache is compressed. Without a policy it is not, and the budget means nothing."""
 
     policy: str | Policy | None = None
-    budget: str = "5%"
+    budget: str = _core.DEFAULT_BUDGET
     regime: str = "aware"
 
 
