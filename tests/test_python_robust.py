@@ -110,7 +110,7 @@ def test_a_failed_generate_leaves_eval_as_it_was(load, prompt, wrong, error):
 
 def test_a_generator_of_before_does_not_meddle(load, prompt):
     llm = load()
-    before = llm.generate(prompt[:100])
+    before = llm.generate(prompt[:50])
     next(before)
     after = llm.generate(prompt)
     before.close()
@@ -119,7 +119,7 @@ def test_a_generator_of_before_does_not_meddle(load, prompt):
 
 
 @pytest.mark.parametrize("kv", [KV, None])
-@pytest.mark.parametrize("rules", ["root ::= (", "", "start ::= [a-z]", "root ::= missing", "root ::= root root | [a]", "root ::= \"\\xZZ\""])
+@pytest.mark.parametrize("rules", ["root ::= (", "start ::= [a-z]", "root ::= missing", "root ::= root root | [a]", "root ::= \"\\xZZ\""])
 def test_broken_grammars(load, kv, rules):
     llm = load(kv)
     with pytest.raises(ValueError, match="^the grammar can't be parsed; accepted: GBNF with a rule 'root'$"):
@@ -148,7 +148,7 @@ def test_empty_prompts(load, kv):
 @pytest.mark.parametrize("option", ["type_k", "type_v"])
 @pytest.mark.parametrize("number", [llama_cpp.GGML_TYPE_Q4_K, llama_cpp.GGML_TYPE_Q6_K])
 def test_types_that_a_cache_cannot_have(load, kv, option, number):
-    with pytest.raises(ValueError, match=rf"{option}={number} can't be the type of a cache; accepted: 0 \(f32\), 1 \(f16\), .*5_1\)$"):
+    with pytest.raises(ValueError, match=rf"^{option}={number} can't be the type of a cache; accepted: 0 \(f32\), 1 \(f16\), .*5_1\)$"):
         load(kv, **{option: number})
 
 

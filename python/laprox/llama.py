@@ -66,6 +66,7 @@ class Llama(llama_cpp.Llama):
         kv = _with_keywords(kv, kwargs)
         if kv is not None:
             _check_compatible(flash_attn, kwargs)
+        _check_cache_types(kwargs)
 
         self.kv_config = kv  # None: stock llama.cpp
         self._pid = os.getpid()
@@ -81,9 +82,8 @@ class Llama(llama_cpp.Llama):
             if kv is not None:
                 self._use_scorer_of(kv.policy)
         except BaseException as error:
-            reason = self._reason(error, kwargs)
             self.close()
-            if reason:
+            if self._params_set and isinstance(error, ValueError) and (reason := _core.last_error()):
                 raise ValueError(f"{model_path}: {reason}") from error
             raise
 
@@ -93,18 +93,6 @@ class Llama(llama_cpp.Llama):
             self.input_ids = np.zeros(self._n_ctx, dtype=np.intc)
         if self._logits_all and len(self.scores) < self._n_ctx:
             self.scores = np.ndarray((self._n_ctx, self._n_vocab), dtype=np.single)  # memory as rows are written
-
-    def _reason(self, error: BaseException, kwargs: dict[str, Any]) -> str:
-        """Why loading failed, where it can be said better than `error` does; or ""."""
-        if not isinstance(error, ValueError):
-            return ""
-        if str(error) == "Failed to create llama_context":
-            for option in ("type_k", "type_v"):
-                if kwargs.get(option) is not None and kwargs[option] not in CACHE_TYPES.values():
-                    return f"{option}={kwargs[option]} can't be the type of a cache; accepted: " + ", ".join(
-                        f"{number} ({name})" for name, number in CACHE_TYPES.items()
-                    )
-        return _core.last_error() if self._params_set else ""
 
     @classmethod
     def from_pretrained(
@@ -380,3 +368,11 @@ def _check_compatible(flash_attn: bool | None, kwargs: dict[str, Any]) -> None:
     for option in ("embedding", "vocab_only"):
         if kwargs.get(option):
             raise ValueError(f"{option}=True leaves no KV cache to compress: add kv=None")
+
+
+def _check_cache_types(kwargs: dict[str, Any]) -> None:
+    """llama.cpp would end the process."""
+    for option in ("type_k", "type_v"):
+        if kwargs.get(option) is not None and kwargs[option] not in CACHE_TYPES.values():
+            accepted = ", ".join(f"{number} ({name})" for name, number in CACHE_TYPES.items())
+            raise ValueError(f"{option}={kwargs[option]} can't be the type of a cache; accepted: {accepted}")

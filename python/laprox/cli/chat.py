@@ -87,13 +87,14 @@ def chat(
     if before_question and not kv.on:
         raise typer.BadParameter("--compress-before-question needs a --kv-policy")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
+    ask = [printable(question) for question in ask or []]
     template = options.chat_template(chat_template) if chat_template is not None else None
     text = read_documents(document, remark) if document else ""
 
     model_path = model.get()
     log.record(verbose)
     conversation = Conversation(load_vocabulary(model_path), text, template=template)
-    n_ctx = context_size(conversation, ask or [], n_predict, ctx_size)
+    n_ctx = context_size(conversation, ask, n_predict, ctx_size)
     llm = load(
         model_path,
         verbose,

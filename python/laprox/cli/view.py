@@ -76,7 +76,7 @@ def view(
     log.record(verbose)
     vocabulary = load_vocabulary(model_path)
     text, name = read_documents(document, remark), ", ".join(path.name for path in document)
-    conversation = Conversation(vocabulary, text)
+    conversation, question = Conversation(vocabulary, text), printable(question)
     tokens = conversation.prompt(question) if question else conversation.opening()
     llm = load(
         model_path,
