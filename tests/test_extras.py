@@ -112,7 +112,7 @@ def folder(tmp_path):
     "arguments, blocked, extra, who",
     [
         (["compare", "m.gguf", "a.txt"], "matplotlib", "report", "laprox compare"),
-        (["eval", "m.gguf", "--tasks", "ruler", "--html", "e.html"], "matplotlib", "report", "laprox eval --html"),
+        (["eval", "m.gguf", "--tasks", "niah-single", "--html", "e.html"], "matplotlib", "report", "laprox eval --html"),
         (["view", "m.gguf", "a.txt", "--html", "v.html"], "matplotlib", "report", "laprox view --html"),
         (["view", "m.gguf", "a.txt", "--png", "v.png"], "matplotlib", "report", "laprox view --png"),
         (
