@@ -186,7 +186,7 @@ def declared():
         requirement, _, marker = line.partition(";")
         name, wanted = re.match(r"([\w.-]+)\s*(?:\[(.*?)\])?", requirement).groups()
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-        found.setdefault(extra[1] if extra else "", set()).add(f"{name}[{wanted}]" if wanted else name)
+        found.setdefault(extra[1] if extra else "", set()).add(f"{name}[{wanted}]" if name == "laprox" else name)
     return found
 
 
