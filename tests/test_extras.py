@@ -97,6 +97,7 @@ def test_help_needs_only_cli(command):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "m.gguf").touch()
     (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7\n%%EOF")
     (tmp_path / "a.html").write_text("<p>text")
     (tmp_path / "samsum.jsonl").write_text(
@@ -111,7 +112,7 @@ def folder(tmp_path):
     "arguments, blocked, extra, who",
     [
         (["compare", "m.gguf", "a.txt"], "matplotlib", "report", "laprox compare"),
-        (["eval", "m.gguf", "--tasks", "facts", "--html", "e.html"], "matplotlib", "report", "laprox eval --html"),
+        (["eval", "m.gguf", "--tasks", "niah-single", "--html", "e.html"], "matplotlib", "report", "laprox eval --html"),
         (["view", "m.gguf", "a.txt", "--html", "v.html"], "matplotlib", "report", "laprox view --html"),
         (["view", "m.gguf", "a.txt", "--png", "v.png"], "matplotlib", "report", "laprox view --png"),
         (
@@ -130,7 +131,7 @@ def test_commands_name_the_missing_extra(folder, arguments, blocked, extra, who)
     line = said(*arguments, blocked=set(blocked.split()), cwd=folder)
     assert line == f'{who} needs {packages}: pip install "laprox[{extra}]"'
     assert sorted(path.name for path in folder.iterdir()) == [
-        "a.html", "a.pdf", "a.txt", "lengths.json", "prompts.json", "samsum.jsonl",
+        "a.html", "a.pdf", "a.txt", "lengths.json", "m.gguf", "prompts.json", "samsum.jsonl",
     ]  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def declared():
         requirement, _, marker = line.partition(";")
         name, wanted = re.match(r"([\w.-]+)\s*(?:\[(.*?)\])?", requirement).groups()
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-        found.setdefault(extra[1] if extra else "", set()).add(f"{name}[{wanted}]" if wanted else name)
+        found.setdefault(extra[1] if extra else "", set()).add(f"{name}[{wanted}]" if name == "laprox" else name)
     return found
 
 
