@@ -16,9 +16,9 @@ std::vector<uint32_t> cache::streams_of(const llama_ubatch & ubatch) const {
     if (streams.size() == 1) {
         return { 0 };
     }
-    std::vector<uint32_t> result;
+    std::vector<uint32_t> result; // in the order of their tokens, which needn't be ascending
     for (uint32_t s = 0; s < ubatch.n_seqs_unq; s++) {
-        result.push_back(ubatch.seq_id_unq[s]);
+        result.push_back(ubatch.seq_id[s*(ubatch.n_tokens/ubatch.n_seqs_unq)][0]);
     }
     return result;
 }
