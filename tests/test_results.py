@@ -58,10 +58,13 @@ def test_the_page_is_a_function_of_the_files(results, folder, monkeypatch):
     pages = []
     for _ in range(2):
         page.write_text(f"prose\n{results.BEGIN}OUTDATED\n{results.END}more prose\n")
-        monkeypatch.setattr("sys.argv", ["results", "--folder", str(folder), "--page", str(page)])
+        (folder / "readme.md").write_text(page.read_text())
+        argv = ["results", "--folder", str(folder), "--page", str(page), "--readme", str(folder / "readme.md")]
+        monkeypatch.setattr("sys.argv", argv)
         results.main()
         pages.append((page.read_bytes(), [p.read_bytes() for p in sorted((folder / "images").iterdir())]))
     assert pages[0] == pages[1] and len(pages[0][1]) == len(REGIMES)
+    assert "**laprox 10%**" in (folder / "readme.md").read_text()
     text = page.read_text()
     assert text.startswith("prose\n") and text.endswith("more prose\n") and "OUTDATED" not in text
     for image in (folder / "images").iterdir():
