@@ -71,7 +71,10 @@ def docx_table(*rows):
 def make_epub(*chapters, listed=None):
     """An e-book; `listed` are the numbers of its chapters in reading order."""
     listed = range(len(chapters)) if listed is None else listed
-    items = "".join(f'<opf:item id="c{n}" href="text/part%20{n}.xhtml" media-type="application/xhtml+xml"/>' for n in range(len(chapters)))
+    items = "".join(
+        f'<opf:item id="c{n}" href="text/part%20{n}.xhtml" media-type="application/xhtml+xml"/>'
+        for n in range(len(chapters))
+    )
     spine = "".join(f'<opf:itemref idref="c{n}"/>' for n in listed)
     return make_zip(
         mimetype="application/epub+zip",

@@ -73,7 +73,9 @@ def test_japanese_of_old_mail_programs(read):
     assert read(JAPANESE.encode("iso2022_jp")) == (JAPANESE, [])
 
 
-@pytest.mark.parametrize("encoding, mark", [("utf-8", b""), ("utf-8", codecs.BOM_UTF8), ("utf-16-le", codecs.BOM_UTF16_LE)])
+@pytest.mark.parametrize(
+    "encoding, mark", [("utf-8", b""), ("utf-8", codecs.BOM_UTF8), ("utf-16-le", codecs.BOM_UTF16_LE)]
+)
 def test_cut_within_the_last_character(read, encoding, mark):
     for text in ("one, two, 東", "le café", "Größe: é"):
         data = mark + text.encode(encoding)[:-1]
@@ -158,4 +160,6 @@ def test_a_package_that_is_missing(read, monkeypatch):
     assert read(b"ASCII")[0] == "ASCII"
     with pytest.raises(extras.MissingExtra) as missing:
         read(WESTERN.encode("cp1252"))
-    assert str(missing.value) == 'reading text that is not UTF-8 needs charset-normalizer: pip install "laprox[documents]"'
+    assert (
+        str(missing.value) == 'reading text that is not UTF-8 needs charset-normalizer: pip install "laprox[documents]"'
+    )

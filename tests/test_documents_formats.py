@@ -38,8 +38,9 @@ Content-Transfer-Encoding: base64
 AAAA
 --x--
 """
-HTML_MAIL = b"From: a@example.org\r\nMessage-ID: <1@x>\r\nContent-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n" + (
-    "<p>48<b>21</b> é</p>".encode()
+HTML_MAIL = (
+    b"From: a@example.org\r\nMessage-ID: <1@x>\r\nContent-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
+    + ("<p>48<b>21</b> é</p>".encode())
 )
 
 
@@ -113,7 +114,9 @@ def test_pdf_without_its_crypto_package(read, monkeypatch):
         raise DependencyError("cryptography>=3.1 is required for AES algorithm")
 
     monkeypatch.setattr(pypdf.PdfReader, "decrypt", lacking)
-    with pytest.raises(ValueError, match=r'a\.pdf: an encrypted PDF takes the package cryptography: pip install "laprox\[documents\]"$'):
+    with pytest.raises(
+        ValueError, match=r'a\.pdf: an encrypted PDF takes the package cryptography: pip install "laprox\[documents\]"$'
+    ):
         read(make_pdf(TEXT, "", "AES-128"), "a.pdf")
 
 
@@ -131,10 +134,16 @@ def test_half_characters_in_a_pdf(read, monkeypatch):
     "data, said",
     [
         (make_zip(xl__workbook_dot_xml="<x/>"), "a spreadsheet; save it as .csv"),
-        (make_zip(mimetype="application/vnd.oasis.opendocument.text"), "an OpenDocument file; save it as .docx, .pptx or .pdf"),
+        (
+            make_zip(mimetype="application/vnd.oasis.opendocument.text"),
+            "an OpenDocument file; save it as .docx, .pptx or .pdf",
+        ),
         (make_zip(mimetype="application/vnd.oasis.opendocument.spreadsheet"), "a spreadsheet; save it as .csv"),
         (make_zip(a_dot_txt="text"), "an archive (ZIP); unpack it"),
-        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "an older Office file (.doc, .xls or .ppt); save it as .docx, .csv or .pptx"),
+        (
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500),
+            "an older Office file (.doc, .xls or .ppt); save it as .docx, .csv or .pptx",
+        ),
         (make_epub(), "there is no text in it"),
         (b"PK\x03\x04 cut", "a damaged archive"),
     ],
@@ -145,7 +154,11 @@ def test_refused_by_name(read, data, said):
     assert said in str(refused.value)
 
 
-@pytest.mark.parametrize("source", [DOCX, EPUB, RTF, MAIL, make_pptx(), make_pdf(TEXT, "", "AES-256")], ids=["docx", "epub", "rtf", "mail", "pptx", "pdf"])
+@pytest.mark.parametrize(
+    "source",
+    [DOCX, EPUB, RTF, MAIL, make_pptx(), make_pdf(TEXT, "", "AES-256")],
+    ids=["docx", "epub", "rtf", "mail", "pptx", "pdf"],
+)
 def test_damaged_files_are_read_or_refused(read, rng, source):
     for _ in range(40):
         data = bytearray(source[: rng.integers(len(source) // 2, len(source) + 1)])
@@ -158,11 +171,14 @@ def test_damaged_files_are_read_or_refused(read, rng, source):
 
 
 @pytest.mark.parametrize(
-    "data, what", [(PDF, "a PDF"), (b"<html>text", "HTML"), (RTF, "RTF"), (DOCX, "a Word document"), (EPUB, r"an e-book \(EPUB\)")]
+    "data, what",
+    [(PDF, "a PDF"), (b"<html>text", "HTML"), (RTF, "RTF"), (DOCX, "a Word document"), (EPUB, r"an e-book \(EPUB\)")],
 )
 def test_a_package_that_is_missing(read, monkeypatch, data, what):
     from laprox import extras
 
     monkeypatch.setattr(extras, "_importable", lambda module: module != "mammoth")
-    with pytest.raises(extras.MissingExtra, match=f'^reading {what} needs mammoth: pip install "laprox\\[documents\\]"$'):
+    with pytest.raises(
+        extras.MissingExtra, match=f'^reading {what} needs mammoth: pip install "laprox\\[documents\\]"$'
+    ):
         read(data, "a")

@@ -21,7 +21,10 @@ from laprox.webpage import text_of_html
         ("<pre>a  b\n  c</pre>d", "a  b\n  c\nd"),
         ("<h2>Head</h2>text<h3></h3><p>more", "## Head\ntext\nmore"),
         ("<ul><li>one<li><p>two</p><li></ul>three", "- one\n- two\nthree"),
-        ("<label>Name</label> <span>Ada</span><button>Send</button><select><option>A<option>B</select>", "Name Ada\nSend\nA\nB"),
+        (
+            "<label>Name</label> <span>Ada</span><button>Send</button><select><option>A<option>B</select>",
+            "Name Ada\nSend\nA\nB",
+        ),
         ("one<!-- two -->three", "onethree"),
     ],
 )
@@ -69,7 +72,12 @@ def test_what_is_hidden_is_left_out(hidden):
 
 
 def test_what_looks_hidden_and_is_not():
-    assert text_of_html('<p style="display:block">a</p><p style="--my-display:none">b</p><details><summary>c</summary>d</details>') == "a\nb\nc\nd"
+    assert (
+        text_of_html(
+            '<p style="display:block">a</p><p style="--my-display:none">b</p><details><summary>c</summary>d</details>'
+        )
+        == "a\nb\nc\nd"
+    )
 
 
 XHTML = '<?xml version="1.0"?>\n<html xmlns="http://www.w3.org/1999/xhtml"><head><title/><script src="a.js"/></head><body><a id="x"/>text<br/>more</body></html>'
@@ -109,7 +117,9 @@ def test_text_about_html_is_no_page(tmp_path):
     ],
 )
 def test_pages_in_the_encoding_they_say(tmp_path, head, encoding):
-    text = {"cp1251": "Привет, мир", "shift_jis": "番号は四八二一", "iso2022_jp": "番号は四八二一"}.get(encoding, "café Größe")
+    text = {"cp1251": "Привет, мир", "shift_jis": "番号は四八二一", "iso2022_jp": "番号は四八二一"}.get(
+        encoding, "café Größe"
+    )
     path = tmp_path / "a.html"
     path.write_bytes(f"{head}<p>{text}</p>".encode(encoding))
     assert read_document(path) == text

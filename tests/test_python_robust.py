@@ -74,7 +74,12 @@ def test_a_closed_llama_says_so(load, kv):
     state, running = llm.save_state(), llm.generate([1, 300, 301, 302])
     next(running)
     llm.close()
-    uses = {**USES, **(KV_USES if kv else {}), "load_state": lambda llm: llm.load_state(state), "go on": lambda _: next(running)}
+    uses = {
+        **USES,
+        **(KV_USES if kv else {}),
+        "load_state": lambda llm: llm.load_state(state),
+        "go on": lambda _: next(running),
+    }
     for name, use in uses.items():
         with pytest.raises(LaproxError, match="^this Llama is closed$"):
             use(llm)
@@ -119,7 +124,9 @@ def test_a_generator_of_before_does_not_meddle(load, prompt):
 
 
 @pytest.mark.parametrize("kv", [KV, None])
-@pytest.mark.parametrize("rules", ["root ::= (", "start ::= [a-z]", "root ::= missing", "root ::= root root | [a]", "root ::= \"\\xZZ\""])
+@pytest.mark.parametrize(
+    "rules", ["root ::= (", "start ::= [a-z]", "root ::= missing", "root ::= root root | [a]", 'root ::= "\\xZZ"']
+)
 def test_broken_grammars(load, kv, rules):
     llm = load(kv)
     with pytest.raises(ValueError, match="^the grammar can't be parsed; accepted: GBNF with a rule 'root'$"):
@@ -131,7 +138,11 @@ def test_broken_grammars(load, kv, rules):
 @pytest.mark.parametrize("kv", [KV, None])
 def test_empty_prompts(load, kv):
     llm = load(kv)
-    for empty in (lambda: llm.create_completion([]), lambda: next(llm.generate([])), lambda: next(llm.generate([], reset=False))):
+    for empty in (
+        lambda: llm.create_completion([]),
+        lambda: next(llm.generate([])),
+        lambda: next(llm.generate([], reset=False)),
+    ):
         with pytest.raises(ValueError, match="^the prompt is empty; accepted: at least one token$"):
             empty()
     llm.eval([1, 300])
@@ -148,7 +159,9 @@ def test_empty_prompts(load, kv):
 @pytest.mark.parametrize("option", ["type_k", "type_v"])
 @pytest.mark.parametrize("number", [llama_cpp.GGML_TYPE_Q4_K, llama_cpp.GGML_TYPE_Q6_K])
 def test_types_that_a_cache_cannot_have(load, kv, option, number):
-    with pytest.raises(ValueError, match=rf"^{option}={number} can't be the type of a cache; accepted: 0 \(f32\), 1 \(f16\), .*5_1\)$"):
+    with pytest.raises(
+        ValueError, match=rf"^{option}={number} can't be the type of a cache; accepted: 0 \(f32\), 1 \(f16\), .*5_1\)$"
+    ):
         load(kv, **{option: number})
 
 
@@ -167,10 +180,15 @@ def test_types_that_a_cache_can_have(load, prompt):
 @pytest.mark.parametrize("kv", [KV, None])
 @pytest.mark.parametrize(
     "template, said",
-    [("{% for m in messages %}\n{{ m.content }", r"line 2: unexpected '}'"), ("a\n\n{% sing %}", r"line 3: Encountered unknown tag 'sing'.*")],
+    [
+        ("{% for m in messages %}\n{{ m.content }", r"line 2: unexpected '}'"),
+        ("a\n\n{% sing %}", r"line 3: Encountered unknown tag 'sing'.*"),
+    ],
 )
 def test_broken_chat_templates(load, kv, template, said):
-    with pytest.raises(ValueError, match=rf'gguf: the chat template is broken \({said}\); chat_format="chatml", say, does without it$'):
+    with pytest.raises(
+        ValueError, match=rf'gguf: the chat template is broken \({said}\); chat_format="chatml", say, does without it$'
+    ):
         load(kv, template=template)
     llm = load(kv, template=template, chat_format="chatml")
     assert llm.create_chat_completion([{"role": "user", "content": "abc"}], max_tokens=1)

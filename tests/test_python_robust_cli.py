@@ -21,7 +21,9 @@ DOCUMENT = "the code of Ada is 48, of Bob 77, of Eve 12. " * 12
 
 
 def run(*args, stdin=b"", **env):
-    done = subprocess.run([*LAPROX, *map(os.fspath, args)], capture_output=True, input=stdin, timeout=300, env={**os.environ, **env})
+    done = subprocess.run(
+        [*LAPROX, *map(os.fspath, args)], capture_output=True, input=stdin, timeout=300, env={**os.environ, **env}
+    )
     assert b"Traceback" not in done.stderr
     return done
 
@@ -41,7 +43,6 @@ def vocabulary(toy):
 # --- what is asked arrives -------------------------------------------------------------------------------------------
 
 
-
 def each(content):
     """A template that does so with every message."""
     return "{% for m in messages %}[{{ m.role }}]" + content + "{% endfor %}[answer]"
@@ -57,7 +58,10 @@ def text_of(vocabulary, tokens):
         (each("{{ m.content }}"), "[user]DOC\n\nQ[answer]"),
         (each("{{ m['content'] | trim }}"), "[user]DOC\n\nQ[answer]"),
         (each("{% for part in m.content %}{{ part.text }}{% endfor %}"), "[user]DOC\n\nQ[answer]"),
-        (each("{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"), "[user]DOC\n\nQ[answer]"),
+        (
+            each("{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"),
+            "[user]DOC\n\nQ[answer]",
+        ),
         (each("{{ m.content | tojson }}"), '[user]"DOC\\n\\nQ"[answer]'),
         (each("{{ m.content | upper }}"), "[user]DOC\n\nQ[answer]"),
         (each("{{ m.content | lower }}"), "[user]DOC\n\nq[answer]"),
@@ -68,7 +72,15 @@ def text_of(vocabulary, tokens):
 def test_documents_and_questions_arrive(vocabulary, template, expected):
     conversation = Conversation(vocabulary, DOCUMENT, template=template)
     text = text_of(vocabulary, conversation.prompt("Q"))
-    assert text.lstrip(" ").replace(" \n", "\n").replace(" \\n", "\\n").replace(DOCUMENT, "DOC").replace(" DOC", "DOC").replace("] ", "]") == expected
+    assert (
+        text.lstrip(" ")
+        .replace(" \n", "\n")
+        .replace(" \\n", "\\n")
+        .replace(DOCUMENT, "DOC")
+        .replace(" DOC", "DOC")
+        .replace("] ", "]")
+        == expected
+    )
     assert not any(ord(c) < 32 and c != "\n" for c in text)
     begin, end = conversation.document_begin(), conversation.document_end()
     assert text_of(vocabulary, conversation.prompt("Q")[begin:end]).strip() == DOCUMENT.strip()
@@ -143,14 +155,18 @@ def test_a_follow_up_begins_with_the_tokens_before_it():
 def test_broken_templates_are_a_line(toy, document, template, said):
     model = toy(chat_template=template)
     done = run("chat", model, "-d", document, "--ask", "who?", *FAST)
-    assert done.returncode == 1 and done.stderr.decode() == f"laprox: {said}; --chat-template chatml, say, takes another\n"
+    assert (
+        done.returncode == 1 and done.stderr.decode() == f"laprox: {said}; --chat-template chatml, say, takes another\n"
+    )
     done = run("chat", model, "-d", document, "--ask", "who?", "--json", "--chat-template", "chatml", *FAST)
     assert done.returncode == 0 and json.loads(done.stdout)["tokens_seen"] > len(DOCUMENT)
 
 
 def test_templates_by_name():
     assert "im_start" in chat_template("chatml") and chat_template("{{ x }}") == "{{ x }}"
-    with pytest.raises(ValueError, match="^--chat-template is 'gpt'; accepted: chatml, llama3, mistral, or a Jinja template$"):
+    with pytest.raises(
+        ValueError, match="^--chat-template is 'gpt'; accepted: chatml, llama3, mistral, or a Jinja template$"
+    ):
         chat_template("gpt")
 
 
@@ -158,7 +174,9 @@ def test_templates_by_name():
 
 
 def test_a_chat_reads_its_documents_once(toy, document):
-    done = run("chat", toy(chat_template=CHATML), "-d", document, "--ask", "who?", "--ask", "where?", "--ask", "why?", *FAST)
+    done = run(
+        "chat", toy(chat_template=CHATML), "-d", document, "--ask", "who?", "--ask", "where?", "--ask", "why?", *FAST
+    )
     assert done.returncode == 0 and done.stderr.count(b"tokens seen") == 3 and b"read again" not in done.stderr
 
 

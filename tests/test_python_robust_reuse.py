@@ -26,7 +26,10 @@ def load(toy):
 
 def ask(llm, *said):
     """The answer to the last of what user and assistant said in turn, the document before it, in one stateless call."""
-    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate((DOCUMENT + said[0], *said[1:]))]
+    messages = [
+        {"role": ("user", "assistant")[i % 2], "content": text}
+        for i, text in enumerate((DOCUMENT + said[0], *said[1:]))
+    ]
     return llm.create_chat_completion(messages, **SETTINGS)["choices"][0]["message"]["content"]
 
 
@@ -49,7 +52,9 @@ def test_what_is_read_again_is_counted(load):
     assert llm.kv.stats().tokens_reread == 0
     ask(llm, "Bob?")
     stats = llm.kv.stats()
-    assert len(DOCUMENT) < stats.tokens_reread < stats.tokens_seen and stats.compressions == 1  # a character is a token here
+    assert (
+        len(DOCUMENT) < stats.tokens_reread < stats.tokens_seen and stats.compressions == 1
+    )  # a character is a token here
     ask(llm, "Bob?")
     assert llm.kv.stats().tokens_reread == 0
     llm.reset()
@@ -82,7 +87,10 @@ def test_the_prompt_of_another_conversation_is_read_again(load):
 def test_text_that_merges_with_the_last_token_is_the_same_prompt(load):
     llm = load()
     document, word = llm.tokenize(DOCUMENT.encode()), 356  # the first word of the vocabulary, " w0"
-    prompt, longer, other = ([*document, *last] for last in ([261, 262 + ord("w") - 33, 262 + ord("1") - 33], [word + 12, 300], [word + 2, 300]))
+    prompt, longer, other = (
+        [*document, *last]
+        for last in ([261, 262 + ord("w") - 33, 262 + ord("1") - 33], [word + 12, 300], [word + 2, 300])
+    )
     assert llm.detokenize(longer).startswith(llm.detokenize(prompt))
     next(llm.generate(prompt, temp=0.0))
     next(llm.generate(longer, temp=0.0))
@@ -214,7 +222,10 @@ def test_drafts_without_logits_all(load, rng, kv):
 
 
 @pytest.mark.parametrize("kv", [KV, None])
-@pytest.mark.parametrize("saver, loader", [({"n_batch": 512}, {"n_batch": 32}), ({"n_batch": 32}, {}), ({"n_ctx": 768}, {}), ({}, {"n_ctx": 768})])
+@pytest.mark.parametrize(
+    "saver, loader",
+    [({"n_batch": 512}, {"n_batch": 32}), ({"n_batch": 32}, {}), ({"n_ctx": 768}, {}), ({}, {"n_ctx": 768})],
+)
 def test_states_between_contexts_of_other_sizes(load, rng, kv, saver, loader):
     prompt = [1, *rng.integers(262, 512, 600).tolist()]
     one, other = load(kv, **saver), load(kv, **loader)

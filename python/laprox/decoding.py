@@ -91,7 +91,9 @@ def printable(text: str) -> str:
     """Without control characters and lone surrogates, a piece of a text at a time: nothing of it drives a terminal."""
     if text.isprintable():
         return text
-    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    return "".join(
+        "\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc"
+    )
 
 
 def _checked(text: str) -> str:
@@ -107,7 +109,12 @@ def _replacing(data: bytes, encoding: str) -> Decoded:
     at_end = text.endswith("\ufffd") and n == 1
     if n == 0:
         return Decoded(text, "")
-    return Decoded(text, "cut off within its last character" if at_end else f"{n:,} characters are not {encoding.upper()} and were replaced")
+    return Decoded(
+        text,
+        "cut off within its last character"
+        if at_end
+        else f"{n:,} characters are not {encoding.upper()} and were replaced",
+    )
 
 
 def _is_cut(data: bytes, start: int) -> bool:

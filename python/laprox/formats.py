@@ -170,7 +170,9 @@ def _epub(_data: bytes, archive: zipfile.ZipFile) -> str:
     for reference in elements(listing, "itemref"):
         href = files.get(reference.get("idref"))
         if href is not None:
-            chapters.append(text_of_html(page(posixpath.normpath(posixpath.join(posixpath.dirname(package), unquote(href))))))
+            chapters.append(
+                text_of_html(page(posixpath.normpath(posixpath.join(posixpath.dirname(package), unquote(href)))))
+            )
     return "\n\n".join(filter(None, chapters))
 
 
@@ -190,13 +192,17 @@ def _rtf(data: bytes) -> str:
 
 _HEADERS = ("From", "To", "Cc", "Date", "Subject")
 _HEADER_LINE = re.compile(rb"[!-9;-~]+:[ \t]")
-_MAIL_ONLY = re.compile(rb"^(?:MIME-Version|Message-ID|Received|Return-Path|Delivered-To):", re.IGNORECASE | re.MULTILINE)
+_MAIL_ONLY = re.compile(
+    rb"^(?:MIME-Version|Message-ID|Received|Return-Path|Delivered-To):", re.IGNORECASE | re.MULTILINE
+)
 
 
 def _looks_like_email(data: bytes) -> bool:
     head = re.split(rb"\r?\n\r?\n", data[:65536], maxsplit=1)[0]
     lines = head.splitlines()
-    is_header = lines and all(_HEADER_LINE.match(line) or line[:1] in (b" ", b"\t") or line.endswith(b":") for line in lines)
+    is_header = lines and all(
+        _HEADER_LINE.match(line) or line[:1] in (b" ", b"\t") or line.endswith(b":") for line in lines
+    )
     return bool(is_header and re.search(rb"^From:", head, re.IGNORECASE | re.MULTILINE) and _MAIL_ONLY.search(head))
 
 

@@ -26,9 +26,17 @@ _PREFORMATTED = ("pre", "textarea", "listing")
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _NOT_DISPLAYED = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse))\b", re.IGNORECASE)
 
-_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]+)|^\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""", re.IGNORECASE)
-_START = re.compile(r"\s*(?:<\?xml[^>]*\?>\s*|<!--.*?-->\s*)*(?:<!doctype\s+html\b|<html[\s>]|<head[\s>]|<body[\s>])", re.IGNORECASE | re.DOTALL)
-_XML_START = re.compile(r"\s*<\?xml\b|[^>]{0,200}//DTD XHTML|(?:\s|<!--.*?-->|<![^>]*>)*<html[^>]*\sxmlns\s*=", re.IGNORECASE | re.DOTALL)
+_CHARSET = re.compile(
+    rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]+)|^\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""",
+    re.IGNORECASE,
+)
+_START = re.compile(
+    r"\s*(?:<\?xml[^>]*\?>\s*|<!--.*?-->\s*)*(?:<!doctype\s+html\b|<html[\s>]|<head[\s>]|<body[\s>])",
+    re.IGNORECASE | re.DOTALL,
+)
+_XML_START = re.compile(
+    r"\s*<\?xml\b|[^>]{0,200}//DTD XHTML|(?:\s|<!--.*?-->|<![^>]*>)*<html[^>]*\sxmlns\s*=", re.IGNORECASE | re.DOTALL
+)
 _CLOSED = re.compile(r"<([a-z][\w:.-]*)((?:\s[^<>]*)?)/>", re.IGNORECASE)
 _VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
 
