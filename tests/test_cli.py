@@ -60,7 +60,7 @@ def test_json_lines(model, document):
     assert list(first) == ["question", "answer", "tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full",
                            "decode_tokens_per_s"]
     assert (first["question"], second["question"]) == ("who?", "where?")
-    assert first["entries_held"] < 0.2 * first["entries_full"]
+    assert first["entries_held"] < 0.25 * first["entries_full"]  # of the prompt a fifth, and all of the answer
     new = second["tokens_seen"] - first["tokens_seen"]
     assert second["entries_held"] - first["entries_held"] == new * 6  # the follow-up is answered from what is held
     assert first["kv_bytes"] > 0 and first["kv_bytes_full"] > 0 and first["decode_tokens_per_s"] > 0
@@ -218,6 +218,7 @@ def test_models(toy, model, tmp_path):
 
 
 def test_bad_settings_are_found_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "no.gguf").write_bytes(b"no model")
     assert "abc" in fails("chat", tmp_path / "no.gguf", "--kv-budget", "abc")
 
 
@@ -304,7 +305,7 @@ def test_a_conversation(terminal):
     t.expect("no question yet")
     t.say("who?")
     before, full = held(t.expect("tokens/s"))
-    assert before < 0.2 * full
+    assert before < 0.25 * full
     t.say("/stats")
     assert "1 compressions" in t.expect("moving")
     t.say("/nonsense")
@@ -378,7 +379,7 @@ def test_info(model):
     facts = json.loads(run("info", model, "--json", "-c", "1000").stdout)
     assert facts["compressible"] and facts["layers"] == facts["layers_compressed"] == 3
     assert facts["kv_bytes_per_token"] == 3 * 2 * 2 * 64 * 2  # layers, KV heads, K and V, elements, F16
-    assert facts["contexts"] == [{"tokens": 1000, "full": 1536000, "at_budget": 76800}]
+    assert facts["contexts"] == [{"tokens": 1000, "full": 1536000, "at_budget": 307200}]
     q8 = json.loads(run("info", model, "--json", "-ctk", "q8_0", "-ctv", "q8_0").stdout)
     assert q8["kv_bytes_per_token"] == 3 * 2 * 2 * 68
     text = run("info", model, "--kv-budget", "100").stdout

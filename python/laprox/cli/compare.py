@@ -78,7 +78,9 @@ def compare(
     before_question: Annotated[
         bool,
         typer.Option(
-            "--compress-before-question", help="Compress the document before the questions, as for many unrelated ones."
+            "--compress-before-question",
+            help="Compress the document before the questions, as for many unrelated ones.",
+            rich_help_panel="Compression",  # where no short option takes the room that its name needs
         ),
     ] = False,
     n_predict: Annotated[

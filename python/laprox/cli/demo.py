@@ -23,6 +23,7 @@ from laprox.eval.metrics import contains_any
 
 MODEL = "qwen2.5-coder-0.5b"
 LONGEST_ANSWER = 32
+BUDGET = "50%"  # of the 8 questions, each by itself, 7 are right here, 6 at 30%, and 5 at 20%, the default of everything else
 BRIEFLY = " Answer in a few words."
 
 
@@ -47,7 +48,7 @@ class Column:
 
 def demo(
     model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="A GGUF file, or a name from `laprox models`.")] = MODEL,
-    kv_budget: options.KVBudget = str(options.DEFAULT.budget),
+    kv_budget: options.KVBudget = BUDGET,
     n_questions: Annotated[int, typer.Option("--questions", min=1, max=8, help="Ask only the first N questions.")] = 8,
     threads: options.Threads = 0,
     verbose: options.Verbose = False,
