@@ -63,15 +63,21 @@ def compare(
         Path, typer.Option("--output", "-o", help="The report, an .html file; the results come beside it as .jsonl.")
     ] = Path("compare.html"),
     n_questions: Annotated[
-        int, typer.Option("--questions", min=3, max=100, help="Number of facts to put into each document and ask about.")
+        int,
+        typer.Option(
+            "--questions", metavar="N", min=3, max=100, help="Number of facts to put into each document and ask about."
+        ),
     ] = 10,
     n_continue: Annotated[
-        int, typer.Option("--continuation", min=16, max=ROOM, help="Tokens of each document's end to hold back and predict.")
+        int,
+        typer.Option(
+            "--continuation", metavar="N", min=16, max=ROOM, help="Tokens of each document's end to hold back and predict."
+        ),
     ] = 192,
     n_tokens: Annotated[
         int,
         typer.Option(
-            "--tokens", min=0,
+            "--tokens", metavar="N", min=0,
             help="Read at most N tokens of each document; 0 = all.",
         ),
     ] = 0,
@@ -86,7 +92,7 @@ def compare(
     n_predict: Annotated[
         int,
         typer.Option(
-            "--predict", "-n", min=1,
+            "--predict", "-n", metavar="N", min=1,
             help="Length of the longest answer in tokens.",
         ),
     ] = 48,
