@@ -71,7 +71,10 @@ def compare(
     n_continue: Annotated[
         int,
         typer.Option(
-            "--continuation", metavar="N", min=16, max=ROOM, help="Tokens of each document's end to hold back and predict."
+            "--continuation",
+            metavar="N",
+            min=16,
+            help=f"Tokens of each document's end to hold back and predict, at most {ROOM}.",
         ),
     ] = 192,
     n_tokens: Annotated[
@@ -117,6 +120,8 @@ def compare(
     """
     # Everything that can be wrong is found before the long work starts.
     extras.need("report", "laprox compare")
+    if n_continue > ROOM:
+        raise typer.BadParameter(f"--continuation is {n_continue}; accepted: 16 to {ROOM}")
     named = _split(policies, "--policies")
     contenders = make_contenders(named)
     wanted = [Budget(text) for text in _split(budgets, "--budgets")]
