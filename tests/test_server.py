@@ -239,7 +239,7 @@ def test_sliding_windows_and_recurrent_layers(toy, arch):
 def test_chunked_prefill_bounds_the_memory(model):
     with Server(model, "-c", "4096", "--kv-budget", "256", "--kv-min-tokens", "64", "--kv-prefill", "chunked", "-b", "128", "--metrics") as server:
         kv = server.complete(tokens(3000), n=4)["kv"]
-        assert kv["tokens_seen"] == 3003 and kv["entries_held"] < 400 * N_PAIRS and kv["compressions"] > 5
+        assert kv["tokens_seen"] == 3003 and kv["entries_held"] < 400 * N_PAIRS and kv["compressions"] > 2
         assert server.metrics()["laprox:compressions_total"] == kv["compressions"]
 
 

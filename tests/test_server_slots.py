@@ -81,7 +81,7 @@ def test_drafts_change_nothing(model, draft, slots):
     prompt = tokens(900)
     with Server(model, *KV, "-c", "2048") as server:
         alone = server.complete(prompt, n=40)["content"]
-    with Server(model, *KV, "-c", "2048", "-np", slots, "-md", draft, "--spec-type", "draft-simple", "--spec-draft-n-max", "4") as server:
+    with Server(model, *KV, "-c", "2048", "-kvu", "-np", slots, "-md", draft, "--spec-type", "draft-simple", "--spec-draft-n-max", "4") as server:
         for _ in range(2):
             reply = server.complete(prompt, n=40, cache_prompt=False)
             assert reply["content"] == alone

@@ -27,8 +27,6 @@ static void expect(const char * what, int64_t saved, int64_t here) {
 
 // The layout that two contexts must share; visited alike by writing and reading.
 template <typename F> void cache::visit_layout(F field) const {
-    field("a rotation of keys (1: yes)",     rotated_k);
-    field("a rotation of values (1: yes)",   rotated_v);
     field("the number of compressed layers", layers.size());
     for (const layer_info & layer : layers) {
         field("a layer's index",        layer.il);
@@ -40,6 +38,9 @@ template <typename F> void cache::visit_layout(F field) const {
         field("the K cache type",       layer.type_k);
         field("the V cache type",       layer.type_v);
     }
+    // after the types, which decide about it unless LLAMA_ATTN_ROT_DISABLE does
+    field("a rotation of keys (1: yes)",   rotated_k);
+    field("a rotation of values (1: yes)", rotated_v);
 }
 
 // Runs of neighbouring cells, as (first cell, number of cells).
