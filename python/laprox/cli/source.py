@@ -75,8 +75,10 @@ def takes_model(rest: str | None = None) -> Callable[[Callable[..., None]], Call
         parameters = dict(inspect.signature(command, eval_str=True).parameters)
         rest_is_needed = rest is not None and parameters[rest].default is inspect.Parameter.empty
 
-        def run(**values: Any) -> None:
-            model, repo, file = values.pop("model"), values.pop(REPO), values.pop(FILE)
+        def run(*args: Any, **values: Any) -> None:
+            values = dict(zip(parameters, args)) | values  # as typer calls it, all by name
+            model, repo, file = values.pop("model"), values.pop(REPO, None), values.pop(FILE, None)
+            model = None if model is None else os.fspath(model)
             following = list(values.get(rest) or []) if rest else []
             if repo is not None and model is not None and rest is not None and not _is_model(model):
                 following.insert(0, Path(model))
