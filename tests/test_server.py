@@ -369,7 +369,7 @@ def test_slots_are_independent(model, questions, options):
             expected = sure(reply)
             assert chosen(answers[i])[: len(expected)] == expected
             compared += len(expected)
-        assert compared > 8 * len(questions)
+        assert compared > 4 * len(questions)
 
 
 def test_a_cancelled_request_leaves_the_slot_usable(fresh):
