@@ -97,6 +97,7 @@ if hasattr(L._lib, "laprox_api_version"):
         ("set_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
         ("get_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
         ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
+        ("tail_begin", c.c_int32, [c.c_void_p, c.c_int32]),
         ("get_stats", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxStats)]),
         ("set_scorer", c.c_bool, [c.c_void_p, c.c_void_p, c.c_void_p]),
         ("model_fingerprint", c.c_bool, [c.c_void_p, c.c_char_p]),
@@ -222,7 +223,7 @@ class Context:
         n_seq_max: int = 1,
         type_k: str = "f32",
         type_v: str | None = None,
-        flash_attn: bool = True,
+        flash_attn: bool | None = True,  # None: llama.cpp decides
         kv_unified: bool = False,
         swa_full: bool = False,
         n_threads: int = 1,
@@ -231,7 +232,7 @@ class Context:
         p = L.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = n_ctx, n_batch, n_ubatch or n_batch, n_seq_max
         p.type_k, p.type_v = TYPES[type_k], TYPES[type_v or type_k]
-        p.flash_attn_type = 1 if flash_attn else 0
+        p.flash_attn_type = -1 if flash_attn is None else int(flash_attn)
         p.kv_unified, p.swa_full, p.embeddings = kv_unified, swa_full, embeddings
         p.n_threads = p.n_threads_batch = n_threads
         self.model, self.n_batch = model, n_batch
@@ -283,6 +284,24 @@ class Context:
             rows.append(self.submit(part, range(len(part)) if all_logits else None))
         return np.concatenate(rows) if all_logits else rows[-1][-1]
 
+    def reserve_again(self) -> None:
+        """What a LoRA, a control vector or another sampler makes llama.cpp do."""
+        apply = L._lib.llama_set_adapter_cvec
+        apply.restype, apply.argtypes = c.c_int32, [c.c_void_p, c.c_void_p, c.c_size_t, c.c_int32, c.c_int32, c.c_int32]
+        assert apply(self.handle, None, 0, 0, 0, 0) == 0
+
+    def train(self) -> None:
+        """llama_opt_init with everything a parameter."""
+
+        class Options(c.Structure):
+            _fields_ = [("n_ctx_train", c.c_uint32), ("param_filter", c.c_void_p), ("param_filter_ud", c.c_void_p)]
+            _fields_ += [("get_opt_pars", c.c_void_p), ("get_opt_pars_ud", c.c_void_p), ("optimizer_type", c.c_int)]
+
+        self._filter = c.CFUNCTYPE(c.c_bool, c.c_void_p, c.c_void_p)(lambda _tensor, _user: True)
+        init = L._lib.llama_opt_init
+        init.restype, init.argtypes = None, [c.c_void_p, c.c_void_p, Options]
+        init(self.handle, self.model.handle, Options(0, c.cast(self._filter, c.c_void_p), None, None, None, 0))
+
     def graphs_reused(self) -> int:
         """How often llama.cpp could run the graph of the batch before."""
         return L.llama_perf_context(self.handle).n_reused
@@ -318,8 +337,14 @@ class Context:
 
     # --- states ---
 
+    def size(self) -> int:
+        return L.llama_state_get_size(self.handle)
+
+    def seq_size(self, seq: int = 0) -> int:
+        return L.llama_state_seq_get_size(self.handle, seq)
+
     def save(self) -> bytes:
-        buf = (c.c_uint8 * L.llama_state_get_size(self.handle))()
+        buf = (c.c_uint8 * self.size())()
         return bytes(buf[: L.llama_state_get_data(self.handle, buf, len(buf))])
 
     def load(self, data: bytes) -> bool:
@@ -327,7 +352,7 @@ class Context:
         return L.llama_state_set_data(self.handle, buf, len(data)) > 0
 
     def seq_save(self, seq: int = 0) -> bytes:
-        buf = (c.c_uint8 * L.llama_state_seq_get_size(self.handle, seq))()
+        buf = (c.c_uint8 * self.seq_size(seq))()
         return bytes(buf[: L.llama_state_seq_get_data(self.handle, buf, len(buf), seq)])
 
     def seq_load(self, data: bytes, seq: int = 0) -> bool:
@@ -359,6 +384,11 @@ class Context:
         callback = score and ScorerCallback(call)
         _granted(laprox("set_scorer", self.handle, c.cast(callback, c.c_void_p) if callback else None, None))
         self._scorer = callback  # not before the engine has let go of the other one
+
+    def tail_begin(self, seq: int = 0) -> int:
+        pos = laprox("tail_begin", self.handle, seq)
+        _granted(pos >= 0)
+        return pos
 
     def stats(self, seq: int = 0) -> LaproxStats:
         out = LaproxStats()

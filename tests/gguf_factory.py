@@ -219,6 +219,8 @@ def write_lfm2(path: str | Path, shape: Shape = Shape(n_layer=4, recurrent=(0, 2
     w = _Writer(Path(path), "lfm2", shape)
     w.gguf.add_head_count_kv([0 if il in shape.recurrent else shape.n_head_kv for il in range(shape.n_layer)])
     w.gguf.add_shortconv_l_cache(3)
+    if shape.swa:
+        w.gguf.add_sliding_window(shape.swa)
     w.embeddings()
     w.vector("token_embd_norm.weight", shape.n_embd)
     for il in range(shape.n_layer):
@@ -231,6 +233,26 @@ def write_lfm2(path: str | Path, shape: Shape = Shape(n_layer=4, recurrent=(0, 2
             w.attention(il)
             w.vector(f"blk.{il}.attn_q_norm.weight", shape.head_dim, mean=shape.qk_scale)
             w.vector(f"blk.{il}.attn_k_norm.weight", shape.head_dim, mean=shape.qk_scale)
+        w.vector(f"blk.{il}.ffn_norm.weight", shape.n_embd)
+        w.ffn(il)
+    w.close()
+    return Path(path)
+
+
+def write_deci(path: str | Path, shape: Shape = Shape(n_layer=4, recurrent=(1,)), **changes) -> Path:
+    """Llama 3.x Nemotron: some layers have no attention at all (`recurrent`, for want of a better name)."""
+    shape = replace(shape, **changes)
+    w = _Writer(Path(path), "deci", shape)
+    for keys in w.gguf.kv_data:
+        keys.pop("deci.attention.head_count", None)
+    for add, n in ((w.gguf.add_head_count, shape.n_head), (w.gguf.add_head_count_kv, shape.n_head_kv)):
+        add([0 if il in shape.recurrent else n for il in range(shape.n_layer)])
+    w.embeddings()
+    w.vector("output_norm.weight", shape.n_embd)
+    for il in range(shape.n_layer):
+        if il not in shape.recurrent:
+            w.vector(f"blk.{il}.attn_norm.weight", shape.n_embd)
+            w.attention(il)
         w.vector(f"blk.{il}.ffn_norm.weight", shape.n_embd)
         w.ffn(il)
     w.close()

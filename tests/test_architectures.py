@@ -93,3 +93,23 @@ def test_removing(toy, rng, arch):
         assert ctx.stats().entries_held == 0
         tokens, net = rng.integers(3, 512, 60), reference.Network(path)
         assert np.abs(ctx.decode(tokens) - net.decode(tokens)[-1]).max() < 20 * TOLERANCE
+
+
+def test_layers_without_attention(toy, rng):
+    """Nemotron 49B and 51B (Deci) have some: nothing is stored or scored for them."""
+    path = toy("deci")
+    with engine.Model(path, engine.params(budget="20%")) as model, engine.Context(model) as ctx:
+        assert ctx.layers() == [(0, 2), (2, 2), (3, 2)]
+        ctx.decode(rng.integers(3, 512, 300))
+        ctx.compress()
+        assert ctx.stats().entries_held == 60 * 6
+        ctx.decode([5, 6])
+
+
+def test_hybrids_of_sliding_windows_only_are_refused(toy):
+    """LFM2 with a sliding window, the only model of llama.cpp's fourth kind of memory, has no full attention to compress."""
+    with engine.Model(toy("lfm2", swa=64)) as model:
+        with pytest.raises(engine.Refused, match="no layer with a full attention cache"):
+            model.set_params(engine.params())
+        with engine.Context(model) as ctx:
+            ctx.decode([5, 6])

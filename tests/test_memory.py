@@ -88,3 +88,39 @@ def test_clearing_gives_everything_back(toy, rng):
         stats = ctx.stats()
         assert (stats.tokens_seen, stats.entries_held, stats.entries_full) == (0, 0, 0)
         assert stats.kv_bytes <= start
+
+
+@pytest.mark.parametrize("how", ["seq_rm", "clear", "seq_keep"])
+def test_removing_gives_back_what_was_never_compressed(toy, rng, how):
+    """A sequence of several grows as it is used, and a gone one takes no more than a new one."""
+    with engine.Model(toy(n_layer=1), engine.params(policy="full")) as model:
+        with engine.Context(model, n_ctx=8192, n_seq_max=2) as ctx:
+            start = ctx.stats(0).kv_bytes
+            ctx.decode(rng.integers(3, 512, 3000))
+            full = ctx.stats(0).kv_bytes
+            assert 3000 / 256 * start <= full <= 1.3 * 3000 / 256 * start  # not twice what is needed
+            getattr(ctx, how)(*{"seq_rm": [0], "clear": [], "seq_keep": [1]}[how])
+            assert ctx.stats(0).kv_bytes == start
+
+
+def test_a_short_text_after_a_long_one_takes_little(toy, rng):
+    """Once compressed and cleared, a context takes what its text needs, not all of n_ctx again."""
+    with engine.Model(toy(n_layer=1), engine.params(budget="5%")) as model, engine.Context(model, n_ctx=8192) as ctx:
+        full = ctx.stats().kv_bytes
+        ctx.decode(rng.integers(3, 512, 600))
+        ctx.compress()
+        ctx.clear()
+        ctx.decode(rng.integers(3, 512, 300))
+        assert ctx.stats().kv_bytes <= 512 / 8192 * 1.01 * full
+
+
+def test_growing_needs_room_for_one_layer_more(toy, rng, tmp_path):
+    """Layers move one by one: no second cache beside the first, not even for a moment."""
+    shape = LARGE | {"n_layer": 8}
+    steps = [["prompt", rng.integers(3, 512, 256).tolist()], ["peak_rss"]]
+    steps += [["prompt", rng.integers(3, 512, 256).tolist()] for _ in range(11)] + [["stats"], ["peak_rss"]]
+    context = {"n_ctx": 8192, "n_seq_max": 2, "n_batch": 256, "type_k": "f32"}
+    *_, start, after, peak = [r for r in worker.run_in_process(toy(**shape), steps, context, tmp_path, kv={"policy": "full"}) if not isinstance(r, np.ndarray)]
+    layer = after["kv_bytes"] / 8
+    assert after["kv_bytes"] > 350 * MiB
+    assert peak - start < after["kv_bytes"] + 2 * layer + 48 * MiB

@@ -140,19 +140,67 @@ def test_generations_within_min_tokens_or_budget_stay_whole(toy, rng, budget, le
     params = dict(policy="full") if budget == "full" else dict(budget=budget)
     with engine.Model(toy(n_layer=1), engine.params(min_tokens=600, **params)) as model, engine.Context(model, n_ctx=4096) as ctx:
         held = []
-        for token in rng.integers(3, 512, 2001):
+        for i, token in enumerate(rng.integers(3, 512, 2001)):
             ctx.decode([token])
+            if i == 0:
+                ctx.compress()  # the prompt is in
             held.append(ctx.stats().entries_held // 2)
         assert held[600] == 601 and held[-1] >= least
         assert held[-1] < 1300 if budget == "5%" else held[-1] == 2001
 
 
-def test_prompts_in_small_batches_are_not_taken_for_generations(toy, rng):
-    """Read 32 tokens at a time, a document is left whole until it is said to be in."""
-    with engine.Model(toy(n_layer=1), engine.params(budget="100")) as model:
-        with engine.Context(model, n_ctx=2048, n_batch=32) as ctx:
-            ctx.decode(rng.integers(3, 512, 1000))
-            assert ctx.stats().compressions == 0 and ctx.stats().entries_held == 1000 * 2
+@pytest.mark.parametrize("batch", [{"n_batch": 32}, {"n_batch": 16}, {"n_batch": 512, "n_ubatch": 16}, {"n_batch": 1}], ids=str)
+@pytest.mark.parametrize("first", [0, 100])
+def test_prompts_in_small_batches_are_not_taken_for_generations(toy, rng, batch, first):
+    """Read a few tokens at a time, a document is left whole until it is said to be in; also one that comes later."""
+    if first and batch == {"n_batch": 1}:
+        first = 0  # after an answer, a token with logits is one more of it
+    with engine.Model(toy(n_layer=1), engine.params(budget="100")) as model, engine.Context(model, n_ctx=2048, **batch) as ctx:
+        if first:
+            ctx.decode(rng.integers(3, 512, first))
+            ctx.compress()
+        ctx.decode(rng.integers(3, 512, 1000))
+        assert ctx.stats().compressions == 0 and ctx.stats().entries_held == (first + 1000) * 2
+
+
+def test_drafts_count_as_generated(toy, rng):
+    """Verified by twenties, a generation is compressed as one that comes token by token."""
+    with engine.Model(toy(n_layer=1), engine.params(budget="100")) as model, engine.Context(model, n_ctx=2048) as ctx:
+        ctx.decode(rng.integers(3, 512, 50))
+        ctx.compress()
+        for _ in range(40):
+            ctx.decode(rng.integers(3, 512, 20), all_logits=True)
+        assert ctx.stats().compressions >= 2
+
+
+def test_rejected_drafts_leave_the_window_whole(toy, rng):
+    """Two of eight accepted, eight times: still the last 32 queries."""
+    with engine.Model(toy(n_layer=1), engine.params(window=32)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 300))
+        for _ in range(8):
+            ctx.decode(rng.integers(3, 512, 8), all_logits=True)
+            assert ctx.seq_rm(0, ctx.pos_max() - 5, -1)
+        assert ctx.queries(0)[1].tolist() == list(range(284, 316))
+
+
+@pytest.mark.parametrize("budget", ["50%", "100%", "300", "400KiB"])
+def test_no_budget_outgrows_the_context(toy, rng, budget):
+    """A share of a text longer than n_ctx would come to more than n_ctx: what llama.cpp would have allocated is the limit."""
+    with engine.Model(toy(n_layer=1), engine.params(budget=budget)) as model, engine.Context(model, n_ctx=512, n_batch=64) as ctx:
+        for _ in range(50):
+            ctx.decode(rng.integers(3, 512, 64))
+            assert ctx.stats().entries_held <= (512 + 256) * 2
+        assert ctx.stats().tokens_seen == 3200
+        ctx.compress()
+        assert ctx.stats().entries_held <= 512 * 2
+
+
+@pytest.mark.parametrize("n_batch, most", [(512, 3), (128, 6), (32, 24)])
+def test_chunked_prefill_does_not_compress_every_batch(toy, rng, n_batch, most):
+    params = engine.params(budget="200", prefill=engine.CHUNKED)
+    with engine.Model(toy(n_layer=1), params) as model, engine.Context(model, n_ctx=8192, n_batch=n_batch) as ctx:
+        ctx.decode(rng.integers(3, 512, 3000))
+        assert 1 <= ctx.stats().compressions <= most
 
 
 def test_a_generation_that_cannot_be_compacted_goes_on(toy, rng):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import engine
+import worker
 from gguf_factory import truncate
 
 
@@ -196,3 +197,19 @@ def test_a_reason_is_not_kept_for_the_next_success(toy):
         assert engine.last_error()
         model.set_params(engine.params())
         assert engine.last_error() == ""
+
+
+def test_training(toy):
+    """Gradients can't flow through flash attention: refused, and the context goes on."""
+    with engine.Model(toy(n_layer=1), engine.params()) as model, engine.Context(model, n_ctx=256, n_batch=256) as ctx:
+        ctx.train()
+        assert "trained" in engine.last_error()
+        assert ctx.decode([5, 6]).size == model.n_vocab
+
+
+def test_flash_attention_auto(toy, rng, stock):
+    """llama.h's default: on where a policy needs it."""
+    path, tokens = toy(), rng.integers(3, 512, 300).tolist()
+    context = {"type_k": "f16", "flash_attn": None}
+    ours = worker.run_steps(path, [["decode", tokens]], context, {"policy": "full"})[0]
+    assert np.abs(ours - stock(path, [["decode", tokens]], **context)[0]).max() < 1e-3

@@ -155,6 +155,80 @@ def test_keeping_one_sequence(toy, rng):
             assert (ctx.pos_max(0), ctx.pos_max(2)) == (-1, -1)
 
 
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "lfm2"])
+@pytest.mark.parametrize("n_seq_max, stranger", [(1, 1), (1, 255), (1, 4000), (3, 3), (3, 255), (3, -3)])
+def test_sequences_that_do_not_exist(toy, rng, arch, n_seq_max, stranger):
+    """They have nothing, and whatever is asked of them leaves those that do exist alone."""
+    path, tokens = toy(arch), rng.integers(3, 512, 200)
+    context = {"n_seq_max": n_seq_max, "kv_unified": n_seq_max > 1}
+    with engine.Model(path, engine.params(budget="20%")) as model, engine.Context(model, **context) as ctx:
+        ctx.decode(tokens)
+        ctx.compress()
+        held, k = ctx.held(), ctx.entries(*ctx.pairs()[0]).k
+        before = ctx.pos_min(), ctx.pos_max(), ctx.stats().tokens_seen
+        saved = ctx.seq_save(0)
+        assert (ctx.pos_min(stranger), ctx.pos_max(stranger)) == (-1, -1)
+        for p0, p1 in [(-1, -1), (0, 10), (0, 5000)]:
+            assert stranger < 0 or ctx.seq_rm(stranger, p0, p1)  # a negative number means all of them
+        ctx.seq_cp(0, stranger)
+        ctx.seq_cp(stranger, 0)
+        ctx.seq_add(stranger, 0, -1, 5)
+        ctx.seq_div(stranger, 0, -1, 2)
+        assert ctx.seq_save(stranger) == b"" and not ctx.seq_load(saved, stranger)
+        assert "doesn't exist" in engine.last_error()
+        assert same(held, ctx.held()) and np.array_equal(k, ctx.entries(*ctx.pairs()[0]).k)
+        assert (ctx.pos_min(), ctx.pos_max(), ctx.stats().tokens_seen) == before
+        logits = ctx.decode([5])
+        ctx.seq_keep(stranger)  # of which there is nothing: so nothing stays
+        assert (ctx.pos_max(), ctx.stats().entries_held) == (-1, 0)
+        assert ctx.seq_load(saved)
+        assert np.abs(ctx.decode([5]) - logits).max() < 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "lfm2"])
+def test_all_parts_of_a_memory_do_the_same(toy, rng, arch):
+    """Sliding windows and recurrent states are never copied, kept or shifted without the full attention beside them."""
+    with engine.Model(toy(arch), engine.params(budget="20%")) as model, engine.Context(model, n_ctx=1536, n_seq_max=3) as ctx:
+        for seq in (0, 1):
+            ctx.decode(rng.integers(3, 512, 200), seq)
+            ctx.compress(seq)
+        ctx.seq_cp(0, 2, 0, 150)  # a part
+        ctx.seq_cp(0, 2, 100, -1)
+        ctx.seq_add(0, 0, -1, 3)
+        assert [ctx.pos_max(s) for s in range(3)] == [199, 199, -1]
+        fresh = ctx.decode([5, 6, 7], seq=2)
+        ctx.seq_rm(2)
+        ctx.seq_keep(1)
+        assert [ctx.pos_max(s) for s in range(3)] == [-1, 199, -1]
+        assert ctx.pos_min(1) >= ctx.tail_begin(1) > 0
+        for seq in (0, 2):
+            assert np.abs(ctx.decode([5, 6, 7], seq) - fresh).max() < TOLERANCE
+
+
+def test_room_is_found_where_there_is_some(toy, rng):
+    """llama.cpp restored the search positions of the wrong sequences after a batch that didn't fit at first."""
+    with engine.Model(toy(n_layer=1), engine.params(policy="full")) as model:
+        with engine.Context(model, n_ctx=3072, n_seq_max=3, n_ubatch=64) as ctx:
+            for seq, n in enumerate((160, 100, 10)):
+                ctx.decode(rng.integers(3, 512, n), seq)
+            ctx.submit([(5, 100 + i, (1,)) for i in range(128)] + [(6, 10 + i, (2,)) for i in range(300)])
+            assert [ctx.pos_max(s) for s in range(3)] == [159, 227, 309]
+
+
+def test_turning_the_policy_off_leaves_live_contexts_alone(toy, rng):
+    """Their graphs stay as large as they are, whatever contexts made later get."""
+    path = toy(n_layer=16, n_head=8, n_head_kv=4, n_embd=128, head_dim=32, n_ff=64)
+    with engine.Model(path, engine.params(budget="10%")) as model, engine.Context(model, n_ctx=2048, n_seq_max=4) as ctx:
+        for seq in range(4):
+            ctx.decode(rng.integers(3, 512, 200), seq)
+            ctx.compress(seq)
+        model.set_params(None)
+        ctx.reserve_again()
+        ctx.decode([5])
+        ctx.compress()
+        assert ctx.stats().tokens_seen == 201
+
+
 def test_two_contexts_of_one_model(toy, rng):
     """Each has the settings it was made with, and its own cache."""
     path, tokens = toy(), rng.integers(3, 512, 300)
@@ -279,6 +353,49 @@ def test_broken_and_foreign_states(compressed, toy, rng, whole):
         assert np.abs(ctx.decode([5]) - expected).max() < TOLERANCE, what
         ctx.clear()
     assert load(good)
+
+
+def test_own_state_of_uneven_heads(toy, rng):
+    """One ranking may leave a head more than n_ctx tokens, once more have been seen."""
+    kv = dict(policy="custom:global-raw", budget="128", recent=8)
+    with engine.Model(toy(n_layer=2), engine.params(**kv)) as model, engine.Context(model, n_ctx=256, n_batch=64) as ctx:
+        ctx.set_scorer(lambda seq, il, head, pos: np.full(len(pos), 1.0 if (il, head) == (0, 0) else 1e-6, np.float32))
+        for _ in range(40):
+            ctx.decode(rng.integers(3, 512, 32))
+        ctx.compress()
+        held, data = ctx.held(), ctx.seq_save()
+        assert len(held[0, 0]) > 256
+        assert ctx.seq_load(data), engine.last_error()
+        assert same(held, ctx.held()) and ctx.stats().tokens_seen == 1280
+
+
+def test_state_that_is_too_large_names_the_context_it_needs(compressed, rng):
+    ctx, _ = compressed
+    ctx.decode(rng.integers(3, 512, 900), seq=1) if ctx.pos_max(1) < 0 else None
+    data = ctx.seq_save(1)
+    with fresh(compressed, n_ctx=512) as small:
+        assert not small.seq_load(data, 0)
+        assert "-c" in engine.last_error() and "damaged" not in engine.last_error()
+        assert small.pos_max(0) == -1
+
+
+def test_state_of_an_unrotated_cache_is_refused(toy, rng, monkeypatch):
+    """llama.cpp rotates what it quantises, unless told not to: such keys must not meet rotated queries."""
+    with engine.Model(toy(), engine.params()) as model:
+        monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
+        with engine.Context(model, type_k="q8_0") as plain:
+            plain.decode(rng.integers(3, 512, 50))
+            data = plain.seq_save()
+            assert plain.seq_load(data)
+        monkeypatch.delenv("LLAMA_ATTN_ROT_DISABLE")
+        with engine.Context(model, type_k="q8_0") as rotated:
+            assert not rotated.seq_load(data) and "rotation" in engine.last_error()
+
+
+def test_size_of_a_state(compressed):
+    """Said without making it, and right to the byte."""
+    ctx, _ = compressed
+    assert len(ctx.seq_save(0)) == ctx.seq_size(0) and len(ctx.save()) == ctx.size()
 
 
 def test_compressed_state_in_a_stock_context(compressed, toy, rng):

@@ -1,6 +1,8 @@
 #include "core/allocate.h"
 
+#include "core/parallel.h"
 #include "core/profile.h"
+#include "core/ranking.h"
 #include "core/scores.h"
 
 #include <algorithm>
@@ -9,9 +11,9 @@
 #include <functional>
 #include <iterator>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
-#include <tuple>
 
 namespace laprox {
 
@@ -102,169 +104,91 @@ head_counts apportion(const std::vector<double> & weight, const head_counts & ro
     return share;
 }
 
-// What competes: a head's candidates under the scores that decide.
-struct contender {
-    const head_candidates * head;
-    const float * score;
-};
-
-static std::vector<contender> with_own_scores(const layer_heads & heads) {
-    std::vector<contender> contenders;
-    for (const auto & h : heads) {
-        contenders.push_back({ &h, h.score.data() });
-    }
-    return contenders;
-}
-
-// How many of each contender's candidates are among the best n_keep of all; equal scores: later position, then lower
-// layer, then lower head.
-static head_counts count_best(const std::vector<contender> & contenders, int64_t n_keep) {
-    head_counts counts(contenders.size(), 0);
-
-    std::vector<float> ranks;
-    for (const auto & c : contenders) {
-        std::transform(c.score, c.score + c.head->score.size(), std::back_inserter(ranks), rank_of);
-    }
-    n_keep = std::clamp<int64_t>(n_keep, 0, (int64_t) ranks.size());
-    if (n_keep == 0) {
-        return counts;
-    }
-
-    // The n-th best score splits the candidates into kept, dropped and a few equal ones; ordering only the latter
-    // keeps the selection linear in the number of entries of the model.
-    std::nth_element(ranks.begin(), ranks.begin() + (n_keep - 1), ranks.end(), std::greater<float>());
-    const float threshold = ranks[n_keep - 1];
-
-    struct tie { int32_t pos; int32_t layer; int32_t head; size_t row; };
-    std::vector<tie> ties;
-    for (size_t row = 0; row < contenders.size(); row++) {
-        const head_candidates & h = *contenders[row].head;
-        for (size_t i = 0; i < h.score.size(); i++) {
-            const float rank = rank_of(contenders[row].score[i]);
-            if (rank > threshold) {
-                counts[row]++;
-                n_keep--;
-            } else if (rank == threshold) {
-                ties.push_back({ h.pos[i], h.layer, h.head, row });
-            }
-        }
-    }
-    std::nth_element(ties.begin(), ties.begin() + (n_keep - 1), ties.end(), [](const tie & a, const tie & b) {
-        return std::tie(b.pos, a.layer, a.head) < std::tie(a.pos, b.layer, b.head);
-    });
-    for (int64_t i = 0; i < n_keep; i++) {
-        counts[ties[i].row]++;
-    }
-    return counts;
-}
-
-// The same after every contender has taken its best `floor` times the average first.
-static head_counts count_best(const std::vector<contender> & contenders, int64_t n_keep, double floor) {
-    const int64_t least = contenders.empty() ? 0 : (int64_t) (floor*(double) n_keep/(double) contenders.size());
-    if (least <= 0) {
-        return count_best(contenders, n_keep);
-    }
-    head_counts counts;
-    std::vector<head_candidates> rest;
-    for (const auto & c : contenders) {
-        const head_candidates & h = *c.head;
-        std::vector<size_t> order(h.score.size());
-        std::iota(order.begin(), order.end(), size_t(0));
-        const size_t taken = std::min<size_t>(least, order.size());
-        std::nth_element(order.begin(), order.begin() + taken, order.end(), [&](size_t i, size_t j) {
-            return std::make_tuple(rank_of(c.score[i]), h.pos[i]) > std::make_tuple(rank_of(c.score[j]), h.pos[j]);
-        });
-        counts.push_back((int64_t) taken);
-        rest.push_back({ h.layer, h.head, {}, {}, {}, 0 });
-        for (size_t i = taken; i < order.size(); i++) {
-            rest.back().pos.push_back(h.pos[order[i]]);
-            rest.back().score.push_back(c.score[order[i]]);
-        }
-    }
-    const head_counts more = count_best(with_own_scores({ rest.data(), rest.data() + rest.size() }), n_keep - sum(counts));
-    for (size_t i = 0; i < counts.size(); i++) {
-        counts[i] += more[i];
-    }
-    return counts;
-}
-
 // LaProx, Algorithm 2 (arXiv 2605.07234): one ranking over the whole model of what an entry weighs in its layer.
-static head_counts count_global(const allocation & a, int64_t n_keep) {
-    std::vector<std::vector<std::vector<float>>> normalised;
-    std::vector<contender> contenders;
-    for (const auto & heads : layers_of(a)) {
-        std::vector<std::vector<float>> scores;
-        for (const auto & h : heads) {
-            scores.push_back(h.score);
+static counter prepare_global(const allocation & a) {
+    const auto layers = layers_of(a);
+    std::vector<std::vector<layer_scale>> by_layer(layers.size());
+    parallel_for(layers.size(), a.n_threads, [&](size_t i) {
+        std::vector<const std::vector<float> *> scores;
+        for (const auto & h : layers[i]) {
+            scores.push_back(&h.score);
         }
-        normalise_layer(scores);
-        for (size_t i = 0; i < heads.size(); i++) {
-            contenders.push_back({ heads.first + i, scores[i].data() });
-        }
-        normalised.push_back(std::move(scores)); // moves the vectors, not what they hold
+        by_layer[i].assign(layers[i].size(), scale_of_layer(scores));
+    });
+    std::vector<layer_scale> scales;
+    for (const auto & own : by_layer) {
+        scales.insert(scales.end(), own.begin(), own.end());
     }
-    return count_best(contenders, n_keep, a.floor);
+    auto ranks = std::make_shared<ranking>(a.heads.data(), a.heads.data() + a.heads.size(), std::move(scales), a.n_threads);
+    return [ranks, floor = a.floor](int64_t n_keep) { return ranks->best(n_keep, floor); };
 }
 
 // The same by raw scores: for scores that can be compared over the model as they are, as those of retention gates.
-static head_counts count_global_raw(const allocation & a, int64_t n_keep) {
-    return count_best(with_own_scores({ a.heads.data(), a.heads.data() + a.heads.size() }), n_keep, a.floor);
+static counter prepare_global_raw(const allocation & a) {
+    auto ranks = std::make_shared<ranking>(a.heads.data(), a.heads.data() + a.heads.size(), a.n_threads);
+    return [ranks, floor = a.floor](int64_t n_keep) { return ranks->best(n_keep, floor); };
 }
 
-static head_counts equally(const layer_heads & heads, int64_t n_keep) {
-    return apportion(std::vector<double>(heads.size(), 1.0), room_of(heads), n_keep);
+static counter equally(const layer_heads & heads, int) {
+    return [room = room_of(heads)](int64_t n_keep) { return apportion(std::vector<double>(room.size(), 1.0), room, n_keep); };
 }
 
-static head_counts count_uniform(const allocation & a, int64_t n_keep) {
-    return equally({ a.heads.data(), a.heads.data() + a.heads.size() }, n_keep);
+static counter prepare_uniform(const allocation & a) {
+    return equally({ a.heads.data(), a.heads.data() + a.heads.size() }, a.n_threads);
 }
 
 // Ada-KV's budgets within a layer (arXiv 2407.11550): heads compete for the layer's entries by raw score, and the
 // share `alpha` of them is spread evenly whatever comes out. The authors' code mixes the two counts; kvpress
 // protects the evenly spread part and lets heads compete for the rest. The authors round each head by itself, so
 // that a layer may miss its total by half an entry per head; here the total is exact.
-static head_counts adaptively(const layer_heads & heads, int64_t n_keep) {
-    const double alpha = 0.2;
-    const double base  = (double) n_keep/(double) heads.size();
-    std::vector<double> mix;
-    for (int64_t won : count_best(with_own_scores(heads), n_keep)) {
-        mix.push_back((1.0 - alpha)*(double) won + alpha*base);
-    }
-    return apportion(mix, room_of(heads), n_keep);
+static counter adaptively(const layer_heads & heads, int n_threads) {
+    auto ranks = std::make_shared<ranking>(heads.begin(), heads.end(), n_threads);
+    return [ranks, room = room_of(heads)](int64_t n_keep) {
+        const double alpha = 0.2;
+        const double base  = (double) n_keep/(double) room.size();
+        std::vector<double> mix;
+        for (int64_t won : ranks->best(n_keep)) {
+            mix.push_back((1.0 - alpha)*(double) won + alpha*base);
+        }
+        return apportion(mix, room, n_keep);
+    };
 }
 
 // Layers get their totals in proportion to `weight` per head, then share them out within.
-static head_counts by_layer(const allocation & a, const std::vector<double> & weight, int64_t n_keep,
-                            head_counts (*within)(const layer_heads & heads, int64_t n_keep)) {
-    const auto layers = layers_of(a);
-    std::vector<double> weights;
+struct layer_counters {
+    std::vector<counter> within;
     head_counts rooms;
-    for (size_t i = 0; i < layers.size(); i++) {
-        weights.push_back(weight[i]*(double) layers[i].size());
-        rooms.push_back(sum(room_of(layers[i])));
-    }
-    const head_counts totals = apportion(weights, rooms, n_keep);
+    std::vector<size_t> sizes;
 
-    head_counts counts;
-    for (size_t i = 0; i < layers.size(); i++) {
-        const head_counts own = within(layers[i], totals[i]);
-        counts.insert(counts.end(), own.begin(), own.end());
+    layer_counters(const allocation & a, counter (*prepare)(const layer_heads & heads, int n_threads)) {
+        for (const auto & heads : layers_of(a)) {
+            within.push_back(prepare(heads, a.n_threads));
+            rooms.push_back(sum(room_of(heads)));
+            sizes.push_back(heads.size());
+        }
     }
-    return counts;
-}
+
+    head_counts count(const std::vector<double> & weight, int64_t n_keep) const {
+        std::vector<double> weights;
+        for (size_t i = 0; i < sizes.size(); i++) {
+            weights.push_back(weight[i]*(double) sizes[i]);
+        }
+        const head_counts totals = apportion(weights, rooms, n_keep);
+        head_counts counts;
+        for (size_t i = 0; i < within.size(); i++) {
+            const head_counts own = within[i](totals[i]);
+            counts.insert(counts.end(), own.begin(), own.end());
+        }
+        return counts;
+    }
+};
 
 // PyramidKV (arXiv 2406.02069): budgets fall linearly from the bottom layer to the top one, which is left with
 // 1/beta of the average. Where the bottom layer could not use its budget, the slope is as steep as it can be.
 // The authors fall back to equal layers when entries number less than twice the average; here the slope flattens by
 // itself, without a jump. Their integer step, which loses up to one entry per layer, is a fraction here.
-static head_counts count_pyramid(const allocation & a, int64_t n_keep) {
+static std::vector<double> pyramid_weights(const head_counts & room, size_t n_layer, int64_t n_keep) {
     const double beta = 20.0;
-    const size_t n_layer = layers_of(a).size();
-    const head_counts room = room_of(a.heads);
-    if (n_layer == 0) {
-        return {};
-    }
-
     const double average   = (double) std::clamp<int64_t>(n_keep, 0, sum(room))/(double) room.size();
     const double available = (double) *std::max_element(room.begin(), room.end());
     double bottom = 2.0*average - average/beta;
@@ -277,11 +201,19 @@ static head_counts count_pyramid(const allocation & a, int64_t n_keep) {
     for (size_t i = 0; i < n_layer; i++) {
         weight.push_back(n_layer > 1 ? bottom - (double) i*(bottom - top)/(double) (n_layer - 1) : average);
     }
-    return by_layer(a, weight, n_keep, equally);
+    return weight;
 }
 
-static head_counts count_ada(const allocation & a, int64_t n_keep) {
-    return by_layer(a, std::vector<double>(layers_of(a).size(), 1.0), n_keep, adaptively);
+static counter prepare_pyramid(const allocation & a) {
+    return [layers = layer_counters(a, equally), room = room_of(a.heads)](int64_t n_keep) {
+        return room.empty() ? head_counts() : layers.count(pyramid_weights(room, layers.sizes.size(), n_keep), n_keep);
+    };
+}
+
+static counter prepare_ada(const allocation & a) {
+    return [layers = layer_counters(a, adaptively)](int64_t n_keep) {
+        return layers.count(std::vector<double>(layers.sizes.size(), 1.0), n_keep);
+    };
 }
 
 // How evenly a layer's score is spread over its candidates: from 0, one has it all, to 1. Scores count from the
@@ -311,23 +243,22 @@ static double normalised_entropy(const layer_heads & heads) {
 
 // LAVa's layer budgets from the entropy of the layer's scores, Ada-KV's heads within. The authors know all layers
 // only at the end of a prefill and lower budgets as they go; scores of all layers are here at once.
-static head_counts count_lava(const allocation & a, int64_t n_keep) {
-    std::vector<double> weight;
-    for (const auto & heads : layers_of(a)) {
-        weight.push_back(normalised_entropy(heads));
-    }
-    return by_layer(a, weight, n_keep, adaptively);
+static counter prepare_lava(const allocation & a) {
+    const auto layers = layers_of(a);
+    std::vector<double> weight(layers.size());
+    parallel_for(layers.size(), a.n_threads, [&](size_t i) { weight[i] = normalised_entropy(layers[i]); });
+    return [counters = layer_counters(a, adaptively), weight](int64_t n_keep) { return counters.count(weight, n_keep); };
 }
 
 // CAKE's layer budgets (arXiv 2503.12491) from the preference that its scorer computes. The authors share out what
 // full layers leave over evenly and in one round, which may miss the total; here in proportion, and exactly.
-static head_counts count_cake(const allocation & a, int64_t n_keep) {
+static counter prepare_cake(const allocation & a) {
     const size_t n_layer = layers_of(a).size();
     if (a.layer_preference.size() != n_layer) {
         throw std::invalid_argument("allocator \"cake\" needs a preference per layer; got " +
                 std::to_string(a.layer_preference.size()) + " for " + std::to_string(n_layer) + " layers");
     }
-    return by_layer(a, a.layer_preference, n_keep, equally);
+    return [counters = layer_counters(a, equally), weight = a.layer_preference](int64_t n_keep) { return counters.count(weight, n_keep); };
 }
 
 // LU-KV at run time (arXiv 2602.08585). Between two rows of the table the share is interpolated; the authors take the
@@ -369,15 +300,19 @@ static head_counts count_profile(const allocation & a, int64_t n_keep) {
     return apportion(target, room, n_keep);
 }
 
+static counter prepare_profile(const allocation & a) {
+    return [&a](int64_t n_keep) { return count_profile(a, n_keep); };
+}
+
 static const std::array<allocator, 8> allocators = {{
-    { "global",     nullptr,            count_global },
-    { "global-raw", nullptr,            count_global_raw },
-    { "uniform",    nullptr,            count_uniform },
-    { "pyramid",    nullptr,            count_pyramid },
-    { "ada",        nullptr,            count_ada },
-    { "lava",       nullptr,            count_lava },
-    { "cake",       "layer_preference", count_cake },
-    { "profile",    "profile",          count_profile },
+    { "global",     nullptr,            prepare_global },
+    { "global-raw", nullptr,            prepare_global_raw },
+    { "uniform",    nullptr,            prepare_uniform },
+    { "pyramid",    nullptr,            prepare_pyramid },
+    { "ada",        nullptr,            prepare_ada },
+    { "lava",       nullptr,            prepare_lava },
+    { "cake",       "layer_preference", prepare_cake },
+    { "profile",    "profile",          prepare_profile },
 }};
 
 int32_t n_allocators() {
@@ -399,35 +334,63 @@ const allocator & find_allocator(const std::string & name) {
     throw std::invalid_argument("unknown allocator \"" + name + "\"; accepted: " + names);
 }
 
-// Moves the best n of the indices from `begin` on to the front.
-static void best_first(const head_candidates & h, const std::vector<float> & score, std::vector<uint32_t> & indices,
-                       size_t begin, size_t n) {
-    if (n == 0 || begin + n >= indices.size()) {
-        return;
+// The n best of some of a head's candidates (null: of all), ascending.
+static std::vector<uint32_t> best_of(const head_candidates & h, const std::vector<float> & score, const std::vector<uint32_t> * among, size_t n) {
+    const size_t n_all = among ? among->size() : score.size();
+    const auto index = [&](size_t i) { return among ? (*among)[i] : (uint32_t) i; };
+    n = std::min(n, n_all);
+    std::vector<uint32_t> best;
+    best.reserve(n);
+    if (n == n_all) {
+        for (size_t i = 0; i < n; i++) {
+            best.push_back(index(i));
+        }
+        return best;
     }
-    std::nth_element(indices.begin() + begin, indices.begin() + begin + n, indices.end(), [&](uint32_t i, uint32_t j) {
-        const float a = rank_of(score[i]), b = rank_of(score[j]);
-        return std::tie(b, h.pos[j], i) < std::tie(a, h.pos[i], j);
-    });
+    if (n == 0) {
+        return best;
+    }
+    std::vector<float> ranks(n_all);
+    for (size_t i = 0; i < n_all; i++) {
+        ranks[i] = rank_of(score[index(i)]);
+    }
+    std::nth_element(ranks.begin(), ranks.begin() + (n - 1), ranks.end(), std::greater<float>());
+    const float threshold = ranks[n - 1];
+
+    std::vector<uint32_t> ties;
+    for (size_t i = 0; i < n_all; i++) {
+        const float rank = rank_of(score[index(i)]);
+        if (rank > threshold) {
+            best.push_back(index(i));
+        } else if (rank == threshold) {
+            ties.push_back(index(i));
+        }
+    }
+    std::stable_sort(ties.begin(), ties.end(), [&](uint32_t i, uint32_t j) { return h.pos[i] > h.pos[j]; });
+    ties.resize(n - best.size());
+    std::sort(ties.begin(), ties.end());
+    const size_t middle = best.size();
+    best.insert(best.end(), ties.begin(), ties.end());
+    std::inplace_merge(best.begin(), best.begin() + middle, best.end());
+    return best;
 }
 
-choice select(const std::vector<head_candidates> & heads, const head_counts & counts) {
-    choice kept;
-    for (size_t row = 0; row < heads.size(); row++) {
+choice select(const std::vector<head_candidates> & heads, const head_counts & counts, int n_threads) {
+    choice kept(heads.size());
+    parallel_for(heads.size(), n_threads, [&](size_t row) {
         const auto & h = heads[row];
         const size_t n = (size_t) std::clamp<int64_t>(counts[row], 0, (int64_t) h.score.size());
-        std::vector<uint32_t> indices(h.score.size());
-        std::iota(indices.begin(), indices.end(), 0);
-
-        const size_t first_stage = h.second.empty() ? n : n/2;
-        best_first(h, h.score, indices, 0, first_stage);
-        if (!h.second.empty()) {
-            best_first(h, h.second, indices, first_stage, n - first_stage);
+        if (h.second.empty()) {
+            kept[row] = best_of(h, h.score, nullptr, n);
+            return;
         }
-        indices.resize(n);
-        std::sort(indices.begin(), indices.end());
-        kept.push_back(std::move(indices));
-    }
+        const std::vector<uint32_t> first = best_of(h, h.score, nullptr, n/2);
+        std::vector<uint32_t> all(h.score.size()), rest;
+        std::iota(all.begin(), all.end(), 0);
+        std::set_difference(all.begin(), all.end(), first.begin(), first.end(), std::back_inserter(rest));
+        const std::vector<uint32_t> second = best_of(h, h.second, &rest, n - first.size());
+        std::merge(first.begin(), first.end(), second.begin(), second.end(), std::back_inserter(kept[row]));
+    });
     return kept;
 }
 

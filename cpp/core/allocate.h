@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -34,16 +35,22 @@ struct allocation {
     const budget_profile * profile = nullptr;
     int64_t n_seen = 0;                   // tokens seen
     double  floor  = 0.0;                 // global allocators: share of the average that every head keeps (0 to 1)
+    int     n_threads = 1;
 };
 
 // Entries per head, in the order of allocation::heads: none more than the head has candidates, and together exactly
 // min(n_keep, all candidates).
 using head_counts = std::vector<int64_t>;
 
+// Answers for one allocation, which must outlive it, and any number of entries.
+using counter = std::function<head_counts (int64_t n_keep)>;
+
 struct allocator {
     const char * name;
     const char * needs; // what a scorer or the settings must bring: nullptr, "layer_preference" or "profile"
-    head_counts (*count)(const allocation & a, int64_t n_keep);
+    counter (*prepare)(const allocation & a);
+
+    head_counts count(const allocation & a, int64_t n_keep) const { return prepare(a)(n_keep); }
 };
 
 int32_t n_allocators();
@@ -57,7 +64,7 @@ using choice = std::vector<std::vector<uint32_t>>;
 
 // The best counts[i] candidates of each head; equal scores: the later position first. Where `second` is given, the
 // first half is chosen by `score`, the rest by `second` (CriticalKV, arXiv 2502.03805: first_stage_ratio 0.5).
-choice select(const std::vector<head_candidates> & heads, const head_counts & counts);
+choice select(const std::vector<head_candidates> & heads, const head_counts & counts, int n_threads = 1);
 
 // Share a total out in proportion to `weight` (0 where negative or not finite), at most `room` to each: largest remainders first, then the lower
 // index; what full places leave over goes to the others in the same proportion (evenly once those weigh nothing).

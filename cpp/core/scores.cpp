@@ -34,27 +34,34 @@ std::vector<float> max_pool(const float * score, size_t n, int kernel) {
     return pooled;
 }
 
-void normalise_layer(std::vector<std::vector<float>> & heads) {
-    double lowest = 0.0;
-    for (const auto & head : heads) {
-        for (float score : head) {
+layer_scale scale_of_layer(const std::vector<const std::vector<float> *> & heads) {
+    layer_scale scale;
+    for (const auto * head : heads) {
+        for (float score : *head) {
             if (std::isfinite(score)) {
-                lowest = std::min(lowest, (double) score);
+                scale.lowest = std::min(scale.lowest, (double) score);
             }
         }
     }
     double sum = 0.0;
-    for (const auto & head : heads) {
-        for (float score : head) {
-            sum += std::isfinite(score) ? score - lowest : 0.0;
+    for (const auto * head : heads) {
+        for (float score : *head) {
+            sum += std::isfinite(score) ? score - scale.lowest : 0.0;
         }
     }
-    const double unit = sum > 0.0 ? sum : 1.0;
+    scale.unit = sum > 0.0 ? sum : 1.0;
+    return scale;
+}
+
+void normalise_layer(std::vector<std::vector<float>> & heads) {
+    std::vector<const std::vector<float> *> scores;
+    for (const auto & head : heads) {
+        scores.push_back(&head);
+    }
+    const layer_scale scale = scale_of_layer(scores);
     for (auto & head : heads) {
         for (float & score : head) {
-            if (std::isfinite(score)) {
-                score = (float) ((score - lowest)/unit);
-            }
+            score = scale.value(score);
         }
     }
 }

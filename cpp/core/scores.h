@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "core/ranking.h"
+
 #include <cstddef>
 #include <vector>
 
@@ -18,5 +20,8 @@ std::vector<float> max_pool(const float * score, size_t n, int kernel);
 // Algorithm 2). Where scores are negative (minus a norm or a cosine), the layer's lowest becomes 0 first. Infinities
 // and NaN stay what they are and count for nothing in the sum. A layer whose scores are all equal to 0 stays 0.
 void normalise_layer(std::vector<std::vector<float>> & heads);
+
+// What it subtracts and divides by.
+layer_scale scale_of_layer(const std::vector<const std::vector<float> *> & heads);
 
 }

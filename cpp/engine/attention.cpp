@@ -58,24 +58,39 @@ static ggml_tensor * tokens_of(ggml_context * ctx, ggml_tensor * t, int64_t firs
     return ggml_view_3d(ctx, t, t->ne[0], t->ne[1], n, t->nb[1], t->nb[2], first*t->nb[2]);
 }
 
-// One attention call for a class of heads. q: [d, n_tokens, n_gqa, n_heads]; result: [d_v, n_gqa, n_tokens, n_heads]
+// One attention call for a class of heads; q: [d, n_tokens, n_gqa*n_heads], result: [d_v, n_gqa, n_heads, n_tokens].
+// Where all heads share a mask it is llama.cpp's own form. Where each has its own, the heads become the streams of the
+// operation, and the mask has a slice for each: CUDA looks through the masks of streams without checking their number.
 static ggml_tensor * attend(const llm_graph_context & g, const layer_info & layer, const layer_store & store,
         const store_class & cls, ggml_tensor * q, ggml_tensor * mask, int64_t n_tail, float kq_scale) {
-    const int64_t n_heads = cls.plan.heads.size();
-    const int64_t n_kv    = cls.n_view + n_tail;
-    const size_t  row     = cls.row0 + cls.plan.n_rows - cls.n_view;
+    ggml_context * ctx = g.ctx0;
+    const int64_t n_heads  = cls.plan.heads.size();
+    const int64_t n_gqa    = layer.n_gqa();
+    const int64_t n_tokens = q->ne[1];
+    const int64_t n_kv     = cls.n_view + n_tail;
+    const size_t  row      = cls.row0 + cls.plan.n_rows - cls.n_view;
+    const bool    streams  = mask->ne[3] > 1;
 
     const auto view = [&](ggml_tensor * t) {
-        ggml_tensor * rows = ggml_view_4d(g.ctx0, t, t->ne[0], n_kv, 1, n_heads, t->nb[1], t->nb[1]*n_kv, t->nb[1]*cls.stride, t->nb[1]*row);
+        const size_t stride = t->nb[1]*cls.stride;
+        ggml_tensor * rows = streams ? ggml_view_4d(ctx, t, t->ne[0], n_kv, 1, n_heads, t->nb[1], t->nb[1]*n_kv, stride, t->nb[1]*row)
+                                     : ggml_view_3d(ctx, t, t->ne[0], n_kv, n_heads, t->nb[1], stride, t->nb[1]*row);
         // as llama.cpp does, except where the CPU attends in F32 without a copy
         const bool cast = t->type == GGML_TYPE_F32 && !ggml_backend_buft_is_host(layer.buft);
-        return cast ? ggml_cast(g.ctx0, rows, GGML_TYPE_F16) : rows;
+        return cast ? ggml_cast(ctx, rows, GGML_TYPE_F16) : rows;
     };
-    ggml_tensor * cur = ggml_flash_attn_ext(g.ctx0, q, view(store.k), view(store.v), mask, kq_scale, 0.0f,
+    if (streams) {
+        q = ggml_view_4d(ctx, q, q->ne[0], n_tokens, n_gqa, n_heads, q->nb[1], q->nb[2], q->nb[2]*n_gqa, 0);
+    }
+    ggml_tensor * cur = ggml_flash_attn_ext(ctx, q, view(store.k), view(store.v), mask, kq_scale, 0.0f,
             g.hparams.attn_soft_cap ? g.hparams.f_attn_logit_softcapping : 0.0f);
     ggml_prec_set_acc(cur, GGML_PREC_F32);
     g.res->add_fused_node({ LLM_FUSED_OP_FLASH_ATTN, cur, (int) layer.il });
-    return cur;
+
+    if (streams && n_tokens > 1) {
+        cur = ggml_cont(ctx, ggml_permute(ctx, cur, 0, 1, 3, 2)); // from [d_v, n_gqa, n_tokens, n_heads]
+    }
+    return ggml_reshape_4d(ctx, cur, cur->ne[0], n_gqa, n_heads, n_tokens);
 }
 
 ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur, ggml_tensor * k_cur, ggml_tensor * v_cur,
@@ -149,45 +164,46 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
         ggml_tensor * tail = ggml_view_2d(ctx, tail_mask, n_tail, n_tokens, tail_mask->nb[1], s*tail_mask->nb[3]);
 
         const auto class_mask = [&](const store_class & cls) {
-            const int64_t n_heads = cls.plan.heads.size();
-            ggml_tensor *& repeated = win.tail_masks[{ s, cls.kept_mask ? n_heads : 1 }];
-            if (!repeated) {
-                repeated = cls.kept_mask && n_heads > 1 ? ggml_repeat_4d(ctx, tail, n_tail, n_tokens, 1, n_heads)
-                         : ggml_is_contiguous(tail)     ? tail
-                         :                                ggml_cont(ctx, tail);
-            }
             if (!cls.kept_mask) {
-                return repeated;
+                return win.tail_mask(ctx, s, layer.buft, tail, 1);
             }
+            const int64_t n_masks = cls.kept_mask->ne[3];
+            ggml_tensor * repeated = win.tail_mask(ctx, s, layer.buft, tail, n_masks);
             ggml_tensor * kept = n_tokens == 1 ? cls.kept_mask
-                : ggml_repeat_4d(ctx, cls.kept_mask, cls.n_view, n_tokens, 1, n_heads);
+                : ggml_repeat_4d(ctx, cls.kept_mask, cls.n_view, n_tokens, 1, n_masks);
             return ggml_concat(ctx, kept, repeated, 0);
         };
 
-        // [d, n_head, n_tokens] -> [d, n_tokens, n_gqa, n_head_kv]: the KV head becomes the stream of the attention op
-        ggml_tensor * heads = ggml_view_4d(ctx, q, q->ne[0], n_tokens, n_gqa, layer.n_head_kv, q->nb[2], q->nb[1], q->nb[1]*n_gqa, 0);
+        // [d, n_head, n_tokens] -> [d, n_tokens, n_head], the query heads of a class one after the other
+        ggml_tensor * heads = ggml_permute(ctx, q, 0, 2, 1, 3);
         if (store.order) {
             ggml_tensor * flat = flatten(ctx, heads, q->ne[0]*n_tokens*n_gqa);
-            heads = ggml_reshape_4d(ctx, ggml_get_rows(ctx, flat, store.order), q->ne[0], n_tokens, n_gqa, layer.n_head_kv);
+            heads = ggml_reshape_3d(ctx, ggml_get_rows(ctx, flat, store.order), q->ne[0], n_tokens, n_head);
         }
 
-        ggml_tensor * cur  = nullptr;
+        ggml_tensor * cur  = nullptr; // [d_v, n_gqa, n_head_kv, n_tokens]
         int64_t       head = 0;
         for (const store_class & cls : store.classes) {
             const int64_t n_heads = cls.plan.heads.size();
-            ggml_tensor * part = ggml_view_4d(ctx, heads, heads->ne[0], n_tokens, n_gqa, n_heads,
-                    heads->nb[1], heads->nb[2], heads->nb[3], head*heads->nb[3]);
+            ggml_tensor * part = ggml_view_3d(ctx, heads, heads->ne[0], n_tokens, n_gqa*n_heads,
+                    heads->nb[1], heads->nb[2], head*n_gqa*heads->nb[2]);
             ggml_tensor * out = attend(g, layer, store, cls, part, class_mask(cls), n_tail, kq_scale);
-            cur   = cur ? ggml_concat(ctx, cur, out, 3) : out;
+            cur   = cur ? ggml_concat(ctx, cur, out, 2) : out;
             head += n_heads;
         }
 
         if (store.inverse) {
-            ggml_tensor * flat = flatten(ctx, cur, cur->ne[0]*n_gqa*n_tokens);
-            cur = ggml_reshape_4d(ctx, ggml_get_rows(ctx, flat, store.inverse), cur->ne[0], n_gqa, n_tokens, layer.n_head_kv);
-        }
-        if (n_tokens > 1) {
-            cur = ggml_cont(ctx, ggml_permute(ctx, cur, 0, 1, 3, 2));
+            // get_rows wants the heads as rows, and has one index for all: tokens go into the row
+            const int64_t d = cur->ne[0]*n_gqa;
+            cur = ggml_reshape_3d(ctx, cur, d, layer.n_head_kv, n_tokens);
+            if (n_tokens > 1) {
+                cur = ggml_cont(ctx, ggml_permute(ctx, cur, 0, 2, 1, 3));
+            }
+            cur = ggml_get_rows(ctx, ggml_reshape_2d(ctx, cur, d*n_tokens, layer.n_head_kv), store.inverse);
+            cur = ggml_reshape_3d(ctx, cur, d, n_tokens, layer.n_head_kv);
+            if (n_tokens > 1) {
+                cur = ggml_cont(ctx, ggml_permute(ctx, cur, 0, 2, 1, 3));
+            }
         }
         cur = ggml_reshape_2d(ctx, cur, layer.d_v*n_head, n_tokens);
 

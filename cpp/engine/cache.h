@@ -176,6 +176,11 @@ public:
     held held_by(uint32_t strm, size_t ikv, uint32_t head) const { return held_by(strm, ikv, head, cells_by_position(strm)); }
     held held_by(uint32_t strm, size_t ikv, uint32_t head, const std::vector<uint32_t> & tail) const;
     std::vector<uint32_t> cells_by_position(uint32_t strm) const;
+    // Row of the entry that is the n-th by position.
+    uint32_t row_of(uint32_t strm, size_t ikv, uint32_t head, size_t n, const std::vector<uint32_t> & tail) const {
+        const size_t n_kept = streams[strm].kept[ikv][head].size();
+        return n < n_kept ? n : n_kept + tail[n - n_kept];
+    }
 
     void entries(llama_seq_id seq_id, size_t ikv, uint32_t head, float * k, float * v) const;
     float kq_scale(size_t ikv) const { return kq_scales[ikv]; }
@@ -198,7 +203,9 @@ private:
     struct candidates {
         const allocator * share;
         allocation request;
-        std::vector<std::vector<uint32_t>> rows; // beside request.heads
+        // [layer][head]: how many entries are before the candidates; and which of the entries behind are candidates, none: all
+        std::vector<std::vector<size_t>> first;
+        std::vector<std::vector<std::vector<uint32_t>>> index;
         selection kept;                          // attention sinks, and the tail
         int64_t   n_kept = 0;                    // entries of `kept`
     };
@@ -227,10 +234,9 @@ private:
     // Replace the storage of a stream; everything is allocated and filled before anything is dropped.
     void relayout(llama_context & lctx, uint32_t strm, const selection & keep, uint32_t n_tail);
     void compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen, int64_t n_least);
-    candidates find_candidates(uint32_t strm, score_table scores) const;
-    head_counts count(const candidates & from, int64_t n_entries) const;
+    candidates find_candidates(uint32_t strm, score_table scores, int n_threads) const;
     head_counts count_bytes(const candidates & from, int64_t n_most, uint32_t n_tail, size_t limit) const;
-    selection   choose(const candidates & from, const head_counts & counts) const;
+    selection   choose(uint32_t strm, const candidates & from, const head_counts & counts) const;
     score_table read_scores(llama_context & lctx, uint32_t strm);
     static std::vector<std::vector<uint32_t>> kept_lengths(const selection & keep);
     size_t bytes_for(const std::vector<std::vector<uint32_t>> & n_kept, uint32_t n_tail) const;

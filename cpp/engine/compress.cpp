@@ -3,6 +3,7 @@
 #include "engine/cache.h"
 #include "engine/graph.h"
 #include "engine/scorer.h"
+#include "core/parallel.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -93,8 +94,9 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
 
     const uint32_t n_recent = std::min<uint32_t>(own.recent, cells[strm].get_used());
     const uint32_t n_tail   = GGML_PAD(n_recent + std::max(st.n_wanted, 1u), tail_block);
-    const candidates from   = find_candidates(strm, std::move(scores));
-    const selection  keep   = choose(from, by_bytes ? count_bytes(from, n_entries, n_tail, limit) : count(from, n_entries));
+    const candidates from   = find_candidates(strm, std::move(scores), lctx.n_threads_batch());
+    const selection  keep   = choose(strm, from, by_bytes ? count_bytes(from, n_entries, n_tail, limit)
+                                                          : from.share->count(from.request, n_entries - from.n_kept));
     const int64_t t2 = ggml_time_us();
 
     relayout(lctx, strm, keep, n_tail);
@@ -110,7 +112,29 @@ void cache::compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budge
             stream_bytes(strm)/1048576.0, (t1 - t0)/1e3, (t2 - t1)/1e3, (t3 - t2)/1e3);
 }
 
-cache::candidates cache::find_candidates(uint32_t strm, score_table scores) const {
+// Takes candidates away that are never to be kept, of score -inf; returns which are left, none: all.
+static std::vector<uint32_t> drop_lost(head_candidates & c) {
+    if (std::find(c.score.begin(), c.score.end(), -INFINITY) == c.score.end()) {
+        return {};
+    }
+    head_candidates left { c.layer, c.head, {}, {}, {}, c.n_protected };
+    std::vector<uint32_t> index;
+    for (uint32_t i = 0; i < c.score.size(); i++) {
+        if (c.score[i] == -INFINITY) {
+            continue;
+        }
+        index.push_back(i);
+        left.pos.push_back(c.pos[i]);
+        left.score.push_back(c.score[i]);
+        if (!c.second.empty()) {
+            left.second.push_back(c.second[i]);
+        }
+    }
+    c = std::move(left);
+    return index;
+}
+
+cache::candidates cache::find_candidates(uint32_t strm, score_table scores, int n_threads) const {
     const settings & own = config_of(strm);
     candidates result;
     result.share = own.policy.share;
@@ -124,64 +148,67 @@ cache::candidates cache::find_candidates(uint32_t strm, score_table scores) cons
     asked.profile = own.table.get();
     asked.n_seen  = n_seen(strm);
     asked.floor   = own.floor;
-    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+    asked.n_threads = n_threads;
+
+    // layers one by one, each freed of what it was made from: at 128k tokens a number per entry is half a gigabyte
+    std::vector<std::vector<head_candidates>> found(layers.size());
+    result.first.resize(layers.size());
+    result.kept.rows.resize(layers.size());
+    asked.layer_preference.resize(own.policy.score->has_preference ? layers.size() : 0);
+    result.index.resize(layers.size());
+    parallel_for(layers.size(), n_threads, [&](size_t ikv) {
         layer_scores layer;
         layer.n_gqa = layers[ikv].n_gqa();
-        std::vector<held> have;
         for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-            have.push_back(held_by(strm, ikv, head, tail));
-            const auto & pos = have.back().pos;
-            layer_scores::head h { pos, std::move(scores[ikv][head]), 0, pos.size() - n_recent, {}, {} };
+            std::vector<llama_pos> pos = held_by(strm, ikv, head, tail).pos;
+            layer_scores::head h { {}, std::move(scores[ikv][head]), 0, pos.size() - n_recent, {}, {} };
             h.first = std::lower_bound(pos.begin(), pos.begin() + h.last, own.sink) - pos.begin();
+            h.pos   = std::move(pos);
             layer.heads.push_back(std::move(h));
         }
         finish(*own.policy.score, layer);
 
         if (own.policy.score->has_preference) {
-            asked.layer_preference.push_back(layer.preference);
+            asked.layer_preference[ikv] = layer.preference;
         }
-        result.kept.rows.emplace_back();
         for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
             layer_scores::head & h = layer.heads[head];
-            const auto & rows = have[head].row;
-            result.kept.rows[ikv].emplace_back(rows.begin(), rows.begin() + h.first);
-            result.n_kept += h.first;
-
-            head_candidates c { (int32_t) layers[ikv].il, (int32_t) head, {}, {}, {}, (int64_t) h.first + n_recent };
-            result.rows.emplace_back();
-            for (size_t i = h.first; i < h.last; i++) {
-                if (h.score[i - h.first] == -INFINITY) {
-                    continue; // never to be kept
-                }
-                c.pos.push_back(h.pos[i]);
-                c.score.push_back(h.score[i - h.first]);
-                if (!h.second.empty()) {
-                    c.second.push_back(h.second[i - h.first]);
-                }
-                result.rows.back().push_back(rows[i]);
+            h.numbers.clear();
+            result.first[ikv].push_back(h.first);
+            result.kept.rows[ikv].emplace_back();
+            for (size_t entry = 0; entry < h.first; entry++) {
+                result.kept.rows[ikv].back().push_back(row_of(strm, ikv, head, entry, tail));
             }
+
+            h.pos.erase(h.pos.begin() + h.last, h.pos.end());
+            h.pos.erase(h.pos.begin(), h.pos.begin() + h.first);
+            head_candidates c { (int32_t) layers[ikv].il, (int32_t) head, std::move(h.pos), std::move(h.score), std::move(h.second), (int64_t) h.first + n_recent };
+            result.index[ikv].push_back(drop_lost(c));
+            found[ikv].push_back(std::move(c));
+        }
+    });
+    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+        for (head_candidates & c : found[ikv]) {
+            result.n_kept += result.first[ikv][c.head];
             asked.heads.push_back(std::move(c));
         }
     }
     return result;
 }
 
-// Protected entries are never ranked, but count against the budget.
-head_counts cache::count(const candidates & from, int64_t n_entries) const {
-    return from.share->count(from.request, n_entries - from.n_kept);
-}
-
-cache::selection cache::choose(const candidates & from, const head_counts & counts) const {
-    const choice chosen = laprox::select(from.request.heads, counts);
+cache::selection cache::choose(uint32_t strm, const candidates & from, const head_counts & counts) const {
+    const choice chosen = laprox::select(from.request.heads, counts, from.request.n_threads);
+    const std::vector<uint32_t> tail = cells_by_position(strm);
 
     selection keep = from.kept;
     size_t i = 0;
-    for (auto & layer_rows : keep.rows) {
-        for (auto & head_rows : layer_rows) {
-            for (uint32_t index : chosen[i]) {
-                head_rows.push_back(from.rows[i][index]);
+    for (size_t ikv = 0; ikv < keep.rows.size(); ikv++) {
+        for (size_t head = 0; head < keep.rows[ikv].size(); head++, i++) {
+            const auto & index = from.index[ikv][head];
+            for (uint32_t place : chosen[i]) {
+                const size_t entry = from.first[ikv][head] + (index.empty() ? place : index[place]);
+                keep.rows[ikv][head].push_back(row_of(strm, ikv, head, entry, tail));
             }
-            i++;
         }
     }
     return keep;
@@ -202,11 +229,13 @@ head_counts cache::count_bytes(const candidates & from, int64_t n_most, uint32_t
 
     int64_t low  = 0; // fits
     int64_t high = from.n_kept + 1;
-    for (const auto & rows : from.rows) {
-        high += rows.size();
+    for (const head_candidates & c : from.request.heads) {
+        high += (int64_t) c.score.size();
     }
     high = std::min(high, n_most + 1);
-    head_counts best = count(from, low);
+    // protected entries are never ranked, but count against the budget
+    const counter count = from.share->prepare(from.request);
+    head_counts best = count(low - from.n_kept);
     if (cost(best) > limit) {
         throw std::runtime_error("budget of " + std::to_string(limit) + " bytes can't hold the tokens that are never evicted, " +
                 std::to_string(from.n_kept) + " entries of sink and recent, and the tail; accepted: at least " +
@@ -214,7 +243,7 @@ head_counts cache::count_bytes(const candidates & from, int64_t n_most, uint32_t
     }
     while (high - low > 1) {
         const int64_t middle = low + (high - low)/2;
-        head_counts counts = count(from, middle);
+        head_counts counts = count(middle - from.n_kept);
         if (cost(counts) <= limit) {
             best = std::move(counts);
             low  = middle;

@@ -50,6 +50,7 @@ bool seq_rm(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0, llama_po
         removed = true;
         return true;
     }
+    seq_id = std::max(seq_id, -1); // any negative number means all sequences
     // the parts of a memory are asked one by one: those that may refuse, first
     removed = kv->can_remove(seq_id, p0, p1);
     for (llama_seq_id seq = 0; removed && kv->has_sequence(seq); seq++) {
@@ -57,7 +58,8 @@ bool seq_rm(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0, llama_po
             removed = !loses_window(*memory, *kv, seq, p0, p1);
         }
     }
-    return !removed;
+    removed = removed && memory->seq_rm(seq_id, p0, p1);
+    return true;
 }
 
 bool seq_cp(llama_memory_i * memory, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) {
@@ -168,8 +170,8 @@ void state_refused(const llama_memory_i * memory, const char * reason) {
 }
 
 uint32_t extra_graph_nodes(const llama_context & ctx) {
-    // by count: 49 of attention in three length classes, 17 of query sums, 8 of gates and 6 of casts per stream
-    return cache_in(ctx.get_memory()) ? 96*ctx.n_seq_max()*ctx.get_model().hparams.n_layer_all : 0;
+    // by count: 77 of attention in three length classes, 17 of query sums, 8 of gates and 6 of casts per stream
+    return cache_in(ctx.get_memory()) ? 128*ctx.n_seq_max()*ctx.get_model().hparams.n_layer_all : 0;
 }
 
 void check_attention(const llama_context & ctx) {

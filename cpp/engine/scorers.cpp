@@ -114,28 +114,44 @@ static ggml_tensor * tova_graph(head_graph & g) {
     return ggml_scale(ctx, total, 1.0f/(float) g.n_gqa);
 }
 
-// A number's sum over the heads of a layer that hold a token, by position.
-static std::vector<double> sum_by_position(const layer_scores & layer, const std::function<double (const layer_scores::head &, size_t)> & number) {
-    llama_pos last = -1;
-    for (const auto & h : layer.heads) {
-        last = h.pos.empty() ? last : std::max(last, h.pos.back());
-    }
-    std::vector<double> sums(last + 1, 0.0);
-    for (const auto & h : layer.heads) {
-        for (size_t i = 0; i < h.pos.size(); i++) {
-            sums[h.pos[i]] += number(h, i);
+// A number's sum over the heads of a layer that hold a token, by position. Positions may lie far apart: memory follows the
+// number of tokens, not the last position.
+class sums_by_position {
+public:
+    sums_by_position(const layer_scores & layer, const std::function<double (const layer_scores::head &, size_t)> & number) {
+        for (const auto & h : layer.heads) {
+            std::vector<llama_pos> both;
+            std::set_union(positions.begin(), positions.end(), h.pos.begin(), h.pos.end(), std::back_inserter(both));
+            positions = std::move(both);
+        }
+        sums.resize(positions.size());
+        for (const auto & h : layer.heads) {
+            size_t place = 0;
+            for (size_t i = 0; i < h.pos.size(); i++) {
+                while (positions[place] < h.pos[i]) {
+                    place++;
+                }
+                sums[place] += number(h, i);
+            }
         }
     }
-    return sums;
-}
+
+    double at(llama_pos pos) const {
+        return sums[std::lower_bound(positions.begin(), positions.end(), pos) - positions.begin()];
+    }
+
+private:
+    std::vector<llama_pos> positions; // ascending
+    std::vector<double>    sums;
+};
 
 // Mean over the heads that still hold the token.
 static void tova_finish(layer_scores & layer) {
-    const auto sums    = sum_by_position(layer, [](const layer_scores::head & h, size_t i) { return h.numbers[0][i]; });
-    const auto holders = sum_by_position(layer, [](const layer_scores::head &, size_t) { return 1.0; });
+    const sums_by_position sums(layer, [](const layer_scores::head & h, size_t i) { return h.numbers[0][i]; });
+    const sums_by_position holders(layer, [](const layer_scores::head &, size_t) { return 1.0; });
     for (auto & h : layer.heads) {
         for (size_t i = h.first; i < h.last; i++) {
-            h.score.push_back((float) (sums[h.pos[i]]/holders[h.pos[i]]));
+            h.score.push_back((float) (sums.at(h.pos[i])/holders.at(h.pos[i])));
         }
     }
 }
@@ -241,13 +257,13 @@ static ggml_tensor * defensivekv_graph(head_graph & g) {
 // The worst case over queries, no less than the head's mean, times the value's share among the layer's heads. The heaviest tokens
 // with which 90% of a head's mean attention is secured, the recent tokens' share included, come before all others.
 static void defensivekv_finish(layer_scores & layer) {
-    const auto values = sum_by_position(layer, [](const layer_scores::head & h, size_t i) { return h.numbers[2][i]; });
+    const sums_by_position values(layer, [](const layer_scores::head & h, size_t i) { return h.numbers[2][i]; });
     for (auto & h : layer.heads) {
         const auto & worst = h.numbers[0];
         const auto & mean  = h.numbers[1];
         const float  floor = h.last > 0 ? (float) (std::accumulate(worst.begin(), worst.begin() + h.last, 0.0)/h.last) : 0.0f;
         for (size_t i = h.first; i < h.last; i++) {
-            h.score.push_back(std::max(worst[i], floor)*(float) (h.numbers[2][i]/std::max(values[h.pos[i]], 1e-30)));
+            h.score.push_back(std::max(worst[i], floor)*(float) (h.numbers[2][i]/std::max(values.at(h.pos[i]), 1e-30)));
         }
 
         std::vector<size_t> order(h.last);

@@ -70,7 +70,9 @@ layer_store::layer_store(const layer_info & layer, const std::vector<uint32_t> &
     for (auto & cls : classes) {
         const uint32_t n = cls.plan.heads.size();
         if (cls.n_view > 0) {
-            cls.kept_mask = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, cls.n_view, 1, 1, n);
+            const auto as_first = [&](uint32_t head) { return n_kept[head] == n_kept[cls.plan.heads.front()]; };
+            const bool equal = std::all_of(cls.plan.heads.begin(), cls.plan.heads.end(), as_first);
+            cls.kept_mask = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, cls.n_view, 1, 1, equal ? 1 : n);
         }
         for (uint32_t i = 0; i < n; i++) {
             tail_rows[cls.plan.heads[i]] = cls.row0 + i*cls.stride + cls.plan.n_rows;
@@ -111,9 +113,10 @@ void layer_store::set_masks() {
             continue;
         }
         std::vector<ggml_fp16_t> mask;
-        for (uint32_t head : cls.plan.heads) {
-            mask.insert(mask.end(), cls.n_view - n_kept[head], ggml_fp32_to_fp16(-INFINITY));
-            mask.insert(mask.end(), n_kept[head],              ggml_fp32_to_fp16(0.0f));
+        for (int64_t i = 0; i < cls.kept_mask->ne[3]; i++) {
+            const uint32_t n = n_kept[cls.plan.heads[i]];
+            mask.insert(mask.end(), cls.n_view - n, ggml_fp32_to_fp16(-INFINITY));
+            mask.insert(mask.end(), n,              ggml_fp32_to_fp16(0.0f));
         }
         ggml_backend_tensor_set(cls.kept_mask, mask.data(), 0, ggml_nbytes(cls.kept_mask));
     }

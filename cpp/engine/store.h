@@ -4,8 +4,7 @@
 //   kept     entries that survived a compression, in ascending position
 //   tail     one row per llama.cpp cell, the recent tokens that every head still has
 //   padding  up to the length of the longest head of its class, masked by `kept_mask`
-// Heads of a class have equally long runs, so that one ggml_flash_attn_ext call reads them all, with the KV heads
-// in the stream dimension. The unused cells of the tail come last, where CUDA's kernels can skip them, and a cache
+// Heads of a class have equally long runs, so that one ggml_flash_attn_ext call reads them all. The unused cells of the tail come last, where CUDA's kernels can skip them, and a cache
 // that nothing was evicted from has the row order of llama.cpp's own, hence its exact results.
 
 #pragma once
@@ -40,7 +39,9 @@ struct store_class {
     uint32_t n_view;  // masked rows in front of the tail that attention reads; at least plan.n_rows
     size_t   row0;    // where the first head's run begins
     size_t   stride;  // rows from one head's run to the next
-    ggml_tensor * kept_mask = nullptr; // F16 [n_view, 1, 1, n_heads]: -inf on padding; null if nothing is kept
+    // F16 [n_view, 1, 1, n_heads], or with 1 in place of n_heads where they have equally many rows: -inf on padding; null if
+    // nothing is kept
+    ggml_tensor * kept_mask = nullptr;
 };
 
 class layer_store {

@@ -34,6 +34,27 @@ ggml_tensor * window_input::key_rotation(ggml_context * ctx, const cache & owner
     return rotation;
 }
 
+ggml_tensor * window_input::tail_mask(ggml_context * ctx, size_t s, ggml_backend_buffer_type_t buft, ggml_tensor * tail, int64_t n_heads) {
+    ggml_tensor *& one = single[s];
+    if (!one || one->ne[0] != tail->ne[0]) {
+        one = ggml_is_contiguous(tail) ? tail : ggml_cont(ctx, tail);
+    }
+    if (n_heads == 1) {
+        return one;
+    }
+    ggml_tensor *& all = repeated[{ s, buft }];
+    if (!all || all->ne[0] != tail->ne[0]) {
+        int64_t n_most = 1;
+        for (size_t ikv = 0; ikv < kv.layers.size(); ikv++) {
+            for (const store_class & cls : kv.streams[streams[s]].layers[ikv]->classes) {
+                n_most = std::max(n_most, kv.layers[ikv].buft == buft && cls.kept_mask ? cls.kept_mask->ne[3] : 1);
+            }
+        }
+        all = ggml_repeat_4d(ctx, one, one->ne[0], one->ne[1], 1, n_most);
+    }
+    return ggml_view_4d(ctx, all, all->ne[0], all->ne[1], 1, n_heads, all->nb[1], all->nb[2], all->nb[3], 0);
+}
+
 window_input & window_input::of(const llm_graph_context & g, cache & kv) {
     for (auto & input : g.res->inputs) {
         auto * window = dynamic_cast<window_input *>(input.get());

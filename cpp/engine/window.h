@@ -33,8 +33,9 @@ public:
     // What undoes llama.cpp's rotation of keys and queries [block, block]; null where it doesn't rotate.
     ggml_tensor * key_rotation(ggml_context * ctx, const cache & kv, int64_t d_k);
 
-    // tail mask repeated for a number of heads: (index in `streams`, heads) -> F16 [n_tail, n_tokens, 1, heads]
-    std::map<std::pair<size_t, int64_t>, ggml_tensor *> tail_masks;
+    // The tail's mask for as many heads of a stream (by index): F16 [n_tail, n_tokens, 1, n_heads]. Made once for the largest
+    // class of heads on a device; the others get a part of it.
+    ggml_tensor * tail_mask(ggml_context * ctx, size_t s, ggml_backend_buffer_type_t buft, ggml_tensor * tail, int64_t n_heads);
 
 private:
     window_input(cache & kv, const llm_graph_context & g);
@@ -45,6 +46,8 @@ private:
     cache & kv;
     std::vector<uint64_t> built_for;
     std::map<int64_t, ggml_tensor *> rotations; // by block
+    std::map<std::pair<size_t, ggml_backend_buffer_type_t>, ggml_tensor *> repeated; // tail masks
+    std::map<size_t, ggml_tensor *> single;
 };
 
 }

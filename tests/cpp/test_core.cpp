@@ -4,6 +4,7 @@
 
 #include "core/budget.h"
 #include "core/classes.h"
+#include "core/placement.h"
 #include "core/scores.h"
 
 #include <algorithm>
@@ -156,7 +157,17 @@ static void test_classes() {
     }
 }
 
+static void test_placement() {
+    CHECK(laprox::reason_misplaced({}).empty());
+    CHECK(laprox::reason_misplaced({ { 0, 128, "CUDA0", "CUDA0" }, { 1, 128, "CUDA1", "CUDA1" } }).empty());
+    const std::string reason = laprox::reason_misplaced({ { 0, 128, "CUDA0", "CUDA0" }, { 1, 200, "CUDA1", "CPU" } });
+    for (const char * part : { "CUDA1", "layer 1", "200", "CPU", "policy off" }) {
+        CHECK(reason.find(part) != std::string::npos);
+    }
+}
+
 int main() {
+    test_placement();
     test_pooling();
     test_max_pool_of_strange_scores();
     test_normalisation();
