@@ -78,3 +78,10 @@ def test_header(tmp_path):
     assert sha256(text) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert header["model"] == {"name": "m.gguf", "bytes": 5, "fingerprint": "f" * 16}
     assert header["versions"]["laprox"] and header["versions"]["llama_cpp_python"]
+
+
+def test_a_header_tells_no_folders_of_the_machine(tmp_path):
+    (tmp_path / "books.json").write_text("{}")
+    header = make_header("eval", ["laprox", "eval", "m", "-o", str(tmp_path / "out.jsonl")], {}, [tmp_path / "books.json"], {})
+    assert header["command"] == ["laprox", "eval", "m", "-o", "out.jsonl"]
+    assert str(tmp_path) not in json.dumps(header)

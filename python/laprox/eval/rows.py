@@ -105,7 +105,8 @@ def make_header(
 
     Args:
         kind: Of the rows: "compare", "eval".
-        command: The arguments that the run was started with; for people, not compared.
+        command: The arguments that the run was started with; for people, not compared. Of an absolute path only the last
+            part is told: results are shared.
         settings: Everything that decides the numbers, and nothing else.
         inputs: Files that do, too; told by name and sha256.
         model: What make_model() gives.
@@ -116,7 +117,7 @@ def make_header(
         "settings": settings,
         "inputs": [{"name": path.name, "sha256": sha256(path)} for path in inputs],
         "model": model,
-        "command": list(command),
+        "command": [os.path.basename(part) if os.path.isabs(part) else part for part in command],
         "machine": platform.platform(),
     }
 
