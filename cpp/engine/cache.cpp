@@ -179,6 +179,11 @@ bool cache::covers(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
     return p0 <= 0 && (p1 < 0 || p1 > last_position(stream_index(seq_id)));
 }
 
+bool cache::misses(llama_seq_id seq_id, llama_pos pos, llama_pos next) const {
+    const llama_pos first = streams[stream_index(seq_id)].n_absorbed > 0 ? 0 : seq_pos_min(seq_id);
+    return pos >= first && !llama_hparams::is_masked_swa(hparams.n_swa, hparams.swa_type, pos, next);
+}
+
 bool cache::can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
     for (uint32_t strm = 0; strm < streams.size(); strm++) {
         const bool affected = seq_id < 0 || seq_id == (llama_seq_id) strm;

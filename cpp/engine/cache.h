@@ -87,6 +87,8 @@ public:
     bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1);
     // Whether that is all of a sequence.
     bool covers(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+    // Whether a sequence has had a token there that a sliding window at `next` looks back to.
+    bool misses(llama_seq_id seq_id, llama_pos pos, llama_pos next) const;
     // False: there was no room; the destination is empty.
     bool copy_stream(uint32_t src, uint32_t dst);
     llama_pos seq_pos_min(llama_seq_id seq_id) const;

@@ -30,15 +30,17 @@ cache * cache_in(const llama_memory_i * memory) {
     return kv ? kv->get_laprox() : nullptr;
 }
 
-// Whether a cut goes behind all that a sliding window still has: text that continued there would attend to nothing in
-// those layers.
+// Whether text that continued after a cut would miss tokens in the layers with a sliding window, which have let go of
+// them since.
 static bool loses_window(const llama_memory_i & memory, const cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     auto * hybrid = dynamic_cast<const llama_memory_hybrid_iswa *>(&memory);
     auto * iswa   = hybrid ? hybrid->get_mem_attn() : dynamic_cast<const llama_kv_cache_iswa *>(&memory);
-    if (!iswa || kv.covers(seq_id, p0, p1) || (p1 >= 0 && p1 <= kv.seq_pos_max(seq_id))) {
+    const llama_pos last = kv.seq_pos_max(seq_id);
+    if (!iswa || kv.covers(seq_id, p0, p1) || p0 > last || (p1 >= 0 && p1 <= last)) {
         return false;
     }
-    return p0 <= iswa->get_swa()->seq_pos_min(seq_id) && p0 <= kv.seq_pos_max(seq_id);
+    const llama_pos first = iswa->get_swa()->seq_pos_min(seq_id);
+    return kv.misses(seq_id, first < 0 || first >= p0 ? p0 - 1 : first - 1, p0);
 }
 
 bool seq_rm(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0, llama_pos p1, bool & removed) {
@@ -121,12 +123,12 @@ bool seq_pos_max(llama_memory_i * memory, llama_seq_id seq_id, llama_pos & pos) 
 
 void state_write(llama_memory_i & memory, llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     const cache * kv = cache_in(&memory);
+    if (kv && seq_id != -1) {
+        kv->stream_index(seq_id); // throws if there is no such sequence
+    }
     if (!kv || flags != 0) { // parts that stay in this process
         memory.state_write(io, seq_id, flags);
         return;
-    }
-    if (seq_id >= 0) {
-        kv->stream_index(seq_id); // throws if there is no such sequence
     }
     framed_writer out(io);
     memory.state_write(out, seq_id, flags);
@@ -135,14 +137,14 @@ void state_write(llama_memory_i & memory, llama_io_write_i & io, llama_seq_id se
 
 void state_read(llama_memory_i & memory, llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     const cache * kv = cache_in(&memory);
+    if (kv && seq_id != -1) {
+        kv->stream_index(seq_id);
+    }
     if (!kv || flags != 0) {
         memory.state_read(io, seq_id, flags);
         return;
     }
     try {
-        if (seq_id >= 0) {
-            kv->stream_index(seq_id);
-        }
         framed_reader in(io);
         memory.state_read(in, seq_id, flags);
         in.finish();
@@ -155,7 +157,7 @@ void state_read(llama_memory_i & memory, llama_io_read_i & io, llama_seq_id seq_
         // memories of several parts read one after the other, and some keep what they have got
         if (seq_id < 0) {
             memory.clear(true);
-        } else if (kv->has_sequence(seq_id)) {
+        } else {
             memory.seq_rm(seq_id, -1, -1);
         }
         set_last_error(e.what());
