@@ -459,7 +459,7 @@ def test_chunked_prefill_bounds_the_peak(load, prompt):
         llm.eval(prompt[start : start + 64])
         peak = max(peak, llm.kv.stats().entries_held)
     assert llm.kv.stats().compressions > 0
-    assert peak < 0.7 * llm.kv.stats().entries_full
+    assert peak <= 512 * 6 < llm.kv.stats().entries_full  # two blocks of 256 tokens for each of 6 (layer, KV head) pairs
     assert greedy(llm, prompt)
 
 

@@ -40,7 +40,7 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
         model(model), hparams(hparams), config(model.laprox->config), gates(config.gate), rotated_k(rotated_k), rotated_v(rotated_v),
         kv_size(kv_size), cells(cells), cell_heads(cell_heads), streams(n_stream),
         // drafts that are taken back don't cost queries of the window: there is room for as many beside it
-        n_slots(config.window + std::min(config.window, 64)) {
+        n_slots(config.window + std::min(config.window, max_drafts)) {
     const auto refuse = [](const std::string & reason) {
         set_last_error(reason);
         throw std::runtime_error("laprox: " + reason);
@@ -223,6 +223,7 @@ bool cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
         }
         cell_heads[strm] = std::min(cell_heads[strm], first);
         st.gen_begin = std::min(st.gen_begin, next_position(strm));
+        st.gen_end   = std::min(st.gen_end, next_position(strm));
     }
     return true;
 }
@@ -262,6 +263,7 @@ bool cache::copy_stream(uint32_t src, uint32_t dst) {
     to.n_absorbed = from.n_absorbed;
     to.compressed_for = from.compressed_for;
     to.gen_begin  = from.gen_begin;
+    to.gen_end    = from.gen_end;
     to.window_pos = from.window_pos;
     to.n_summed   = from.n_summed;
     to.scores     = from.scores;
@@ -391,9 +393,10 @@ void cache::note_pressure(const std::vector<llama_ubatch> & ubatches) {
 }
 
 void cache::check_settings(const settings & s) const {
-    if (s.window > (int32_t) n_slots) {
+    const int32_t observed = n_slots - std::min<int32_t>(n_slots/2, max_drafts); // the other slots are room for drafts
+    if (s.window > observed) {
         throw std::invalid_argument("window = " + std::to_string(s.window) + " is more than the context observes; accepted: at most " +
-                std::to_string(n_slots) + ", set when the context is made");
+                std::to_string(observed) + ", set when the context is made");
     }
     if (s.chunked != config.chunked) {
         throw std::invalid_argument(std::string("prefill can't change after the context was made; accepted: ") + (config.chunked ? "chunked" : "dense"));

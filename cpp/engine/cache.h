@@ -36,6 +36,8 @@ class window_input;
 
 static const uint32_t tail_block = 256; // llama.cpp pads the number of cells it attends to this
 
+constexpr int32_t max_drafts = 64; // tokens verified at once, of which any may be taken back
+
 // What one sequence holds.
 struct stream {
     std::shared_ptr<const settings> own; // its own settings; null: the cache's
@@ -48,6 +50,7 @@ struct stream {
     int64_t   n_absorbed  = 0; // tokens that left the tail
     llama_pos compressed_for = 0; // positions there were when entries were last chosen; 0: all are held
     llama_pos gen_begin   = -1; // where text began to be generated, or was last compressed; -1: a prompt is coming in
+    llama_pos gen_end     = -1; // where it ends so far, tokens that llama.cpp only tries to place not included
 
     // The observation window: queries per layer; slot i holds the query of position window_pos[i], -1: none.
     std::vector<llama_pos> window_pos;

@@ -63,7 +63,7 @@ void cache::call_scorer(llama_context & ctx, uint32_t strm, int32_t il, int32_t 
 void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
     const uint32_t strm = stream_index(seq_id);
     streams[strm].n_wanted = 0; // of a batch that is gone
-    streams[strm].gen_begin = next_position(strm); // the prompt is in: what comes now is generated
+    streams[strm].gen_begin = streams[strm].gen_end = next_position(strm); // the prompt is in: what comes now is generated
     compress_stream(lctx, strm, n_seen(strm), 0);
 }
 
@@ -432,7 +432,7 @@ uint32_t cache::tail_limit_in_bytes(uint32_t strm) const {
 bool cache::overgrown(uint32_t strm) const {
     const settings & own = config_of(strm);
     const stream   & st  = streams[strm];
-    return own.evicts() && st.gen_begin >= 0 && next_position(strm) - st.gen_begin > std::max<int64_t>(own.min_tokens, tail_block);
+    return own.evicts() && st.gen_begin >= 0 && st.gen_end - st.gen_begin > std::max<int64_t>(own.min_tokens, tail_block);
 }
 
 // Room for the batch that found none: a longer tail, or a compression. While a prompt is coming in, a dense cache
@@ -466,7 +466,7 @@ void cache::make_room(llama_context & lctx, uint32_t strm) {
     // The latest queries decide about what was generated. A share of a short text is little, so min_tokens stay.
     if (overgrown(strm)) {
         shrink(n_seen(strm), own.budget.unit == budget_unit::fraction ? own.min_tokens : 0);
-        st.gen_begin = next_position(strm); // also where nothing could be evicted: not again at the next token
+        st.gen_begin = st.gen_end = next_position(strm); // also where nothing could be evicted: not again at the next token
         if (!reason.empty()) {
             LLAMA_LOG_WARN("laprox: the text generated so far wasn't compressed%s\n", reason.c_str());
         }

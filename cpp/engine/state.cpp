@@ -288,6 +288,7 @@ void cache::read_stream(state_reader & in, uint32_t strm) {
 
     cells[strm].set(0, tail);
     cell_heads[strm] = n_cells;
+    st.gen_end = next_position(strm);
 }
 
 }

@@ -76,7 +76,7 @@ std::vector<uint64_t> window_input::generations() const {
 // A token, or drafts of a few, all with logits. A prompt asks for those of its last token.
 bool window_input::generated(const llama_ubatch & ubatch, size_t s) const {
     const int8_t * output = ubatch.output + s*n_tokens;
-    return n_tokens <= 64 && std::all_of(output, output + n_tokens, [](int8_t wanted) { return wanted != 0; });
+    return n_tokens <= max_drafts && std::all_of(output, output + n_tokens, [](int8_t wanted) { return wanted != 0; });
 }
 
 void window_input::set_input(const llama_ubatch * ubatch) {
@@ -87,7 +87,9 @@ void window_input::set_input(const llama_ubatch * ubatch) {
     for (size_t s = 0; s < streams.size(); s++) {
         stream & st = kv.streams[streams[s]];
         st.scores.clear();
-        if (!generated(*ubatch, s)) {
+        if (generated(*ubatch, s)) {
+            st.gen_end = ubatch->pos[(s + 1)*n_tokens - 1] + 1;
+        } else {
             st.gen_begin = -1; // laprox_compress() will say when it is in
         }
         const std::vector<uint32_t> free = kv.free_slots(streams[s], n_observed);
