@@ -252,7 +252,7 @@ def rows_of(path):
 
 def test_the_command(model, tmp_path):
     output = tmp_path / "rows.jsonl"
-    args = ["--tasks", "niah-single,niah-multikey", "--lengths", "400", "-d", "1", "--regime", "both"]
+    args = ["--tasks", "niah-single,niah-multikey", "--lengths", "400", "-d", "1", "--regime", "aware,agnostic"]
     done = evaluate(model, output, *args, "--html", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr
     assert "Question inside the window, 400 tokens" in done.stdout and "snapkv" in done.stdout
@@ -360,7 +360,7 @@ def test_longbench_by_the_command(toy, tmp_path, bench, dataset, template):
         (["--tasks", "niah-single", "--policies", "full"], "--policies has 'full'"),
         (["--tasks", "niah-single", "--policies", "lukv"], "lukv does not run on this model: "),
         (["--tasks", "niah-single", "--budgets", "5%,lots"], "lots"),
-        (["--tasks", "niah-single", "--regime", "none"], "--regime is 'none'; accepted: aware, agnostic, both"),
+        (["--tasks", "niah-single", "--regime", "none"], "--regime has 'none'; accepted: aware, agnostic, follow-up"),
         (["--tasks", "niah-single", "--html", "/nowhere/at/all.html"], "/nowhere/at/all.html can't be written: "),
         (["--longbench", "x.jsonl"], "--longbench needs --prompts and --max-lengths"),
     ],
