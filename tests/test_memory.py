@@ -1,5 +1,6 @@
 """Bytes: what is reported is what the process holds, and evicting gives it back."""
 
+import numpy as np
 import pytest
 
 import engine
