@@ -365,7 +365,7 @@ def test_compressed_while_a_prompt_comes_in(load, rng):
     for llm in (ours, theirs):
         feed(llm, tokens)
     assert held(ours) == held(theirs)
-    assert ours.kv.stats().compressions == theirs.kv.stats().compressions > 1
+    assert ours.kv.stats().compressions == theirs.kv.stats().compressions >= 1
 
 
 def test_no_room_because_of_an_exception(load, rng):
