@@ -90,7 +90,7 @@ def test_policies_are_listed():
     assert engine.laprox("api_version") == 2
     p = engine.laprox("default_params")
     assert (p.policy, p.window, p.sink, p.recent, p.min_tokens, p.prefill) == (b"laprox", 32, 4, 32, 512, engine.DENSE)
-    assert (p.budget.unit, p.budget.value) == (engine.FRACTION, 0.05)
+    assert (p.budget.unit, p.budget.value) == (engine.FRACTION, 0.2)
 
 
 @pytest.mark.parametrize("arch, reason", [("alibi", "(?i)alibi"), ("embedder", "(?i)embedding|causal|cache"), ("mamba", "(?i)attention"), ("sinks", "(?i)sinks")])

@@ -79,6 +79,7 @@ bool seq_cp(llama_memory_i * memory, llama_seq_id src, llama_seq_id dst, llama_p
         LLAMA_LOG_ERROR("%s: %s\n", __func__, reason.c_str());
         set_last_error(reason);
     } else if (src != dst) {
+        memory->seq_rm(dst, -1, -1); // a cache that sequences share would add to what it holds
         memory->seq_cp(src, dst, -1, -1);
         if (kv->seq_pos_max(dst) != kv->seq_pos_max(src)) { // there was no room: no part of it is left
             memory->seq_rm(dst, -1, -1);
@@ -146,11 +147,17 @@ void state_read(llama_memory_i & memory, llama_io_read_i & io, llama_seq_id seq_
     }
     try {
         framed_reader in(io);
+        if (seq_id < 0) { // llama.cpp's own caches leave what they hold where a state has nothing
+            memory.clear(true);
+        } else {
+            memory.seq_rm(seq_id, -1, -1);
+        }
         memory.state_read(in, seq_id, flags);
         in.finish();
         for (llama_seq_id seq = 0; kv->has_sequence(seq); seq++) {
             if ((seq_id < 0 || seq == seq_id) && memory.seq_pos_max(seq) != kv->seq_pos_max(seq)) {
-                throw std::runtime_error("the saved state is damaged: its parts end at different positions");
+                throw std::runtime_error("the saved state is damaged: its parts end at different positions, " +
+                        std::to_string(memory.seq_pos_max(seq)) + " and " + std::to_string(kv->seq_pos_max(seq)));
             }
         }
     } catch (const std::exception & e) {
