@@ -317,8 +317,8 @@ def test_what_is_supervised(folder, data):
     assert tok.decode(chat.ids).count("<|im_start|>assistant\n") == 2
     assert tok.decode([pair.ids[i] for i in pair.supervised]) == " 4821."
     assert text.supervised == list(range(1, len(text.ids)))
-    pieces = read_examples([data], tok, 70)[2:]
-    assert [t for piece in pieces for t in piece.ids] == text.ids and len(pieces) == -(-len(text.ids) // 70)
+    pieces = read_examples([data], tok, 150)[2:]
+    assert [t for piece in pieces for t in piece.ids] == text.ids and len(pieces) == -(-len(text.ids) // 150)
     with pytest.raises(ValueError, match="line 1: .* tokens, more than --length 9"):
         read_examples([data], tok, 9)
 
