@@ -10,14 +10,6 @@ from laprox import demo
 
 CHARACTERS = 8400  # about 2,000 tokens of the demo's text
 QUESTION = "Who drove the wagon that took Harry to Boston? Answer in a few words."
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather in a city now.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 DRIVER = {
     "type": "object",
     "properties": {"driver": {"type": "string"}, "city": {"type": "string"}},
@@ -59,9 +51,3 @@ def test_the_openai_package_with_a_real_model(real_model, document, options):
         found = json.loads(ride.choices[0].message.content)
         assert set(found) == {"driver", "city"} and "Lane" in found["driver"] and found["city"], found
         check_held(ride)
-
-        called = chat("Harry goes to Boston. What is the weather there now?", tools=[WEATHER], tool_choice="required")
-        assert called.choices[0].finish_reason == "tool_calls", called.choices[0]
-        (call,) = called.choices[0].message.tool_calls
-        assert call.function.name == "get_weather" and json.loads(call.function.arguments) == {"city": "Boston"}
-        check_held(called)

@@ -48,7 +48,7 @@ def test_a_short_text_is_kept(model, document):
 
 
 def test_what_is_wrong_is_said_before_the_long_work(model, document, tmp_path):
-    assert "Missing argument 'DOCUMENT'" in fails("view", model, status=2)
+    assert "name a document" in fails("view", model, status=2)
     assert fails("view", model, document, "--html", tmp_path / "no" / "x.html").endswith(
         "can't be written: No such file or directory"
     )
