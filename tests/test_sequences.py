@@ -355,6 +355,18 @@ def test_broken_and_foreign_states(compressed, toy, rng, whole):
     assert load(good)
 
 
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "lfm2"])
+def test_state_of_an_empty_sequence(toy, rng, arch):
+    """Over a full one: nothing of it is left in any part of the memory."""
+    with engine.Model(toy(arch), engine.params()) as model, engine.Context(model) as ctx:
+        nothing = ctx.seq_save()
+        fresh = ctx.decode([5, 6, 7])
+        ctx.decode(rng.integers(3, 512, 50))
+        assert ctx.seq_load(nothing)
+        assert ctx.pos_max() == -1
+        assert np.abs(ctx.decode([5, 6, 7]) - fresh).max() < TOLERANCE
+
+
 def test_own_state_of_uneven_heads(toy, rng):
     """One ranking may leave a head more than n_ctx tokens, once more have been seen."""
     kv = dict(policy="custom:global-raw", budget="128", recent=8)
