@@ -120,8 +120,8 @@ def test_growing_needs_room_for_one_layer_more(toy, rng, tmp_path):
     shape = LARGE | {"n_layer": 8}
     steps = [["prompt", rng.integers(3, 512, 256).tolist()], ["peak_rss"]]
     steps += [["prompt", rng.integers(3, 512, 256).tolist()] for _ in range(11)] + [["stats"], ["peak_rss"]]
-    context = {"n_ctx": 8192, "n_seq_max": 2, "n_batch": 256, "type_k": "f32"}
+    context = {"n_ctx": 8192, "n_seq_max": 2, "n_batch": 256, "type_k": "f32"}  # 16 KiB per token and layer
     *_, start, after, peak = [r for r in worker.run_in_process(toy(**shape), steps, context, tmp_path, kv={"policy": "full"}) if not isinstance(r, np.ndarray)]
     layer = after["kv_bytes"] / 8
     assert after["kv_bytes"] > 180 * MiB
-    assert peak - start < after["kv_bytes"] + 2 * layer + 48 * MiB
+    assert peak - start < after["kv_bytes"] + layer + 32 * MiB

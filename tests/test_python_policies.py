@@ -356,12 +356,12 @@ def feed(llm, tokens, n=64):
         llm.eval(tokens[start : start + n])
 
 
-def chunked(load, policy):
-    return load(policy, 64, kv_prefill="chunked", n_ctx=1024, n_batch=64, n_ubatch=64)
+def chunked(load, policy, n_ctx=1024):
+    return load(policy, 64, kv_prefill="chunked", n_ctx=n_ctx, n_batch=64, n_ubatch=64)
 
 
 def test_compressed_while_a_prompt_comes_in(load, rng):
-    ours, theirs, tokens = chunked(load, Newest()), chunked(load, "streaming"), prompt_of(rng, 900)
+    ours, theirs, tokens = chunked(load, Newest(), 3072), chunked(load, "streaming", 3072), prompt_of(rng, 2500)
     for llm in (ours, theirs):
         feed(llm, tokens)
     assert held(ours) == held(theirs)

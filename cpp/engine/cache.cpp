@@ -169,10 +169,15 @@ void cache::forget(uint32_t strm) {
         for (const layer_info & layer : layers) {
             fresh.push_back(std::make_unique<layer_store>(layer, std::vector<uint32_t>(layer.n_head_kv, 0), tail_block));
         }
-        st.layers = std::move(fresh);
+        replace_storage(strm, std::move(fresh));
     } catch (const std::exception & e) {
         LLAMA_LOG_WARN("laprox: an empty sequence keeps its %.2f MiB: %s\n", stream_bytes(strm)/1048576.0, e.what());
     }
+}
+
+void cache::replace_storage(uint32_t strm, std::vector<std::unique_ptr<layer_store>> fresh) {
+    streams[strm].layers = std::move(fresh);
+    streams[strm].generation++;
 }
 
 bool cache::covers(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
@@ -252,7 +257,7 @@ bool cache::copy_stream(uint32_t src, uint32_t dst) {
         if (queries_seen) {
             queries_seen->copy(src, dst);
         }
-        to.layers = std::move(copies);
+        replace_storage(dst, std::move(copies));
     } catch (const std::exception & e) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
         set_last_error(e.what());

@@ -231,6 +231,8 @@ private:
     void refuse_while_scoring() const;
 
     void reset_stream(uint32_t strm);
+    // Other storage: graphs that were built for what it replaces can't run again.
+    void replace_storage(uint32_t strm, std::vector<std::unique_ptr<layer_store>> fresh);
     void forget(uint32_t strm);
     template <typename F> void visit_layout(F field) const;
     void read_stream(state_reader & in, uint32_t strm);

@@ -351,10 +351,9 @@ void cache::relayout(llama_context & lctx, uint32_t strm, const selection & keep
     cells[strm].set(0, tail);
     cell_heads[strm] = n_cells;
 
-    st.layers = std::move(fresh);
-    st.kept   = std::move(kept);
+    replace_storage(strm, std::move(fresh));
+    st.kept = std::move(kept);
     st.scores.clear();
-    st.generation++;
 
     trim_heap();
 }

@@ -277,14 +277,13 @@ void cache::read_stream(state_reader & in, uint32_t strm) {
             }
         }
     }
-    st.layers     = std::move(fresh);
+    replace_storage(strm, std::move(fresh));
     st.kept       = std::move(kept);
     st.tail_begin = tail_begin;
     st.n_absorbed = n_absorbed;
     st.compressed_for = compressed_for;
     st.gen_begin  = gen_begin;
     st.n_compressions = n_absorbed > 0;
-    st.generation++;
 
     cells[strm].set(0, tail);
     cell_heads[strm] = n_cells;
