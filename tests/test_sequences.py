@@ -269,6 +269,22 @@ def test_a_cache_replaced_between_equal_batches(compressed, rng, how):
         assert agree(ctx, twin, [token], seq=1)
 
 
+def test_a_copy_over_a_sequence_of_the_same_shape(toy, rng):
+    """Nothing about the batch or the number of cells changes, only where they are."""
+    path = toy()
+    nets = [reference.Network(path) for _ in range(2)]
+    with engine.Model(path, engine.params()) as model, engine.Context(model, n_seq_max=2) as ctx:
+        for seq, net in enumerate(nets):
+            tokens = rng.integers(3, 512, 100)
+            ctx.decode(tokens, seq)
+            net.decode(tokens)
+        for token in (5, 6, 7):
+            assert agree(ctx, nets[1], [token], seq=1)
+        ctx.seq_cp(0, 1)
+        for token in (8, 9):
+            assert agree(ctx, nets[0], [token], seq=1)
+
+
 # --- states ---
 
 
