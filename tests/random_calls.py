@@ -6,9 +6,8 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import numpy as np
-
 import engine
+import numpy as np
 import reference
 
 N_CTX = 384

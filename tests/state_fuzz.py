@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import struct
 
-import numpy as np
-
 import engine
+import numpy as np
 
 SIZE = {"n_embd": 64, "n_head": 2, "n_head_kv": 2, "head_dim": 32, "n_ff": 64}
 # the memories of llama.cpp that can hold a compressing cache

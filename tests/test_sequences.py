@@ -2,10 +2,9 @@
 
 import copy
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 import worker
 from test_compaction import TOLERANCE, evict
