@@ -1,0 +1,122 @@
+// The second tier: every row of the tokens that left a sequence's tail, bit by bit as the cache had it, in host memory or
+// in an unnamed file. The cache is a selection of these tokens and of the tail's, so what was evicted for one question is
+// there when another needs it.
+//
+// Tokens leave the tail in ascending order and never change afterwards, so each compression adds one chunk, written once;
+// sequences that were copied share them. Chunks hold all tokens of all heads, what the cache keeps, too: a fifth more
+// memory at the default budget, and a row is found by its token's number alone.
+
+#pragma once
+
+#include "llama.h"
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace laprox {
+
+enum class archive_kind { off, memory, file };
+
+// Where a context's archives lie, and how much they have taken.
+class archive_space {
+public:
+    // folder: of the unnamed files; empty: the system's folder for temporary files. limit: bytes; 0: half of what is free.
+    archive_space(archive_kind kind, std::string folder, size_t limit);
+
+    const archive_kind kind;
+
+    size_t used() const { return n_used; }
+
+private:
+    friend class archive_chunk;
+
+    const std::string folder;
+    const size_t limit;
+    std::atomic<size_t> n_used { 0 };
+};
+
+// A run of bytes that is written once, from its start to its end, and then read.
+class archive_chunk {
+public:
+    // Takes the room. Throws std::runtime_error with the reason where there is none.
+    archive_chunk(std::shared_ptr<archive_space> space, size_t size);
+    ~archive_chunk();
+
+    archive_chunk(const archive_chunk &) = delete;
+
+    void write(const void * data, size_t n);
+    void read(size_t offset, void * data, size_t n) const;
+
+    const size_t size;
+
+private:
+    const std::shared_ptr<archive_space> space;
+    size_t n_written = 0;
+    std::unique_ptr<uint8_t[]> memory; // null: in the file
+    int file = -1;
+};
+
+// What one sequence has in it.
+class archive {
+public:
+    // row_bytes[layer][pool]: of one row of one KV head
+    using layout = std::vector<std::vector<size_t>>;
+
+    // n_heads: KV heads of each layer
+    void set_layout(layout row_bytes, std::vector<uint32_t> n_heads);
+
+    // Tokens that leave the tail, ascending and behind all others. `rows`: writes those of a layer, a pool and a head
+    // into data, [tokens, row bytes]. Throws std::runtime_error where there is no room; nothing has changed then.
+    template <typename F> void add(const std::shared_ptr<archive_space> & space, const std::vector<llama_pos> & added, F rows) {
+        auto chunk = std::make_shared<archive_chunk>(space, added.size()*token_bytes());
+        std::vector<uint8_t> data;
+        for (size_t ikv = 0; ikv < row_bytes.size(); ikv++) {
+            for (size_t pool = 0; pool < row_bytes[ikv].size(); pool++) {
+                data.resize(row_bytes[ikv][pool]*added.size());
+                for (uint32_t head = 0; head < n_heads[ikv]; head++) {
+                    rows(ikv, pool, head, data.data());
+                    chunk->write(data.data(), data.size());
+                }
+            }
+        }
+        parts.push_back({ std::move(chunk), added.size(), added.size() });
+        positions.insert(positions.end(), added.begin(), added.end());
+        join_parts(space);
+    }
+
+    // Rows of all tokens, in their order: [tokens, row bytes]
+    void read(size_t ikv, size_t pool, uint32_t head, uint8_t * data) const;
+
+    // Tokens from that position on are gone.
+    void cut(llama_pos pos);
+    void clear();
+
+    const std::vector<llama_pos> & pos() const { return positions; }
+    size_t row_size(size_t ikv, size_t pool) const { return row_bytes[ikv][pool]; }
+
+    // Taken by its chunks; those that sequences share count for each.
+    size_t bytes() const;
+
+private:
+    struct part {
+        std::shared_ptr<archive_chunk> chunk;
+        size_t n_stored; // tokens in the chunk
+        size_t n;        // of them this sequence's, from the first on
+    };
+
+    size_t token_bytes() const;
+    // Where a head's rows of a layer and a pool begin in a chunk: bytes per token of the chunk.
+    size_t offset(size_t ikv, size_t pool, uint32_t head) const;
+    void join_parts(const std::shared_ptr<archive_space> & space);
+
+    layout row_bytes;
+    std::vector<uint32_t> n_heads;
+    std::vector<part> parts;
+    std::vector<llama_pos> positions;
+};
+
+}
