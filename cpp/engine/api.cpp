@@ -206,12 +206,24 @@ bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
     });
 }
 
+llama_pos laprox_recall(llama_context * ctx, llama_seq_id seq_id, int32_t n_most) {
+    return guarded<llama_pos>(-2, [&] {
+        cache & kv = cache_of(ctx);
+        const llama_pos from = kv.recall(*ctx, seq_id, n_most);
+        if (from >= 0 && !llama_memory_seq_rm(ctx->get_memory(), seq_id, from, -1)) {
+            kv.end_turn(seq_id);
+            return -1;
+        }
+        return from;
+    });
+}
+
 llama_pos laprox_tail_begin(llama_context * ctx, llama_seq_id seq_id) {
-    return guarded<llama_pos>(-1, [&] { return sequence_of(ctx, seq_id).tail_begin(); });
+    return guarded<llama_pos>(-1, [&] { const sequence & seq = sequence_of(ctx, seq_id); return seq.remembers() ? 0 : seq.tail_begin(); });
 }
 
 llama_pos laprox_compressed_for(llama_context * ctx, llama_seq_id seq_id) {
-    return guarded<llama_pos>(-1, [&] { return sequence_of(ctx, seq_id).compressed_for(); });
+    return guarded<llama_pos>(-1, [&] { const sequence & seq = sequence_of(ctx, seq_id); return seq.remembers() ? 0 : seq.compressed_for(); });
 }
 
 bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <stdexcept>
 
@@ -90,6 +91,23 @@ archive_space::archive_space(archive_kind kind, std::string where, size_t limit)
         kind(kind),
         folder(where.empty() ? temporary_folder() : std::move(where)),
         limit(limit ? limit : default_limit(kind, folder)) {
+}
+
+std::shared_ptr<archive_space> make_archive_space(const std::string & setting, size_t limit, bool in_host_memory) {
+    if (setting == "off") {
+        return nullptr;
+    }
+    const bool named = setting != "auto" && setting != "ram";
+    std::error_code error;
+    if (named && !std::filesystem::is_directory(setting, error)) {
+        throw std::invalid_argument("archive = " + setting + " is no folder; accepted: auto, ram, off, or a folder for unnamed files");
+    }
+#ifdef _WIN32
+    const bool in_file = named;
+#else
+    const bool in_file = named || (setting == "auto" && in_host_memory);
+#endif
+    return std::make_shared<archive_space>(in_file ? archive_kind::file : archive_kind::memory, named ? setting : "", limit);
 }
 
 archive_chunk::archive_chunk(std::shared_ptr<archive_space> s, size_t size) : size(size), space(std::move(s)) {

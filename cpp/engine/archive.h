@@ -19,7 +19,7 @@
 
 namespace laprox {
 
-enum class archive_kind { off, memory, file };
+enum class archive_kind { memory, file };
 
 // Where a context's archives lie, and how much they have taken.
 class archive_space {
@@ -38,6 +38,10 @@ private:
     const size_t limit;
     std::atomic<size_t> n_used { 0 };
 };
+
+// The space that a setting asks for: "auto", "ram", "off" or a folder. `in_host_memory`: the cache, whose archive is then better
+// in a file, which the system keeps in whatever memory is free. null: off. Throws std::invalid_argument for a folder that isn't one.
+std::shared_ptr<archive_space> make_archive_space(const std::string & setting, size_t limit, bool in_host_memory);
 
 // A run of bytes that is written once, from its start to its end, and then read.
 class archive_chunk {

@@ -3,6 +3,7 @@
 #include "engine/error.h"
 #include "engine/gates.h"
 #include "engine/pressure.h"
+#include "engine/recall.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -64,6 +65,12 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
         }
     }
     all.kq_scales.resize(all.layers.size());
+    const bool in_host_memory = std::all_of(all.layers.begin(), all.layers.end(), [](const layer_info & layer) { return ggml_backend_buft_is_host(layer.buft); });
+    try {
+        all.space = make_archive_space(all.config.archive, all.config.archive_limit, in_host_memory);
+    } catch (const std::exception & e) {
+        refuse(e.what());
+    }
     try {
         fingerprint(model).copy(print.data(), print.size() - 1);
     } catch (const std::exception &) {
@@ -130,10 +137,20 @@ bool cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (!can_remove(seq_id, p0, p1)) {
         return false;
     }
-    for (sequence * seq : sequences_of(seq_id)) {
-        seq->remove(p0, p1);
+    try {
+        for (sequence * seq : sequences_of(seq_id)) {
+            if (seq->reaches_in(p0, p1) && !seq->covers(p0, p1)) {
+                cut(*all.lctx, *seq, p0);
+            } else {
+                seq->remove(p0, p1);
+            }
+        }
+        return true;
+    } catch (const std::exception & e) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
+        set_last_error(e.what());
+        return false;
     }
-    return true;
 }
 
 bool cache::misses(llama_seq_id seq_id, llama_pos pos, llama_pos next) const {
@@ -284,6 +301,27 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
         seq.begin_generation();
         laprox::compress(lctx, seq, seq.n_seen(), 0);
     });
+}
+
+llama_pos cache::recall(llama_context & lctx, llama_seq_id seq_id, int32_t n_again) {
+    sequence & seq = mine(seq_id);
+    const settings & own = seq.config();
+    if (seq.recalled_for != seq.next_position()) {
+        seq.passes = 0;
+    }
+    const bool evicted = seq.n_held() < seq.n_seen()*all.n_pairs;
+    if (!evicted || !seq.remembers() || seq.passes >= own.recall) {
+        seq.end_turn();
+        return -1;
+    }
+    llama_pos from = -1;
+    run(lctx, [&] {
+        seq.n_wanted = 0;
+        seq.recalled_for = seq.next_position();
+        from = laprox::recall(lctx, seq, std::min(n_again, own.recall_tokens));
+        seq.passes++;
+    });
+    return from < seq.next_position() ? from : -1;
 }
 
 void cache::score(llama_context & lctx, llama_seq_id seq_id) {

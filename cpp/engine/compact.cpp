@@ -1,5 +1,6 @@
 #include "engine/compact.h"
 #include "engine/graph.h"
+#include "engine/recall.h"
 #include "engine/sequence.h"
 
 #include <algorithm>
@@ -67,22 +68,25 @@ static void move_rows(workbench & bench, const layer_store & from, const layer_s
     run_if_any(graph);
 }
 
-void compact(llama_context & lctx, sequence & seq, const selection & keep, uint32_t n_tail) {
-    const auto    & layers = seq.shared.layers;
-    const tail_view tail   = seq.tail();
+std::vector<std::unique_ptr<layer_store>> gather(llama_context & lctx, const entry_source & from, const selection & keep, uint32_t n_tail) {
+    const auto & layers = from.seq.shared.layers;
     std::vector<std::unique_ptr<layer_store>> fresh;
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         layer_store::positions kept;
         for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-            kept.push_back(seq.positions_at(ikv, head, keep.rows[ikv][head]));
+            kept.push_back(from.positions_at(ikv, head, keep.rows[ikv][head]));
         }
         fresh.push_back(std::make_unique<layer_store>(layers[ikv], std::move(kept), n_tail));
     }
     workbench bench(lctx);
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
-        move_rows(bench, seq.store(ikv), *fresh[ikv], keep.rows[ikv], keep.cells);
+        move_rows(bench, from.store(ikv), *fresh[ikv], keep.rows[ikv], keep.cells);
     }
+    return fresh;
+}
 
+void compact(llama_context & lctx, sequence & seq, const entry_source & from, const selection & keep, uint32_t n_tail) {
+    auto fresh = gather(lctx, from, keep, n_tail);
     // The one place where tokens leave the tail: their rows, of every head, are still in the storage that is replaced next.
     const absorbed gone = seq.leaving(keep.cells);
     seq.absorb(gone, keep.cells, std::move(fresh)); // can't fail

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "llama.h"
+
 #include <cstdint>
 
 struct llama_context;
@@ -10,12 +12,15 @@ namespace laprox {
 
 class sequence;
 
-// Both throw std::runtime_error with the reason; the sequence is as it was.
+// All throw std::runtime_error with the reason; the sequence is as it was.
 
-// Down to its budget, if anything may be evicted.
+// Down to its budget, if anything may be evicted; what was evicted before may come back.
 // n_budget_seen: what a percentage refers to; more than was seen while a prompt is still coming in.
 // n_least: tokens per KV head that stay in any case.
 void compress(llama_context & lctx, sequence & seq, int64_t n_budget_seen, int64_t n_least);
+
+// The same for a turn whose tokens, from that position on, stay as they are beside the budget's entries.
+void compress_turn(llama_context & lctx, sequence & seq, llama_pos from);
 
 // Fill sequence::scores.
 void score(llama_context & lctx, sequence & seq);

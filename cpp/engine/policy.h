@@ -15,6 +15,9 @@ struct policy {
     std::string name;                    // as it was asked for
     const scorer    * score = nullptr;   // null: nothing is ever evicted
     const allocator * share = nullptr;
+
+    // Whether it can choose among entries that aren't held: a scorer of the user's looks at those that are.
+    bool recalls() const { return score && (score->graph || score->of_place); }
 };
 
 // The named ones.

@@ -1,4 +1,5 @@
 #include "engine/scorer.h"
+#include "engine/recall.h"
 #include "engine/score_graph.h"
 
 #include <stdexcept>
@@ -57,7 +58,8 @@ layer_scores score_layer(workbench & bench, const score_source & from, const sco
     return result;
 }
 
-std::vector<layer_scores> score_sequence(llama_context & lctx, const sequence & seq, const scorer & how) {
+std::vector<layer_scores> score_entries(llama_context & lctx, const entry_source & from, const scorer & how) {
+    const sequence & seq = from.seq;
     const observed window = seq.observed_queries();
     if (how.needs_queries && window.slot.empty()) {
         throw std::runtime_error("no queries have been observed since the sequence was restored or cut; evaluate a token first");
@@ -67,7 +69,7 @@ std::vector<layer_scores> score_sequence(llama_context & lctx, const sequence & 
     score_source::mask unbroken;
     std::vector<layer_scores> result;
     for (size_t ikv = 0; ikv < seq.shared.layers.size(); ikv++) {
-        result.push_back(score_layer(bench, { seq, ikv, seq.store(ikv), tail, window, seq.window.rows[ikv], unbroken }, how));
+        result.push_back(score_layer(bench, { seq, ikv, from.store(ikv), tail, window, seq.window.rows[ikv], unbroken }, how));
     }
     return result;
 }

@@ -17,6 +17,7 @@ struct llama_context;
 
 namespace laprox {
 
+class entry_source;
 class head_graph;
 class sequence;
 class workbench;
@@ -85,7 +86,7 @@ struct user_scorer {
 // The numbers of a layer's entries.
 layer_scores score_layer(workbench & bench, const score_source & from, const scorer & how);
 
-// The numbers of everything that a sequence holds, by layer. Throws std::runtime_error with the reason.
-std::vector<layer_scores> score_sequence(llama_context & lctx, const sequence & seq, const scorer & how);
+// The numbers of all entries, by layer. Throws std::runtime_error with the reason.
+std::vector<layer_scores> score_entries(llama_context & lctx, const entry_source & from, const scorer & how);
 
 }

@@ -1,4 +1,5 @@
 #include "engine/select.h"
+#include "engine/recall.h"
 #include "engine/sequence.h"
 #include "core/parallel.h"
 
@@ -41,11 +42,11 @@ static std::vector<uint32_t> drop_lost(head_candidates & c) {
     return index;
 }
 
-static candidates find_candidates(const sequence & seq, std::vector<layer_scores> scores, const tail_view & tail, int n_threads) {
+static candidates find_candidates(const entry_source & source, std::vector<layer_scores> scores, const tail_view & tail, uint32_t n_recent, int n_threads) {
+    const sequence   & seq = source.seq;
     const settings   & own = seq.config();
     const scorer     & how = *own.policy.score;
     const auto    & layers = seq.shared.layers;
-    const uint32_t n_recent = std::min<uint32_t>(own.recent, tail.cell.size());
     candidates result;
     result.share      = own.policy.share;
     result.kept.cells = { tail.cell.end() - n_recent, tail.cell.end() };
@@ -80,7 +81,7 @@ static candidates find_candidates(const sequence & seq, std::vector<layer_scores
             result.first[ikv].push_back(h.first);
             result.kept.rows[ikv].emplace_back();
             for (size_t entry = 0; entry < h.first; entry++) {
-                result.kept.rows[ikv].back().push_back(seq.store(ikv).row_of(head, entry, tail));
+                result.kept.rows[ikv].back().push_back(source.row_of(ikv, head, entry, tail));
             }
 
             h.pos.erase(h.pos.begin() + h.last, h.pos.end());
@@ -140,10 +141,10 @@ static head_counts count_bytes(const sequence & seq, const candidates & from, co
     return best;
 }
 
-selection choose(const sequence & seq, std::vector<layer_scores> scores, const quota & most, int n_threads) {
-    const tail_view   tail   = seq.tail();
-    const candidates  from   = find_candidates(seq, std::move(scores), tail, n_threads);
-    const head_counts counts = most.n_bytes ? count_bytes(seq, from, most) : from.share->count(from.request, most.n_entries - from.n_kept);
+selection choose(const entry_source & source, std::vector<layer_scores> scores, const quota & most, int n_threads) {
+    const tail_view   tail   = source.seq.tail();
+    const candidates  from   = find_candidates(source, std::move(scores), tail, most.n_recent, n_threads);
+    const head_counts counts = most.n_bytes ? count_bytes(source.seq, from, most) : from.share->count(from.request, most.n_entries - from.n_kept);
     const choice      chosen = select(from.request.heads, counts, n_threads);
 
     selection keep = from.kept;
@@ -153,7 +154,7 @@ selection choose(const sequence & seq, std::vector<layer_scores> scores, const q
             const auto & index = from.index[ikv][head];
             for (uint32_t place : chosen[i]) {
                 const size_t entry = from.first[ikv][head] + (index.empty() ? place : index[place]);
-                keep.rows[ikv][head].push_back(seq.store(ikv).row_of(head, entry, tail));
+                keep.rows[ikv][head].push_back(source.row_of(ikv, head, entry, tail));
             }
         }
     }

@@ -21,9 +21,10 @@ struct quota {
     int64_t n_entries;             // at most
     std::optional<size_t> n_bytes; // and no more than that, with padding and a tail of n_tail; none: any
     uint32_t n_tail;
+    uint32_t n_recent; // the latest tokens, which stay as they are
 };
 
 // Throws std::runtime_error where not even what is never evicted has room.
-selection choose(const sequence & seq, std::vector<layer_scores> scores, const quota & most, int n_threads);
+selection choose(const entry_source & from, std::vector<layer_scores> scores, const quota & most, int n_threads);
 
 }

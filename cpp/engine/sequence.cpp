@@ -32,6 +32,16 @@ sequence::sequence(const llama_model & model, const common & shared, uint32_t id
         window(shared.layers, shared.config.window, shared.config.window + std::min(shared.config.window, max_drafts)),
         cells(cells), cell_head(cell_head),
         stores(empty_stores(shared, shared.grows() ? tail_block : std::max(shared.kv_size/tail_block*tail_block, tail_block))) {
+    archive::layout row_bytes;
+    std::vector<uint32_t> n_heads;
+    for (size_t ikv = 0; ikv < stores.size(); ikv++) {
+        row_bytes.emplace_back();
+        for (const ggml_tensor * pool : stores[ikv]->pools) {
+            row_bytes.back().push_back(pool->nb[1]);
+        }
+        n_heads.push_back(shared.layers[ikv].n_head_kv);
+    }
+    left.set_layout(std::move(row_bytes), std::move(n_heads));
     if (shared.config.evicts() && shared.config.policy.score->needs_all_queries) {
         sums = std::make_unique<query_stats>(model, shared.layers);
     }
@@ -60,7 +70,14 @@ llama_pos sequence::last_position() const {
 // evaluate again instead of cutting there.
 llama_pos sequence::first_position() const {
     const llama_pos tail = cells.seq_pos_min(id);
+    if (remembers()) {
+        return left.pos().front();
+    }
     return tail < 0 && n_gone > 0 ? tail_start - 1 : tail;
+}
+
+bool sequence::remembers() const {
+    return n_gone > 0 && (int64_t) left.pos().size() == n_gone && config().recall > 0 && config().policy.recalls();
 }
 
 tail_view sequence::tail() const {
@@ -81,8 +98,8 @@ tail_view sequence::tail() const {
 }
 
 bool sequence::can_remove(llama_pos p0, llama_pos p1) const {
-    const bool reaches_in = n_gone > 0 && p0 < tail_start && (p1 < 0 || std::max(p0, 0) < p1);
-    return !reaches_in || covers(p0, p1);
+    const bool to_the_end = p1 < 0 || p1 > last_position();
+    return !reaches_in(p0, p1) || covers(p0, p1) || (remembers() && to_the_end && shared.lctx);
 }
 
 void sequence::remove(llama_pos p0, llama_pos p1) {
@@ -102,6 +119,18 @@ void sequence::remove(llama_pos p0, llama_pos p1) {
     cell_head = std::min(cell_head, first);
     gen_begin = std::min(gen_begin, next_position());
     gen_end   = std::min(gen_end, next_position());
+    turn_start = std::min(turn_start, next_position());
+}
+
+void sequence::cut(llama_pos p0, std::vector<std::unique_ptr<layer_store>> fresh) {
+    left.cut(p0);
+    n_gone     = left.pos().size();
+    tail_start = p0;
+    chosen_for = std::min(chosen_for, p0);
+    cells.reset();
+    cell_head = 0;
+    replace_all(std::move(fresh));
+    remove(p0, -1); // queries and counts
 }
 
 void sequence::clear() {
@@ -114,8 +143,10 @@ void sequence::clear() {
     cells.reset();
     cell_head    = 0;
     tail_start   = 0;
-    n_gone   = 0;
+    n_gone       = 0;
+    left.clear();
     chosen_for   = 0;
+    turn_start   = 0;
     gen_begin    = -1;
     n_wanted     = 0;
     compressions = 0;
@@ -158,8 +189,10 @@ void sequence::copy(const sequence & from) {
     }
     replace_all(std::move(copies));
     tail_start   = from.tail_start;
-    n_gone   = from.n_gone;
+    n_gone       = from.n_gone;
+    left         = from.left;
     chosen_for   = from.chosen_for;
+    turn_start   = from.turn_start;
     gen_begin    = from.gen_begin;
     gen_end      = from.gen_end;
     scores       = from.scores;
@@ -233,15 +266,6 @@ void sequence::add_bytes(std::map<ggml_backend_buffer_type_t, size_t> & total) c
     }
 }
 
-std::vector<llama_pos> sequence::positions_at(size_t ikv, uint32_t head, const std::vector<uint32_t> & rows) const {
-    const auto & kept = stores[ikv]->kept[head];
-    std::vector<llama_pos> result;
-    for (uint32_t row : rows) {
-        result.push_back(row < kept.size() ? kept[row] : cells.pos_get(row - kept.size()));
-    }
-    return result;
-}
-
 absorbed sequence::leaving(const std::vector<uint32_t> & cells_kept) const {
     absorbed gone;
     const tail_view all = tail();
@@ -253,6 +277,7 @@ absorbed sequence::leaving(const std::vector<uint32_t> & cells_kept) const {
 
 void sequence::absorb(const absorbed & gone, const std::vector<uint32_t> & cells_kept, std::vector<std::unique_ptr<layer_store>> fresh) {
     if (!gone.cell.empty()) {
+        store_away(gone);
         tail_start  = cells.pos_get(cells_kept.front());
         n_gone += gone.cell.size();
     }
@@ -262,8 +287,30 @@ void sequence::absorb(const absorbed & gone, const std::vector<uint32_t> & cells
     cell_head = cells_kept.size();
     replace_all(std::move(fresh));
     scores.clear();
-    chosen_for = next_position();
+    chosen_for = turn_start = next_position();
     compressions++;
+}
+
+void sequence::store_away(const absorbed & gone) {
+    if (!shared.space || (int64_t) left.pos().size() != n_gone) {
+        return;
+    }
+    std::vector<uint8_t> run;
+    const uint32_t n = *std::max_element(gone.cell.begin(), gone.cell.end()) + 1;
+    try {
+        left.add(shared.space, gone.pos, [&](size_t ikv, size_t pool, uint32_t head, uint8_t * rows) {
+            const ggml_tensor * from = stores[ikv]->pools[pool];
+            const size_t size = from->nb[1];
+            run.resize(n*size);
+            ggml_backend_tensor_get(from, run.data(), stores[ikv]->tail_row(head)*size, run.size());
+            for (uint32_t cell : gone.cell) {
+                rows = std::copy_n(run.data() + cell*size, size, rows);
+            }
+        });
+    } catch (const std::exception & e) {
+        LLAMA_LOG_WARN("laprox: what was and will be evicted from sequence %u can't come back: %s\n", id, e.what());
+        left.clear();
+    }
 }
 
 void sequence::replace(size_t ikv, std::unique_ptr<layer_store> fresh) {

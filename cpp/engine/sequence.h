@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "engine/archive.h"
 #include "engine/query_stats.h"
 #include "engine/scorer.h"
 #include "engine/settings.h"
@@ -45,6 +46,7 @@ struct common {
     std::vector<float> kq_scales = {}; // [layer], known from the first graph on: every graph of an architecture has the same
     user_scorer custom = {};
     llama_context * lctx = nullptr; // that computes on this cache, known from its first batch on
+    std::shared_ptr<archive_space> space = {}; // of what leaves the tails; null: evicted entries are gone
 
     // Tokens per KV head that a sequence can come to hold: its kept ones fit into the context, and a tail block may be behind them.
     int64_t most_held() const { return (int64_t) kv_size + tail_block; }
@@ -90,14 +92,26 @@ public:
     llama_pos next_position () const { return last_position() + 1; }
     llama_pos tail_begin    () const { return n_gone > 0 ? tail_start : 0; } // first position that was never part of a compression
     llama_pos compressed_for() const { return chosen_for; } // positions there were when entries were last chosen; 0: all are held
+    llama_pos turn_begin() const { return turn_start; } // first position of the turn that entries are to be chosen for
+    void      end_turn() { turn_start = next_position(); passes = 0; }
     int64_t   n_compressions() const { return compressions; }
     tail_view tail() const;
+    llama_pos position_in(uint32_t cell) const { return cells.pos_get(cell); }
+
+    // The tokens that left the tail, with every entry; empty where one of them couldn't be stored.
+    const archive & stored() const { return left; }
+    // Whether every entry that was evicted can come back, and is to.
+    bool remembers() const;
 
     // Whether that is all of it.
     bool covers(llama_pos p0, llama_pos p1) const { return p0 <= 0 && (p1 < 0 || p1 > last_position()); }
-    // Whether that can be removed: the part that was compressed only goes as a whole.
+    // Whether that begins among the tokens that left the tail.
+    bool reaches_in(llama_pos p0, llama_pos p1) const { return n_gone > 0 && p0 < tail_start && (p1 < 0 || std::max(p0, 0) < p1); }
+    // Whether that can be removed: the part that was compressed goes as a whole or, where it is remembered, from a position on.
     bool can_remove(llama_pos p0, llama_pos p1) const;
-    void remove(llama_pos p0, llama_pos p1);
+    void remove(llama_pos p0, llama_pos p1); // without reaching in
+    // Tokens from p0 on are gone, some that left the tail among them: `fresh` holds what is held of the others. Can't fail.
+    void cut(llama_pos p0, std::vector<std::unique_ptr<layer_store>> fresh);
     // All of it, whatever becomes of its storage: that is given back where the device has room for less.
     void clear();
     // Throws std::runtime_error where there is no room; then it is empty.
@@ -116,6 +130,10 @@ public:
     void begin_generation() { gen_begin = gen_end = next_position(); }
     int64_t n_generated() const { return gen_begin < 0 ? 0 : gen_end - gen_begin; } // since, or since the last compression
 
+    // Passes of recall for the prompt that ends here.
+    int32_t passes = 0;
+    llama_pos recalled_for = -1;
+
     uint32_t n_wanted = 0; // tail cells that the last batch found no room for
     // llama.cpp looks for cells from the first empty one on: beyond the last there is no storage.
     void rewind_cells();
@@ -131,12 +149,10 @@ public:
     size_t   bytes() const;
     void     add_bytes(std::map<ggml_backend_buffer_type_t, size_t> & total) const; // the window and sums included
 
-    // Of held rows of a KV head, relative to layer_store::held_row().
-    std::vector<llama_pos> positions_at(size_t ikv, uint32_t head, const std::vector<uint32_t> & rows) const;
-
     // What leaves the tail if only these cells stay.
     absorbed leaving(const std::vector<uint32_t> & cells_kept) const;
-    // It has left: `fresh` has the rows that were kept, and the tail in its first cells. Can't fail.
+    // It has left, for the archive, if there is one: `fresh` has the rows that were kept, and the tail in its first cells.
+    // Can't fail.
     void absorb(const absorbed & gone, const std::vector<uint32_t> & cells_kept, std::vector<std::unique_ptr<layer_store>> fresh);
     // The same entries with another length of the tail.
     void replace(size_t ikv, std::unique_ptr<layer_store> fresh);
@@ -170,6 +186,7 @@ private:
     struct books; // what a state has beside rows
 
     void replace_all(std::vector<std::unique_ptr<layer_store>> fresh);
+    void store_away(const absorbed & gone);
     template <typename IO, typename Positions> static void visit(IO & io, const common & shared, books & b, const std::vector<Positions *> & kept);
     template <typename IO> void visit_query(IO & io, uint32_t slot) const;
     template <typename IO> static void visit_rows(IO & io, const layer_store & store, const std::vector<uint32_t> & tail_cells);
@@ -185,6 +202,8 @@ private:
     llama_pos tail_start = 0;
     int64_t   n_gone     = 0; // tokens that left the tail
     llama_pos chosen_for = 0;
+    llama_pos turn_start = 0;
+    archive   left;
     llama_pos gen_begin  = -1; // where text began to be generated, or was last compressed; -1: a prompt is coming in
     llama_pos gen_end    = -1; // where it ends so far, tokens that llama.cpp only tries to place not included
 

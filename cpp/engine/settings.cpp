@@ -148,6 +148,7 @@ settings make_settings(const llama_model & model, const laprox_params & params) 
         throw std::invalid_argument("floor = " + std::to_string(params.floor) + " is out of range; accepted: 0 to 1");
     }
     s.floor = params.floor;
+    if (const char * where = std::getenv("LAPROX_ARCHIVE")) { s.archive = where; }
     return s;
 }
 

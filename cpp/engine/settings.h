@@ -35,6 +35,11 @@ struct settings {
     bool    chunked;
     float   floor;
 
+    std::string archive = "off"; // where what is evicted stays: "auto", "ram", "off" or a folder
+    int64_t archive_limit = 0;    // bytes; 0: half of what is free
+    int32_t recall = 2;           // passes over the archive when a prompt is in
+    int32_t recall_tokens = 512;  // of a turn, evaluated again in each
+
     // paths; empty: MODEL.kv-profile.npy and MODEL.kv-gates.gguf beside the model
     std::string profile;
     std::string gates;

@@ -113,6 +113,8 @@ LLAMA_API bool laprox_seq_get_params(struct llama_context * ctx, llama_seq_id se
 // sequence is within min_tokens or within its budget.
 LLAMA_API bool laprox_compress(struct llama_context * ctx, llama_seq_id seq_id);
 
+LLAMA_API llama_pos laprox_recall(struct llama_context * ctx, llama_seq_id seq_id, int32_t n_most);
+
 struct laprox_stats {
     int64_t tokens_seen;    // positions evaluated and not removed
     int64_t entries_held;   // (layer, KV head, token) entries in the cache
