@@ -38,13 +38,13 @@ def until_there_is_room(attempt, failed, most=400):
 
 
 @pytest.mark.parametrize("policy", ["laprox", "criticalkv", "keydiff"])
-@pytest.mark.parametrize("budget", ["20%", "150KiB"])
+@pytest.mark.parametrize("budget", ["20%", "900KiB"])
 def test_compression(toy, rng, policy, budget):
     with engine.Model(toy(), engine.params(policy=policy, budget=budget)) as model, engine.Context(model) as ctx:
         ctx.decode(tokens := rng.integers(3, 512, 300))
         before = everything(ctx)
         tried = until_there_is_room(ctx.compress, lambda: same(before, everything(ctx)) or pytest.fail("something changed"))
-        assert tried >= 6 and ctx.stats().compressions == 1
+        assert tried >= 4 and ctx.stats().compressions == 1
         with engine.Context(model) as other:
             other.decode(tokens)
             other.compress()
