@@ -30,9 +30,11 @@ def until_there_is_room(attempt, failed, most=400):
             except engine.Refused as e:
                 reason = str(e)
             else:
-                assert device.asked <= after, "a refused buffer went unnoticed"
+                # what llama.cpp reserves for the next batch is asked for again when that comes
+                ahead = "failed to reserve graph after the memory update" in engine.recent_log()
+                assert device.asked <= after or ahead, "a refused buffer went unnoticed"
                 return after
-        assert "no room" in reason or "alloc" in reason or "bad_alloc" in reason, reason
+        assert "no room" in reason or "failed to allocate" in reason, reason
         failed()
     raise AssertionError("never worked")
 
@@ -85,21 +87,15 @@ def test_copy(toy, rng):
         before = everything(ctx)
 
         def attempt():
-            ctx.decode([5, 6], seq=1) if ctx.pos_max(1) < 0 else None
-            with engine.Full(now.pop()):
-                ctx.seq_cp(0, 1)
+            ctx.seq_cp(0, 1)
             if ctx.pos_max(1) < 0:
                 raise engine.Refused(engine.last_error())
 
-        for after in range(20):
-            now = [after]
-            try:
-                attempt()
-                break
-            except engine.Refused as e:
-                assert "no room" in str(e)
-            assert same(before, everything(ctx)) and ctx.stats(1).entries_held == 0
-        assert after >= 3 and same(before, everything(ctx))
+        def failed():
+            assert same(before, everything(ctx)) and (ctx.pos_max(1), ctx.stats(1).entries_held) == (-1, 0)
+            ctx.decode([5, 6], seq=1)  # over which the next one goes
+
+        assert until_there_is_room(attempt, failed) >= 3 and same(before, everything(ctx))
         assert same(before[1:], everything(ctx, 1)[1:])
         assert np.array_equal(ctx.decode([7]), ctx.decode([7], seq=1))
 
@@ -152,7 +148,7 @@ def test_a_context_without_room_is_refused_with_a_reason(toy):
                     engine.Context(model).close()
                     break
                 except engine.Refused as e:
-                    assert "room" in str(e) or "alloc" in str(e), str(e)
+                    assert "no room" in str(e) or "failed to allocate" in str(e), str(e)
         assert after >= 6
 
 
@@ -161,10 +157,10 @@ def test_the_work_of_a_batch(toy, rng, n):
     """What attention over a compressed cache needs beside it grows with the batch: where that fails, the batch didn't happen."""
     with engine.Model(toy(), engine.params(budget="20%")) as model:
         with engine.Context(model, n_ctx=2048) as ctx, engine.Context(model, n_ctx=2048) as other:
+            tokens, more = rng.integers(3, 512, 300), rng.integers(3, 512, n)
             for x in (ctx, other):
-                x.decode(tokens := rng.integers(3, 512, 300)) if x is ctx else x.decode(tokens)
+                x.decode(tokens)
                 x.compress()
-            more = rng.integers(3, 512, n)
             before = everything(ctx)
             got = []
             until_there_is_room(lambda: got.append(ctx.decode(more)), lambda: same(before, everything(ctx)) or pytest.fail("something changed"))
