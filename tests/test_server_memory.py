@@ -48,3 +48,13 @@ def test_reported_bytes_are_the_processs(toy, slots):
     beside = [rss - reported for reported, rss in seen]  # the model, the program, compute buffers
     for (reported, _), more in zip(seen, [b - beside[0] for b in beside]):
         assert abs(more) < 0.04 * reported + 16 * MiB, seen
+
+
+def test_a_prompt_that_was_not_compressed_is_counted(toy):
+    """And answered, from all of it."""
+    with Server(toy(n_ctx_train=4096), "--kv-budget", "20%", "--kv-min-tokens", "64", "-c", "2048", "--metrics") as server:
+        kv = server.complete(tokens(600), n=1, kv={"budget": "1KiB"})["kv"]
+        metrics = server.metrics()
+        assert "accepted: at least" in kv["refused"] and kv["entries_held"] == kv["entries_full"]
+        assert (metrics["laprox:compressions_refused_total"], metrics["laprox:compressions_total"]) == (1, 0)
+        assert metrics["laprox:entries_held"] == metrics["laprox:entries_full"] > 0
