@@ -8,7 +8,6 @@ from documents import make_pdf
 
 from laprox.chat.reading import read_document, read_documents
 
-
 PDF = make_pdf("The code of Ada is 7.")
 
 

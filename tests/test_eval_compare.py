@@ -5,6 +5,7 @@ import json
 import random
 import re
 
+import llama_cpp  # noqa: E402  (after laprox, which says where its libraries are)
 import numpy as np
 import pytest
 import typer
@@ -16,19 +17,16 @@ from laprox.chat.loading import load_vocabulary, load_weights
 from laprox.chat.tokens import text_of, tokens_of
 from laprox.cli import compare as command
 from laprox.cli.options import CACHE_TYPES
-from laprox.eval import jobs
-from laprox.eval import english, facts
+from laprox.eval import english, facts, jobs
 from laprox.eval.comparison import Entry, entries, verdict
 from laprox.eval.contenders import ROOM, Budget, check_model, make_contenders
 from laprox.eval.jobs import Facts, fact_job
-from laprox.eval.metrics import log_softmax
 from laprox.eval.means import Mean
+from laprox.eval.metrics import log_softmax
 from laprox.eval.reader import SHORTER, Reader, Setting, made_with
 from laprox.eval.rows import Rows
 from laprox.eval.summary import Summary
 from laprox.eval.trials import Trials
-
-import llama_cpp  # noqa: E402  (after laprox, which says where its libraries are)
 
 FAST = {"n_questions": 3, "n_continue": 24, "n_predict": 6, "threads": 1, "budgets": "20%,40%", "policies": "snapkv,laprox@q8_0"}
 SHAPE = {"chat_template": CHATML, "n_ctx_train": 4096, "n_layer": 2, "n_embd": 128, "n_head": 4, "head_dim": 64, "n_ff": 128}

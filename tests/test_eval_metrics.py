@@ -10,11 +10,23 @@ import pytest
 
 from laprox import extras
 from laprox.eval import metrics
-from laprox.eval.metrics import (
-    agreement, check_packages, classification, code_similarity, contains_any, count, f1, kl_divergence, log_softmax, names,
-    recall, retrieval, rouge_l, score,
-)  # fmt: skip
 from laprox.eval.means import mean_with_error
+from laprox.eval.metrics import (
+    agreement,
+    check_packages,
+    classification,
+    code_similarity,
+    contains_any,
+    count,
+    f1,
+    kl_divergence,
+    log_softmax,
+    names,
+    recall,
+    retrieval,
+    rouge_l,
+    score,
+)  # fmt: skip
 from laprox.eval.summary import Summary, key
 
 WORDS = "the a an cat sat mat dog ran far away over hill 12 7 it's end".split()

@@ -16,17 +16,17 @@ import pytest
 from gguf_factory import CHATML
 
 from laprox import Llama, _core
-from laprox.cli import main
-from laprox.eval.jobs import task_jobs
 from laprox.chat.loading import load_vocabulary
+from laprox.chat.tokens import last_logits
+from laprox.cli import main
 from laprox.eval import longbench, tasks
+from laprox.eval.jobs import task_jobs
 from laprox.eval.metrics import kl_divergence, log_softmax, recall
 from laprox.eval.rows import Rows
 from laprox.eval.summary import key
 from laprox.eval.tasks import Maker, Paragraph
 from laprox.eval.trials import ALONG
 from laprox.gates import sidecar
-from laprox.chat.tokens import last_logits
 
 PAIRS = 3 * 2  # layers and KV heads of the toy
 LAPROX = [sys.executable, "-m", "laprox"]

@@ -7,14 +7,14 @@ of 32 for Q8_0 and Q4_0.
 
 from __future__ import annotations
 
+import engine
 import gates_factory as made
 import gates_forward
 import numpy as np
 import pytest
 import reference
-from laprox.gates import sidecar
 
-import engine
+from laprox.gates import sidecar
 
 GQA = {"n_head": 8, "n_head_kv": 2}
 MHA = {"n_head": 4, "n_head_kv": 4}

@@ -11,11 +11,11 @@ import reference
 from gguf_factory import CHATML
 
 from laprox import KVConfig, Llama, _core
-from laprox.profile.contexts import QUESTIONS, read_contexts
-from laprox.cli import profile as command
 from laprox.chat.loading import load_vocabulary
-from laprox.profile.table import choose
+from laprox.cli import profile as command
+from laprox.profile.contexts import QUESTIONS, read_contexts
 from laprox.profile.measure import Profiler, Sample, min_keep, observing, pool
+from laprox.profile.table import choose
 
 CONFIG = KVConfig(policy="laprox:uniform", window=16, sink=4, recent=16)
 STEPS = 12
