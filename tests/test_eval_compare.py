@@ -255,6 +255,8 @@ def test_fidelity(model, texts):
     assert first.replace(" ", "") == f"\n\n{questions[0].text}<|im_end|>\n<|im_start|>assistant\n".replace(" ", "")
     assert [p.question.references for p in asked] == [(q.value,) for q in questions]
 
+    assert job.context(300) == 300 + max(24, max(len(p.tokens) for p in asked) + 48)
+
     full = step_by_step(model, job.opening, last.told)[1:]
     cut = step_by_step(model, [*job.opening[: job.head], *job.opening[-180:]], last.told)[1:]
     compared = {}

@@ -71,12 +71,7 @@ def compare(
     ),
     facts: Asked = Asked(),
     regime: Annotated[
-        str,
-        typer.Option(
-            "--regime",
-            help="When the cache is compressed: aware (the question is in view), agnostic (before any question).",
-            rich_help_panel="Compression",  # where no short option takes the room that its name needs
-        ),
+        str, typer.Option("--regime", help="When the cache is compressed: aware (the question is in view), agnostic (before any question).")
     ] = "aware",
     before_question: options.BeforeQuestion = False,
     restart: Restart = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_cpp._internals import LlamaModel
@@ -178,7 +178,8 @@ def fact_job(vocabulary: LlamaModel, text: str, about: Facts, name: str, number:
     both = tokens_of(vocabulary, body + text[at:])
     end = both[len(read) :] if both[: len(read)] == read else tokens_of(vocabulary, text[at:])
     told = Prompt(tasks.Question(CONTINUATION, "", (), "any"), [], told=end[: about.n_continue])
-    return Job(FACTS, 0, number, opening, (*prompts, told), head, name)
+    asked_alone = [replace(prompt, after=()) for prompt in prompts]  # no question follows another one
+    return Job(FACTS, 0, number, opening, (*asked_alone, told), head, name)
 
 
 def _encode(vocabulary: LlamaModel, sample: tasks.Sample, whole: bool = True) -> tuple[list[int], tuple[Prompt, ...], int]:
