@@ -261,6 +261,7 @@ def test_picture(remembered, tmp_path):
     shown = picture.get_text().replace("\xa0", " ")
     assert "What <toy> remembers" in shown and '<script>alert("1")' in shown and "Where in the text" in shown
     assert not picture.find_all("script") and "\u202e" not in shown
+    assert "url(" not in picture.style.get_text() and picture.style.get_text().count("monospace")  # without a network
 
 
 @pytest.mark.parametrize("colours", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,9 @@ def save(remembered: Remembered, path: Path, title: str, columns: int = 110) -> 
     """The same as a picture, an .svg file. Raises OSError if it can't be written."""
     console = Console(record=True, file=io.StringIO(), width=columns, force_terminal=True, color_system="truecolor", legacy_windows=False)
     show(remembered, console)
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title), flags=re.DOTALL)  # they are from the network
     with replacing(path) as unfinished:
-        console.save_svg(str(unfinished), title=title)
+        unfinished.write_text(svg, "utf-8")
 
 
 def _forgotten(text: Text, pieces: list[str], colours: bool) -> None:
