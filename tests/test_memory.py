@@ -1,9 +1,8 @@
 """Bytes: what is reported is what the process holds, and evicting gives it back."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import worker
 
 MiB = 1 << 20
