@@ -58,7 +58,7 @@ static size_t free_disk(const std::string & folder) {
 // A file without a name, which the system deletes when it is closed, whatever becomes of this process.
 static int open_unnamed(const std::string & folder, size_t size) {
     const auto refuse = [&](const char * what, int error) {
-        throw std::runtime_error("archive = " + folder + ": " + what + ": " + std::strerror(error));
+        throw archive_full("archive = " + folder + ": " + what + ": " + std::strerror(error));
     };
     std::string path = folder + "/laprox-archive-XXXXXX";
     const int file = mkstemp(path.data());
@@ -112,7 +112,7 @@ std::shared_ptr<archive_space> make_archive_space(const std::string & setting, s
 
 archive_chunk::archive_chunk(std::shared_ptr<archive_space> s, size_t size) : size(size), space(std::move(s)) {
     if (size > space->limit - std::min(space->limit, space->used())) {
-        throw std::runtime_error("archive_limit of " + std::to_string(space->limit) + " bytes is reached: " +
+        throw archive_full("archive_limit of " + std::to_string(space->limit) + " bytes is reached: " +
                 std::to_string(space->used()) + " are taken, " + std::to_string(size) + " more are needed");
     }
     if (space->kind == archive_kind::file) {
@@ -120,7 +120,7 @@ archive_chunk::archive_chunk(std::shared_ptr<archive_space> s, size_t size) : si
     } else {
         memory.reset(new (std::nothrow) uint8_t[size]);
         if (!memory) {
-            throw std::runtime_error("no host memory for an archive of " + std::to_string(size) + " bytes");
+            throw archive_full("no host memory for an archive of " + std::to_string(size) + " bytes");
         }
     }
     space->n_used += size;
@@ -215,18 +215,13 @@ void archive::join_parts(const std::shared_ptr<archive_space> & space) {
         std::shared_ptr<archive_chunk> both;
         try {
             both = std::make_shared<archive_chunk>(space, (a.n + b.n)*token_bytes());
-            std::vector<uint8_t> data;
-            for (size_t ikv = 0; ikv < row_bytes.size(); ikv++) {
-                for (size_t pool = 0; pool < row_bytes[ikv].size(); pool++) {
-                    const size_t row = row_bytes[ikv][pool];
-                    data.resize(row*(a.n + b.n));
-                    for (uint32_t head = 0; head < n_heads[ikv]; head++) {
-                        a.chunk->read(offset(ikv, pool, head)*a.n_stored, data.data(), row*a.n);
-                        b.chunk->read(offset(ikv, pool, head)*b.n_stored, data.data() + row*a.n, row*b.n);
-                        both->write(data.data(), data.size());
-                    }
-                }
-            }
+            for_each_block(a.n + b.n, [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+                const size_t row    = row_bytes[ikv][pool];
+                const size_t before = offset(ikv, pool, head);
+                a.chunk->read(before*a.n_stored, rows.data(), row*a.n);
+                b.chunk->read(before*b.n_stored, rows.data() + row*a.n, row*b.n);
+                both->write(rows.data(), rows.size());
+            });
         } catch (const std::exception &) {
             return; // no room for both: they stay as they are
         }

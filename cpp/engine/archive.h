@@ -14,12 +14,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace laprox {
 
 enum class archive_kind { memory, file };
+
+// There is no room for more.
+struct archive_full : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
 
 // Where a context's archives lie, and how much they have taken.
 class archive_space {
@@ -46,7 +52,7 @@ std::shared_ptr<archive_space> make_archive_space(const std::string & setting, s
 // A run of bytes that is written once, from its start to its end, and then read.
 class archive_chunk {
 public:
-    // Takes the room. Throws std::runtime_error with the reason where there is none.
+    // Takes the room. Throws archive_full where there is none.
     archive_chunk(std::shared_ptr<archive_space> space, size_t size);
     ~archive_chunk();
 
@@ -73,23 +79,33 @@ public:
     // n_heads: KV heads of each layer
     void set_layout(layout row_bytes, std::vector<uint32_t> n_heads);
 
-    // Tokens that leave the tail, ascending and behind all others. `rows`: writes those of a layer, a pool and a head
-    // into data, [tokens, row bytes]. Throws std::runtime_error where there is no room; nothing has changed then.
-    template <typename F> void add(const std::shared_ptr<archive_space> & space, const std::vector<llama_pos> & added, F rows) {
+    // Tokens that leave the tail, ascending and behind all others. `fill(layer, pool, head, rows, size)` writes those of a head,
+    // [tokens, row bytes], for one head after the other. Throws archive_full where there is no room, before the first call, or
+    // std::runtime_error where they can't be written; nothing has changed then.
+    template <typename F> void add(const std::shared_ptr<archive_space> & space, const std::vector<llama_pos> & added, F fill) {
         auto chunk = std::make_shared<archive_chunk>(space, added.size()*token_bytes());
-        std::vector<uint8_t> data;
-        for (size_t ikv = 0; ikv < row_bytes.size(); ikv++) {
-            for (size_t pool = 0; pool < row_bytes[ikv].size(); pool++) {
-                data.resize(row_bytes[ikv][pool]*added.size());
-                for (uint32_t head = 0; head < n_heads[ikv]; head++) {
-                    rows(ikv, pool, head, data.data());
-                    chunk->write(data.data(), data.size());
-                }
-            }
-        }
+        for_each_block(added.size(), [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+            fill(ikv, pool, head, rows.data(), rows.size());
+            chunk->write(rows.data(), rows.size());
+        });
         parts.push_back({ std::move(chunk), added.size(), added.size() });
         positions.insert(positions.end(), added.begin(), added.end());
         join_parts(space);
+    }
+
+    // The same calls for n tokens that aren't stored.
+    template <typename F> void skip(size_t n, F fill) const {
+        for_each_block(n, [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+            fill(ikv, pool, head, rows.data(), rows.size());
+        });
+    }
+
+    // Rows of all tokens, a block for each head in the order of add().
+    template <typename F> void visit(F use) const {
+        for_each_block(positions.size(), [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+            read(ikv, pool, head, rows.data());
+            use(rows);
+        });
     }
 
     // Rows of all tokens, in their order: [tokens, row bytes]
@@ -111,6 +127,18 @@ private:
         size_t n_stored; // tokens in the chunk
         size_t n;        // of them this sequence's, from the first on
     };
+
+    template <typename F> void for_each_block(size_t n, F use) const {
+        std::vector<uint8_t> rows;
+        for (size_t ikv = 0; ikv < row_bytes.size(); ikv++) {
+            for (size_t pool = 0; pool < row_bytes[ikv].size(); pool++) {
+                rows.resize(row_bytes[ikv][pool]*n);
+                for (uint32_t head = 0; head < n_heads[ikv]; head++) {
+                    use(ikv, pool, head, rows);
+                }
+            }
+        }
+    }
 
     size_t token_bytes() const;
     // Where a head's rows of a layer and a pool begin in a chunk: bytes per token of the chunk.

@@ -298,7 +298,7 @@ void sequence::store_away(const absorbed & gone) {
     std::vector<uint8_t> run;
     const uint32_t n = *std::max_element(gone.cell.begin(), gone.cell.end()) + 1;
     try {
-        left.add(shared.space, gone.pos, [&](size_t ikv, size_t pool, uint32_t head, uint8_t * rows) {
+        left.add(shared.space, gone.pos, [&](size_t ikv, size_t pool, uint32_t head, uint8_t * rows, size_t) {
             const ggml_tensor * from = stores[ikv]->pools[pool];
             const size_t size = from->nb[1];
             run.resize(n*size);

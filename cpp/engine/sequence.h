@@ -47,6 +47,7 @@ struct common {
     user_scorer custom = {};
     llama_context * lctx = nullptr; // that computes on this cache, known from its first batch on
     std::shared_ptr<archive_space> space = {}; // of what leaves the tails; null: evicted entries are gone
+    bool archive_in_states = false;
 
     // Tokens per KV head that a sequence can come to hold: its kept ones fit into the context, and a tail block may be behind them.
     int64_t most_held() const { return (int64_t) kv_size + tail_block; }
@@ -187,6 +188,7 @@ private:
 
     void replace_all(std::vector<std::unique_ptr<layer_store>> fresh);
     void store_away(const absorbed & gone);
+    void read_archive(state_reader & in);
     template <typename IO, typename Positions> static void visit(IO & io, const common & shared, books & b, const std::vector<Positions *> & kept);
     template <typename IO> void visit_query(IO & io, uint32_t slot) const;
     template <typename IO> static void visit_rows(IO & io, const layer_store & store, const std::vector<uint32_t> & tail_cells);

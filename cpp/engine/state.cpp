@@ -6,6 +6,7 @@
 #include "engine/state_io.h"
 
 #include "llama-context.h"
+#include "llama-impl.h"
 
 #include <algorithm>
 #include <array>
@@ -16,7 +17,7 @@
 namespace laprox {
 
 static const uint32_t state_magic   = 0x5358504c; // "LPXS"
-static const uint32_t state_version = 3;
+static const uint32_t state_version = 4;
 
 // Far above any text, and low enough to count on from.
 static const llama_pos max_position = std::numeric_limits<llama_pos>::max() - (1 << 24);
@@ -183,6 +184,42 @@ void sequence::write(state_writer & out) const {
     for (const auto & store : stores) {
         visit_rows(out, *store, held.cell);
     }
+
+    const uint8_t archived = shared.archive_in_states && remembers();
+    out.field(archived);
+    if (archived) {
+        out.list(left.pos(), left.pos().size());
+        left.visit([&](const std::vector<uint8_t> & rows) { out.write(rows.data(), rows.size()); });
+    }
+}
+
+// What was archived; where there is no archive here or it has no room, it is read and let go.
+void sequence::read_archive(state_reader & in) {
+    uint8_t archived;
+    in.field(archived);
+    if (archived > 1) {
+        damaged("it neither has an archive nor lacks one");
+    }
+    if (!archived) {
+        return;
+    }
+    std::vector<llama_pos> pos;
+    in.list(pos, n_gone);
+    const bool sharing = shares_positions(shared);
+    const auto disordered = [&](llama_pos before, llama_pos after) { return sharing ? before > after : before >= after; };
+    if (pos.empty() || pos.front() < 0 || pos.back() >= tail_start + sharing || std::adjacent_find(pos.begin(), pos.end(), disordered) != pos.end()) {
+        damaged("archived positions are out of order");
+    }
+    const auto next = [&](size_t, size_t, uint32_t, uint8_t * rows, size_t size) { in.read(rows, size); };
+    try {
+        if (shared.space) {
+            left.add(shared.space, pos, next);
+            return;
+        }
+    } catch (const archive_full & e) {
+        LLAMA_LOG_WARN("laprox: what was evicted from sequence %u can't come back: %s\n", id, e.what());
+    }
+    left.skip(pos.size(), next);
 }
 
 void sequence::read(state_reader & in) {
@@ -250,6 +287,8 @@ void sequence::read(state_reader & in) {
     }
     cell_head = n_cells;
     gen_end   = next_position();
+    end_turn();
+    read_archive(in);
 }
 
 //
