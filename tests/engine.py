@@ -97,6 +97,7 @@ if hasattr(L._lib, "laprox_api_version"):
         ("set_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
         ("get_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
         ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
+        ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32]),
         ("tail_begin", c.c_int32, [c.c_void_p, c.c_int32]),
         ("get_stats", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxStats)]),
         ("set_scorer", c.c_bool, [c.c_void_p, c.c_void_p, c.c_void_p]),
@@ -371,6 +372,9 @@ class Context:
 
     def compress(self, seq: int = 0) -> None:
         _granted(laprox("compress", self.handle, seq))
+
+    def prompt_done(self, seq: int = 0) -> None:
+        _granted(laprox("prompt_done", self.handle, seq))
 
     def set_scorer(self, score) -> None:
         """score(seq, layer, head, positions) -> scores, or None to refuse; None takes it away."""

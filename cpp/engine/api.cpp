@@ -216,6 +216,16 @@ bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
     });
 }
 
+bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded(false, [&] {
+        cache & kv = cache_of(ctx, seq_id);
+        if (kv.prompt_done(seq_id)) {
+            kv.run(*ctx, [&](llama_context & lctx) { kv.compress(lctx, seq_id); });
+        }
+        return true;
+    });
+}
+
 llama_pos laprox_tail_begin(llama_context * ctx, llama_seq_id seq_id) {
     return guarded<llama_pos>(-1, [&] {
         cache & kv = cache_of(ctx, seq_id);

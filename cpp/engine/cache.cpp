@@ -148,6 +148,7 @@ void cache::forget(uint32_t strm) {
     st.n_absorbed = 0;
     st.compressed_for = 0;
     st.gen_begin  = -1;
+    st.chosen_early = false;
     st.n_summed   = 0;
     st.n_wanted   = 0;
     st.n_compressions = 0;
@@ -269,6 +270,7 @@ bool cache::copy_stream(uint32_t src, uint32_t dst) {
     to.compressed_for = from.compressed_for;
     to.gen_begin  = from.gen_begin;
     to.gen_end    = from.gen_end;
+    to.chosen_early = from.chosen_early;
     to.window_pos = from.window_pos;
     to.n_summed   = from.n_summed;
     to.scores     = from.scores;

@@ -51,6 +51,7 @@ struct stream {
     llama_pos compressed_for = 0; // positions there were when entries were last chosen; 0: all are held
     llama_pos gen_begin   = -1; // where text began to be generated, or was last compressed; -1: a prompt is coming in
     llama_pos gen_end     = -1; // where it ends so far, tokens that llama.cpp only tries to place not included
+    bool      chosen_early = false; // entries were chosen while the prompt came in, without its end
 
     // The observation window: queries per layer; slot i holds the query of position window_pos[i], -1: none.
     std::vector<llama_pos> window_pos;
@@ -131,6 +132,8 @@ public:
     //
 
     void compress(llama_context & lctx, llama_seq_id seq_id);
+    // A prompt is in. Whether it is to be compressed now.
+    bool prompt_done(llama_seq_id seq_id);
     void score   (llama_context & lctx, llama_seq_id seq_id);
 
     // The scorer of policy "custom".

@@ -64,7 +64,17 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
     const uint32_t strm = stream_index(seq_id);
     streams[strm].n_wanted = 0; // of a batch that is gone
     streams[strm].gen_begin = streams[strm].gen_end = next_position(strm); // the prompt is in: what comes now is generated
+    streams[strm].chosen_early = false;
     compress_stream(lctx, strm, n_seen(strm), 0);
+}
+
+// What came since the last compression stays exact until it is more than min_tokens; but where entries were chosen while
+// this prompt came in, its end, the question, has its say, too.
+bool cache::prompt_done(llama_seq_id seq_id) {
+    const uint32_t strm = stream_index(seq_id);
+    stream & st = streams[strm];
+    st.gen_begin = st.gen_end = next_position(strm);
+    return st.chosen_early || next_position(strm) - st.compressed_for > config_of(strm).min_tokens;
 }
 
 // n_budget_seen: what a percentage refers to; more than was seen while a prompt is still coming in.
@@ -455,8 +465,10 @@ void cache::make_room(llama_context & lctx, uint32_t strm) {
     };
 
     const auto shrink = [&](int64_t n_budget_seen, int64_t n_least) {
+        const int64_t n_before = st.n_compressions;
         try {
             compress_stream(lctx, strm, n_budget_seen, n_least);
+            st.chosen_early = st.chosen_early || st.n_compressions > n_before; // until what comes in turns out to be generated
         } catch (const std::exception & e) {
             reason = std::string("; ") + e.what();
         }

@@ -89,6 +89,7 @@ void window_input::set_input(const llama_ubatch * ubatch) {
         st.scores.clear();
         if (generated(*ubatch, s)) {
             st.gen_end = ubatch->pos[(s + 1)*n_tokens - 1] + 1;
+            st.chosen_early = st.chosen_early && st.gen_begin < 0; // a prompt's last token looks generated, too
         } else {
             st.gen_begin = -1; // laprox_compress() will say when it is in
         }

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 // Bumped when a function or a struct below changes its meaning.
-#define LAPROX_API_VERSION 2
+#define LAPROX_API_VERSION 3
 
 LLAMA_API int32_t laprox_api_version(void);
 
@@ -109,9 +109,14 @@ LLAMA_API bool laprox_seq_get_params(struct llama_context * ctx, llama_seq_id se
 // compression
 //
 
-// The prompt is in: evict down to the budget and give the memory back. Succeeds without evicting when the
-// sequence is within min_tokens or within its budget.
+// Evict down to the budget now and give the memory back. Succeeds without evicting when the sequence is within min_tokens
+// or within its budget.
 LLAMA_API bool laprox_compress(struct llama_context * ctx, llama_seq_id seq_id);
+
+// The prompt is in, and what is evaluated next is generated: compress if it is time. What came since the last compression
+// stays exact until it is more than min_tokens; but where entries were chosen while the prompt came in, its end, the question,
+// has its say, too. To be called after every prompt, also one that goes on with what is held.
+LLAMA_API bool laprox_prompt_done(struct llama_context * ctx, llama_seq_id seq_id);
 
 struct laprox_stats {
     int64_t tokens_seen;    // positions evaluated and not removed

@@ -144,7 +144,6 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
     s.budget         = merged.budget_text();
     s.compress_ms    = 0;
     s.n_reread       = 0;
-    s.n_compressions = 0;
     s.refused.clear();
     return "";
 }
@@ -162,7 +161,6 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         n_past = 0;
     }
     slot & s = slots[id_slot];
-    s.n_compressions = n_past > 0 ? get_stats(id_slot).compressions : 0;
 
     size_t n_cached = 0;
     if (task.params.cache_prompt) {
@@ -203,25 +201,16 @@ std::string server_kv::explain(const std::string & error) const {
     return error.empty() || reason.empty() ? error : error + " KV cache: " + reason;
 }
 
-void server_kv::compress(int id_slot, server_queue & queue) {
+void server_kv::prompt_done(int id_slot, server_queue & queue) {
     if (!on()) {
         return;
     }
-    // What came since the last compression stays exact until it is more than min_tokens; but where entries were chosen
-    // while this prompt came in, its last tokens, the question, have their say, too.
     slot & s = slots[id_slot];
     const laprox_stats before = get_stats(id_slot);
-    laprox_params settings;
-    laprox_seq_get_params(ctx, id_slot, &settings);
-    const llama_pos n_exact = llama_memory_seq_pos_max(llama_get_memory(ctx), id_slot) + 1 - laprox_compressed_for(ctx, id_slot);
-    if (before.compressions <= s.n_compressions && n_exact <= settings.min_tokens) {
-        return;
-    }
-
     const int64_t      t0     = ggml_time_us();
 
     queue.yield_to_queue([&]() {
-        if (!laprox_compress(ctx, id_slot)) {
+        if (!laprox_prompt_done(ctx, id_slot)) {
             s.refused = laprox_last_error();
         }
     });
