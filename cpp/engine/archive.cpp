@@ -81,19 +81,21 @@ static int open_unnamed(const std::string & folder, size_t size) {
 
 #endif
 
-// Half of what is free: the rest is for others, and for what this process still has to take.
-static size_t default_limit(archive_kind kind, const std::string & folder) {
+static size_t bytes_of(const budget & limit, archive_kind kind, const std::string & folder) {
+    if (limit.unit == budget_unit::bytes) {
+        return (size_t) limit.value;
+    }
     const size_t n_free = kind == archive_kind::file ? free_disk(folder) : free_memory();
-    return n_free ? n_free/2 : SIZE_MAX;
+    return n_free ? (size_t) (limit.value*n_free) : SIZE_MAX;
 }
 
-archive_space::archive_space(archive_kind kind, std::string where, size_t limit) :
+archive_space::archive_space(archive_kind kind, std::string where, const budget & limit) :
         kind(kind),
         folder(where.empty() ? temporary_folder() : std::move(where)),
-        limit(limit ? limit : default_limit(kind, folder)) {
+        limit(bytes_of(limit, kind, folder)) {
 }
 
-std::shared_ptr<archive_space> make_archive_space(const std::string & setting, size_t limit, bool in_host_memory) {
+std::shared_ptr<archive_space> make_archive_space(const std::string & setting, const budget & limit, bool in_host_memory) {
     if (setting == "off") {
         return nullptr;
     }

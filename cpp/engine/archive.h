@@ -8,6 +8,8 @@
 
 #pragma once
 
+#include "core/budget.h"
+
 #include "llama.h"
 
 #include <atomic>
@@ -30,8 +32,8 @@ struct archive_full : std::runtime_error {
 // Where a context's archives lie, and how much they have taken.
 class archive_space {
 public:
-    // folder: of the unnamed files; empty: the system's folder for temporary files. limit: bytes; 0: half of what is free.
-    archive_space(archive_kind kind, std::string folder, size_t limit);
+    // folder: of the unnamed files; empty: the system's folder for temporary files. limit: bytes, or a share of what is free.
+    archive_space(archive_kind kind, std::string folder, const budget & limit);
 
     const archive_kind kind;
 
@@ -47,7 +49,7 @@ private:
 
 // The space that a setting asks for: "auto", "ram", "off" or a folder. `in_host_memory`: the cache, whose archive is then better
 // in a file, which the system keeps in whatever memory is free. null: off. Throws std::invalid_argument for a folder that isn't one.
-std::shared_ptr<archive_space> make_archive_space(const std::string & setting, size_t limit, bool in_host_memory);
+std::shared_ptr<archive_space> make_archive_space(const std::string & setting, const budget & limit, bool in_host_memory);
 
 // A run of bytes that is written once, from its start to its end, and then read.
 class archive_chunk {

@@ -299,29 +299,43 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
     run(lctx, [&] {
         seq.n_wanted = 0; // of a batch that is gone
         seq.begin_generation();
+        seq.chose_early(false);
         laprox::compress(lctx, seq, seq.n_seen(), 0);
     });
 }
 
-llama_pos cache::recall(llama_context & lctx, llama_seq_id seq_id, int32_t n_again) {
+llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t n_again) {
     sequence & seq = mine(seq_id);
     const settings & own = seq.config();
-    if (seq.recalled_for != seq.next_position()) {
-        seq.passes = 0;
-    }
-    const bool evicted = seq.n_held() < seq.n_seen()*all.n_pairs;
-    if (!evicted || !seq.remembers() || seq.passes >= own.recall) {
-        seq.end_turn();
+    const llama_pos  end = seq.next_position();
+    seq.begin_generation();
+    if (seq.remembers() && seq.n_held() < seq.n_seen()*all.n_pairs) {
+        if (seq.recalled_for != end) {
+            seq.passes = 0;
+        }
+        if (seq.passes >= own.recall) {
+            seq.end_turn();
+            return -1;
+        }
+        llama_pos from = end;
+        run(lctx, [&] {
+            seq.n_wanted = 0;
+            from = laprox::recall(lctx, seq, std::min(n_again, own.recall_tokens));
+            seq.recalled_for = end;
+            seq.passes++;
+        });
+        if (from < end) {
+            return from;
+        }
+        seq.end_turn(); // there is nothing that a second pass would change
         return -1;
     }
-    llama_pos from = -1;
-    run(lctx, [&] {
-        seq.n_wanted = 0;
-        seq.recalled_for = seq.next_position();
-        from = laprox::recall(lctx, seq, std::min(n_again, own.recall_tokens));
-        seq.passes++;
-    });
-    return from < seq.next_position() ? from : -1;
+    // What came since the last compression stays exact until it is more than min_tokens; but where entries were chosen while
+    // this prompt came in, its end, the question, has its say, too.
+    if (seq.chose_early() || end - seq.compressed_for() > own.min_tokens) {
+        compress(lctx, seq_id);
+    }
+    return -1;
 }
 
 void cache::score(llama_context & lctx, llama_seq_id seq_id) {
@@ -354,6 +368,13 @@ void cache::check_settings(const settings & s) const {
     }
     if (s.chunked != all.config.chunked) {
         throw std::invalid_argument(std::string("prefill can't change after the context was made; accepted: ") + (all.config.chunked ? "chunked" : "dense"));
+    }
+    const option & where = find_option("archive");
+    const option & limit = find_option("archive_limit");
+    for (const option * row : { &where, &limit }) {
+        if (s.given.get(*row) != all.config.given.get(*row)) {
+            s.given.refuse(*row, s.given.get(*row), "it can't change after the context was made", all.config.given.get(*row));
+        }
     }
     if (s.budget.unit == budget_unit::tokens && s.evicts() && s.budget.value > all.kv_size) {
         throw std::invalid_argument("budget of " + std::to_string((int64_t) s.budget.value) +

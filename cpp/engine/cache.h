@@ -90,11 +90,12 @@ public:
 
     void compress(llama_context & lctx, llama_seq_id seq_id);
     void score   (llama_context & lctx, llama_seq_id seq_id);
-    // Choose among all that was seen for the turn that is in: see laprox_prompt_done(). The first position to be evaluated
-    // again, of at most n_again; -1: none.
-    llama_pos recall(llama_context & lctx, llama_seq_id seq_id, int32_t n_again);
+    // A prompt is in: see laprox_prompt_done(). The first position to be evaluated again, of at most n_again; -1: none.
+    llama_pos prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t n_again);
     void end_turn(llama_seq_id seq_id) { mine(seq_id).end_turn(); }
 
+    void set_archive_in_states(bool on) { all.archive_in_states = on; }
+    const archive_space * get_archive_space() const { return all.space.get(); }
     void set_scorer(laprox_scorer_callback callback, void * user_data);
 
     // The llama_memory_i update: what was requested, and room for the batch that found none.

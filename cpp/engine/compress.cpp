@@ -33,6 +33,20 @@ static quota quota_of(const sequence & seq, int64_t n_budget_seen, int64_t n_lea
     return most;
 }
 
+// Entries that are held now and weren't, of tokens that had left the tail before.
+static int64_t count_back(const sequence & seq, const std::vector<layer_store::positions> & before, llama_pos tail_begin) {
+    int64_t n = 0;
+    for (size_t ikv = 0; ikv < before.size(); ikv++) {
+        for (size_t head = 0; head < before[ikv].size(); head++) {
+            const auto & held = before[ikv][head];
+            for (llama_pos pos : seq.store(ikv).kept[head]) {
+                n += pos < tail_begin && !std::binary_search(held.begin(), held.end(), pos);
+            }
+        }
+    }
+    return n;
+}
+
 static void select_and_compact(llama_context & lctx, sequence & seq, quota most, const entry_source & from) {
     const settings & own = seq.config();
     most.n_tail = GGML_PAD(most.n_recent + std::max(seq.n_wanted, 1u), tail_block);
@@ -41,7 +55,15 @@ static void select_and_compact(llama_context & lctx, sequence & seq, quota most,
     const int64_t t1 = ggml_time_us();
     const selection keep = choose(from, std::move(scores), most, lctx.n_threads_batch());
     const int64_t t2 = ggml_time_us();
+    std::vector<layer_store::positions> before;
+    for (size_t ikv = 0; from.sees_all() && ikv < seq.shared.layers.size(); ikv++) {
+        before.push_back(seq.store(ikv).kept);
+    }
+    const llama_pos tail_begin = seq.tail_begin();
     compact(lctx, seq, from, keep, most.n_tail);
+    if (from.sees_all()) {
+        seq.add_recall(count_back(seq, before, tail_begin));
+    }
     const int64_t t3 = ggml_time_us();
 
     seq.add_times(t1 - t0, t2 - t1, t3 - t2);

@@ -23,6 +23,8 @@ public:
 
     entry_source(const sequence & seq, scope what) : seq(seq), all(what == scope::seen) {}
 
+    bool sees_all() const { return all; }
+
     // Entries of a KV head before the tail, at ascending positions.
     const std::vector<llama_pos> & kept(size_t ikv, uint32_t head) const;
     // Its row that holds an entry, counted from the first kept one; the tail's come behind.

@@ -149,7 +149,8 @@ void sequence::clear() {
     turn_start   = 0;
     gen_begin    = -1;
     n_wanted     = 0;
-    compressions = 0;
+    compressions = recalls = n_recalled = 0;
+    chosen_early = false;
     times_us     = {};
     if (sums) {
         sums->clear();
@@ -195,6 +196,7 @@ void sequence::copy(const sequence & from) {
     turn_start   = from.turn_start;
     gen_begin    = from.gen_begin;
     gen_end      = from.gen_end;
+    chosen_early = from.chosen_early;
     scores       = from.scores;
     compressions = from.compressions;
 
@@ -216,8 +218,9 @@ void sequence::place(const llama_pos * pos, size_t n_tokens, bool generated) {
     scores.clear();
     if (generated) {
         gen_end = pos[n_tokens - 1] + 1;
+        chosen_early = chosen_early && gen_begin < 0; // a prompt's last token looks generated, too
     } else {
-        gen_begin = -1; // laprox_compress() will say when it is in
+        gen_begin = -1; // laprox_prompt_done() will say when it is in
     }
     const size_t n_observed = std::min<size_t>(n_tokens, window.n_slots);
     placed_slots = window.take(pos + n_tokens - n_observed, n_observed);
@@ -385,7 +388,11 @@ laprox_stats sequence::stats() const {
         result.kv_bytes_full += n_seen()*layer.n_head_kv*layer.kv_row_bytes();
         result.window_bytes  += ggml_nbytes(window.rows[ikv]) + (sums ? ggml_nbytes(sums->sums[ikv]) : 0);
     }
-    result.compressions    = compressions;
+    result.compressions     = compressions;
+    result.recalls          = recalls;
+    result.entries_recalled = n_recalled;
+    result.archived_entries = left.pos().size()*shared.n_pairs;
+    result.archived_bytes   = left.bytes();
     result.score_seconds   = times_us[0]/1e6;
     result.select_seconds  = times_us[1]/1e6;
     result.compact_seconds = times_us[2]/1e6;

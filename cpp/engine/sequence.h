@@ -129,6 +129,9 @@ public:
 
     // The prompt is in: what comes now is generated.
     void begin_generation() { gen_begin = gen_end = next_position(); }
+    // Entries were chosen while it came in, so that its end is still to have its say.
+    bool chose_early() const { return chosen_early; }
+    void chose_early(bool did) { chosen_early = did; }
     int64_t n_generated() const { return gen_begin < 0 ? 0 : gen_end - gen_begin; } // since, or since the last compression
 
     // Passes of recall for the prompt that ends here.
@@ -173,6 +176,7 @@ public:
     void queries(size_t ikv, const observed & which, float * q) const;
 
     laprox_stats stats() const;
+    void add_recall(int64_t n_back) { recalls++; n_recalled += n_back; }
     void add_times(int64_t score_us, int64_t select_us, int64_t compact_us); // of a compression
 
     //
@@ -205,6 +209,7 @@ private:
     int64_t   n_gone     = 0; // tokens that left the tail
     llama_pos chosen_for = 0;
     llama_pos turn_start = 0;
+    bool      chosen_early = false; // entries were chosen while the prompt came in, without its end
     archive   left;
     llama_pos gen_begin  = -1; // where text began to be generated, or was last compressed; -1: a prompt is coming in
     llama_pos gen_end    = -1; // where it ends so far, tokens that llama.cpp only tries to place not included
@@ -212,6 +217,8 @@ private:
     std::vector<uint32_t> placed_slots;
 
     int64_t compressions = 0;
+    int64_t recalls      = 0;
+    int64_t n_recalled   = 0;
     std::array<int64_t, 3> times_us {}; // scoring, selecting, compacting
 };
 
