@@ -91,7 +91,7 @@ void window_input::set_input(const llama_ubatch * ubatch) {
             st.gen_end = ubatch->pos[(s + 1)*n_tokens - 1] + 1;
             st.chosen_early = st.chosen_early && st.gen_begin < 0; // a prompt's last token looks generated, too
         } else {
-            st.gen_begin = -1; // laprox_compress() will say when it is in
+            st.gen_begin = -1; // laprox_prompt_done() will say when it is in
         }
         const std::vector<uint32_t> free = kv.free_slots(streams[s], n_observed);
         for (int64_t i = 0; i < n_observed; i++) {
