@@ -13,7 +13,6 @@ from laprox import KVConfig, KVStats, LaproxError
 from laprox.cli import log, options
 from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
-from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
 from laprox.cli.show import allocated_without, notes, printable, read, remark, size, status
 from laprox.cli.streams import print_json
@@ -35,6 +34,7 @@ FEW = 128  # tokens held per KV head, below which a percentage of a short text i
 
 
 @takes_model()
+@options.takes_kv()
 def chat(
     model: options.Model,
     document: Annotated[
@@ -55,16 +55,7 @@ def chat(
         ),
     ] = False,
     ctx_size: options.ContextSize = 0,
-    kv_budget: options.KVBudget = str(DEFAULT.budget),
-    kv_policy: options.KVPolicy = str(DEFAULT.policy),
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
-    kv_min_tokens: options.KVMinTokens = DEFAULT.min_tokens,
-    kv_prefill: options.KVPrefill = DEFAULT.prefill,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
-    kv_floor: options.KVFloor = DEFAULT.floor,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     threads: options.Threads = 0,
@@ -83,7 +74,6 @@ def chat(
     Follow-up questions are answered from what is held; /reread reads again with the current question in view.
     """
     # Everything that can be wrong without the model is found before it is loaded.
-    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile, kv_gates, kv_floor)
     if before_question and not kv.on:
         raise typer.BadParameter("--compress-before-question needs a --kv-policy")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)

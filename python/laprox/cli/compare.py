@@ -36,6 +36,7 @@ LEAST = 1024  # tokens of a document, without its end
 
 
 @takes_model(rest="documents")
+@options.takes_kv(only=("profile", "gates"), min_tokens=0)
 def compare(
     model: options.Model,
     documents: Annotated[
@@ -107,8 +108,7 @@ def compare(
             help="Start anew instead of going on with an interrupted run.",
         ),
     ] = False,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
+    kv: KVConfig = KVConfig(),
     threads: options.Threads = 0,
     gpu_layers: options.GPULayers = 0,
     batch_size: options.BatchSize = 512,
@@ -134,9 +134,8 @@ def compare(
 
     model_path = model.get()
     log.record(verbose)
-    base = KVConfig(min_tokens=0, profile=kv_profile, gates=kv_gates)
     with closing(load_weights(model_path, use_extra_bufts=False)) as weights:  # mapped, but neither read nor repacked
-        bytes_per_token, refused = check_model(model_path, weights, contenders, base)
+        bytes_per_token, refused = check_model(model_path, weights, contenders, kv)
         about = make_model(model_path, _core.model_fingerprint(weights.model))
     vocabulary = load_vocabulary(model_path)
     materials = [
@@ -163,15 +162,15 @@ def compare(
         "gpu_layers": gpu_layers,
         "batch_size": batch_size,
     }
-    files = [path for path in (kv_profile, kv_gates) if path]
+    files = [path for path in (kv.profile, kv.gates) if path]
     rows = Rows(results, make_header("compare", sys.argv[1:], settings, [*documents, *files], about), restart)
 
     def open_llm(contender: Contender, n_ctx: int) -> Llama:
         made_with, name = contender.context
         cache_type = options.CACHE_TYPES[name].ggml
-        kv = None if contender.policy is None else KVConfig(policy=made_with, min_tokens=0, profile=kv_profile, gates=kv_gates)
+        own = None if contender.policy is None else replace(kv, policy=made_with)
         return load(
-            model_path, verbose, kv=kv, flash_attn=True, n_ctx=n_ctx, n_batch=batch_size, n_threads=threads or None,
+            model_path, verbose, kv=own, flash_attn=True, n_ctx=n_ctx, n_batch=batch_size, n_threads=threads or None,
             n_threads_batch=threads or None, n_gpu_layers=gpu_layers, type_k=cache_type, type_v=cache_type,
         )  # fmt: skip
 

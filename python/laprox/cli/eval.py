@@ -19,7 +19,6 @@ from laprox import KVConfig, LaproxError, Llama, _core, extras
 from laprox.cli import log, options
 from laprox.cli.eval_jobs import Job, book_jobs, context_size, longbench_jobs, task_jobs, text_of, tokens_of
 from laprox.cli.loading import load, load_vocabulary
-from laprox.cli.options import DEFAULT
 from laprox.cli.show import notes, remark
 from laprox.cli.source import takes_model
 from laprox.config import policies as policy_names
@@ -35,6 +34,7 @@ ALL = "all"
 
 
 @takes_model()
+@options.takes_kv(without=("budget", "policy", "min_tokens", "prefill"), min_tokens=0)  # every budget is reached
 def evaluate(
     model: options.Model,
     output: Annotated[
@@ -144,12 +144,7 @@ def evaluate(
         ),
     ] = False,
     ctx_size: options.ContextSize = 0,
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
-    kv_floor: options.KVFloor = DEFAULT.floor,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     threads: options.Threads = 0,
@@ -166,16 +161,12 @@ def evaluate(
         )
     if (book_questions is None) != (book_folder is None):
         raise ValueError("--book-questions and --books go together: questions, and the folder of the books that they are about")
-    wanted = _policies(policies)
-    budget_list = _budgets(budgets)
+    wanted = _policies(policies, kv)
+    budget_list = _budgets(budgets, kv)
     length_list = _lengths(lengths) if chosen or book_questions else []
     regimes = list(dict.fromkeys(name.strip() for name in regime.split(",")))
     if unknown := [name for name in regimes if name not in REGIMES]:
         raise ValueError(f"--regime has {unknown[0]!r}; accepted: {', '.join(REGIMES)}, with commas")
-    # Every budget is reached, however short a document is.
-    kv = KVConfig(
-        window=kv_window, sink=kv_sink, recent=kv_recent, min_tokens=0, profile=kv_profile, gates=kv_gates, floor=kv_floor
-    )
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     if (chosen or book_questions) and not n_documents:
         raise ValueError("--documents is 0; accepted: at least 1, since tasks never end (all of a file with --longbench alone)")
@@ -208,11 +199,11 @@ def evaluate(
 
     able, fingerprint, n_threads = _able(wanted, load_for, insist=policies != ALL)
     settings = {
-        "seed": seed, "questions": questions, "window": kv_window, "sink": kv_sink, "recent": kv_recent, "floor": kv_floor,
+        "seed": seed, "questions": questions, "window": kv.window, "sink": kv.sink, "recent": kv.recent, "floor": kv.floor,
         "cache": f"{cache_type_k}, {cache_type_v}", "threads": n_threads, "gpu_layers": gpu_layers, "batch_size": batch_size,
     }  # fmt: skip
     beside = [p for p in (model_path.with_suffix(".kv-profile.npy"), model_path.with_suffix(".kv-gates.gguf")) if p.exists()]
-    inputs = [*(filler or []), paragraphs, book_questions, *(longbench_files or []), prompts, max_lengths, kv_profile, kv_gates, *beside]
+    inputs = [*(filler or []), paragraphs, book_questions, *(longbench_files or []), prompts, max_lengths, kv.profile, kv.gates, *beside]
     header = make_header("eval", sys.argv, settings, [p for p in inputs if p], make_model(model_path, fingerprint))
     rows = Rows(output, header, restart)
 
@@ -237,23 +228,23 @@ def evaluate(
 # --- what to measure -------------------------------------------------------------------------------------------------
 
 
-def _policies(text: str) -> list[str]:
+def _policies(text: str, kv: KVConfig) -> list[str]:
     if text == ALL:
         return [name for name in policy_names() if name != "full"]
     found = list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
     for name in found or [text]:
         if name == SHORTER:
             continue
-        KVConfig(policy=name)
+        kv.check("--policies: ", policy=name)
         if name in ("off", "full", ""):
             raise ValueError(f"--policies has {name!r}, which compresses nothing; the full cache is measured in any case")
     return found
 
 
-def _budgets(text: str) -> list[str]:
+def _budgets(text: str, kv: KVConfig) -> list[str]:
     found = list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
     for budget in found or [text]:
-        KVConfig(budget=budget)
+        kv.check("--budgets: ", budget=budget)
     return found
 
 

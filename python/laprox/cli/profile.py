@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,6 @@ from laprox.calibration import Context, read_contexts
 from laprox.cli import log, options
 from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
-from laprox.cli.options import DEFAULT
 from laprox.cli.show import notes
 from laprox.cli.source import takes_model
 from laprox.partial import Partial, check_writable
@@ -30,6 +30,7 @@ PIECE = 8192  # tokens of a document's pieces, unless it is told otherwise
 
 
 @takes_model()
+@options.takes_kv(only=("window", "sink", "recent"))
 def profile(
     model: options.Model,
     data: Annotated[
@@ -76,9 +77,7 @@ def profile(
             help="Start anew instead of going on with an interrupted run.",
         ),
     ] = False,
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     threads: options.Threads = 0,
@@ -90,7 +89,7 @@ def profile(
     # Everything that can be wrong is found before the long work starts.
     if scorer not in (accepted := [name for name in _core.scorers() if name in SCORERS]):
         raise ValueError(f"--scorer is {scorer!r}; accepted: {', '.join(accepted)}")
-    config = KVConfig(policy=f"{scorer}:uniform", window=kv_window, sink=kv_sink, recent=kv_recent)
+    config = replace(kv, policy=f"{scorer}:uniform")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     if output.suffix != ".npy":
         raise ValueError(f"{output}: the table is a .npy file")
@@ -130,9 +129,9 @@ def profile(
         "model": model_path.name,
         "fingerprint": _core.model_fingerprint(llm._model.model),
         "scorer": scorer,
-        "window": kv_window,
-        "sink": kv_sink,
-        "recent": kv_recent,
+        "window": kv.window,
+        "sink": kv.sink,
+        "recent": kv.recent,
         "tokens": tokens,
         "samples": sum(len(s.questions) for s in samples),
         "data": _digest(samples),

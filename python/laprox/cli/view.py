@@ -13,7 +13,6 @@ from laprox.cli import log, options
 from laprox.cli.chat import context_size
 from laprox.cli.conversation import Conversation
 from laprox.cli.loading import load, load_vocabulary
-from laprox.cli.options import DEFAULT
 from laprox.cli.session import Sampling, Session
 from laprox.cli.show import notes, printable, read, remark, size
 from laprox.cli.source import takes_model
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 
 @takes_model(rest="document")
+@options.takes_kv()
 def view(
     model: options.Model,
     document: Annotated[
@@ -40,16 +40,7 @@ def view(
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture.", show_default=False)] = None,
     lines: Annotated[int, typer.Option("--lines", min=1, max=400, help="Number of lines of text in the picture.")] = 30,
     ctx_size: options.ContextSize = 0,
-    kv_budget: options.KVBudget = str(DEFAULT.budget),
-    kv_policy: options.KVPolicy = str(DEFAULT.policy),
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
-    kv_min_tokens: options.KVMinTokens = DEFAULT.min_tokens,
-    kv_prefill: options.KVPrefill = DEFAULT.prefill,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
-    kv_floor: options.KVFloor = DEFAULT.floor,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     threads: options.Threads = 0,
@@ -62,9 +53,8 @@ def view(
     In the terminal, or as a page or a picture.
     """
     # Everything that can be wrong without the model is found before it is loaded.
-    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile, kv_gates, kv_floor)
     if not kv.on:
-        raise ValueError(f"--kv-policy {kv_policy} keeps everything, so there is nothing to show")
+        raise ValueError("--kv-policy off keeps everything, so there is nothing to show")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     for option, output in (("--html", html), ("--png", png)):
         if output is not None:
