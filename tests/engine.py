@@ -80,7 +80,7 @@ class LaproxOption(c.Structure):
 
 class LaproxStats(c.Structure):
     _fields_ = [(n, c.c_int64) for n in ("tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full")]
-    _fields_ += [("window_bytes", c.c_int64), ("compressions", c.c_int64)]
+    _fields_ += [(n, c.c_int64) for n in ("window_bytes", "compressions", "recalls", "entries_recalled", "archived_entries", "archived_bytes")]
     _fields_ += [(n, c.c_double) for n in ("score_seconds", "select_seconds", "compact_seconds")]
 
 
@@ -113,7 +113,8 @@ if hasattr(L._lib, "laprox_api_version"):
         ("set_params", c.c_bool, [c.c_void_p, c.c_void_p]),
         ("get_params", c.c_void_p, [c.c_void_p]),
         ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
-        ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32]),
+        ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, _i32p]),
+        ("set_archive_in_states", c.c_bool, [c.c_void_p, c.c_bool]),
         ("tail_begin", c.c_int32, [c.c_void_p, c.c_int32]),
         ("get_stats", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxStats)]),
         ("set_scorer", c.c_bool, [c.c_void_p, c.c_void_p, c.c_void_p]),
@@ -175,9 +176,9 @@ def options() -> dict[str, LaproxOption]:
 
 
 def params(policy="laprox", budget="10%", **settings) -> Params:
-    """Settings of a test: nothing is too short to be compressed."""
+    """Settings of a test: nothing is too short to be compressed, and what is evicted is gone."""
     found = Params()
-    for name, value in {"policy": policy, "budget": budget, "min_tokens": 0, **settings}.items():
+    for name, value in {"policy": policy, "budget": budget, "min_tokens": 0, "archive": "off", **settings}.items():
         if name == "policy" and value.partition(":")[0] == "custom":
             found.set_custom(value.partition(":")[2] or "global")
         else:
@@ -429,8 +430,14 @@ class Context:
     def compress(self, seq: int = 0) -> None:
         _granted(laprox("compress", self.handle, seq))
 
-    def prompt_done(self, seq: int = 0) -> None:
-        _granted(laprox("prompt_done", self.handle, seq))
+    def prompt_done(self, seq: int = 0, most: int = 1 << 20) -> int | None:
+        """The first position that is to be evaluated again; None: none."""
+        again = c.c_int32()
+        _granted(laprox("prompt_done", self.handle, seq, most, c.byref(again)))
+        return None if again.value < 0 else again.value
+
+    def set_archive_in_states(self, on: bool) -> None:
+        _granted(laprox("set_archive_in_states", self.handle, on))
 
     def set_scorer(self, score) -> None:
         """score(seq, layer, head, positions) -> scores, or None to refuse; None takes it away."""
