@@ -9,7 +9,7 @@ from gguf_factory import CHATML
 
 from laprox import KVConfig, Llama  # before llama_cpp, which finds its libraries through it
 
-KV = KVConfig(budget="10%", min_tokens=64)
+KV = KVConfig(budget="10%", min_tokens=64, archive="off")
 DOCUMENT = "the code of Ada is 48, of Bob 77, of Eve 12. " * 12
 SETTINGS = dict(max_tokens=6, temperature=0.0, logit_bias={2: -100})
 

@@ -34,6 +34,8 @@ class Answer:
     tokens_seen: int
     tokens_per_s: float
     stats: KVStats | None
+    recalled: int = 0  # entries that came back for it
+    stale: bool = False  # answered from what was kept for an earlier question alone
 
     def as_dict(self) -> dict[str, Any]:
         """What --json prints."""
@@ -44,6 +46,7 @@ class Answer:
             "answer": self.text,
             "tokens_seen": self.tokens_seen,
             **{name: stats.get(name) for name in names},
+            "entries_recalled": self.recalled,
             "decode_tokens_per_s": round(self.tokens_per_s, 2),
         }
 
@@ -65,7 +68,7 @@ class Session:
 
     def answer(self, question: str, write: Callable[[str], None]) -> Answer:
         """Answer a question and pass the text on as it comes. An interrupt (ctrl-C) ends the answer, which counts."""
-        sampling = self._sampling
+        sampling, before = self._sampling, self.stats()
         chunks: Iterator[Any] = self.llm.create_completion(  # type: ignore[assignment]
             self.conversation.ask(question),
             max_tokens=sampling.n_predict,
@@ -93,8 +96,13 @@ class Session:
         text = "".join(pieces).strip()
         self.conversation.turns.append((question, text))
         stats = self.stats()
-        seen = stats.tokens_seen if stats else self.llm.n_tokens
-        return Answer(question, text, seen, decoded / seconds if decoded else 0.0, stats)
+        speed = decoded / seconds if decoded else 0.0
+        if stats is None or before is None:
+            return Answer(question, text, self.llm.n_tokens, speed, None)
+        again = stats.tokens_reread > 0  # from its start
+        recalled = stats.entries_recalled - (0 if again else before.entries_recalled)
+        evicted_before = before.entries_held < before.entries_full and not again
+        return Answer(question, text, stats.tokens_seen, speed, stats, recalled, evicted_before and not stats.archived_entries)
 
     def stats(self) -> KVStats | None:
         """None without the compressing cache."""

@@ -66,7 +66,7 @@ def chat(
 ) -> None:
     """Ask a model about documents, on a cache that is compressed when documents and first question are in.
 
-    Follow-up questions are answered from what is held; /reread reads again with the current question in view.
+    What a later question needs comes back from an archive (--kv-archive).
     """
     # Everything that can be wrong without the model is found before it is loaded.
     agnostic = options.regime(regime, before_question) == "agnostic"
@@ -108,10 +108,15 @@ class Chat:
         """Compress the documents with no question in view, and say what that costs."""
         self._session.llm.kv.compress()
         stats = self._session.llm.kv.stats()
+        outlook = (
+            "What a question needs comes back from the archive."
+            if stats.archived_entries
+            else "They were chosen without knowing what will be asked, so expect worse answers than with the question in view, "
+            "above all at small budgets."
+        )
         notes.print(
-            f"Compressed before any question: {stats.entries_held:,} of {stats.entries_full:,} entries held "
-            f"({size(stats.kv_bytes)}). They were chosen without knowing what will be asked, so expect worse answers "
-            "than with the question in view, above all at small budgets."
+            f"Compressed before any question: {stats.entries_held:,} of {stats.entries_full:,} entries held ({size(stats.kv_bytes)}). "
+            + outlook
         )
 
     def answer_all(self, questions: Iterable[str]) -> None:
@@ -167,6 +172,8 @@ class Chat:
             f"{stats.entries_held:,} of {stats.entries_full:,} entries held\n"
             f"{size(stats.kv_bytes)} of cache, {size(allocated_without(stats, self._session.llm.n_ctx()))} without laprox; "
             f"{size(stats.window_bytes)} more for the last queries\n"
+            f"{stats.archived_entries:,} entries in the archive, {size(stats.archived_bytes)}; {stats.entries_recalled:,} came back in "
+            f"{stats.recalls} recalls\n"
             f"{stats.compressions} compressions in {seconds:.2f} s "
             f"(scoring {stats.score_seconds:.2f}, selecting {stats.select_seconds:.2f}, moving {stats.compact_seconds:.2f})",
             markup=False,
@@ -182,8 +189,8 @@ class Chat:
             kv.compress()
         stats = kv.stats()
         notes.print(
-            f"budget {kv.config.budget}: {stats.entries_held:,} of {stats.entries_full:,} entries held, {size(stats.kv_bytes)}; "
-            "/reread brings back what a larger budget allows",
+            f"budget {kv.config.budget}: {stats.entries_held:,} of {stats.entries_full:,} entries held, {size(stats.kv_bytes)}"
+            + ("" if stats.archived_entries else "; /reread brings back what a larger budget allows"),
             markup=False,
         )
 
@@ -210,8 +217,14 @@ class Chat:
             print_json(answer.as_dict())
             return
         print(flush=True)
-        line = status(answer.stats, answer.tokens_seen, answer.tokens_per_s, self._session.llm.n_ctx())
+        line = status(answer.stats, answer.tokens_seen, answer.tokens_per_s, self._session.llm.n_ctx(), answer.recalled)
         notes.print(line, style="dim", markup=False)
+        if answer.stale:
+            notes.print(
+                "This answer rests on what was kept for an earlier question, which may not be what it needs: /reread reads the "
+                "documents again for it.",
+                style="yellow",
+            )
         self._warn_if_little(answer.stats)
 
     def _warn_if_little(self, stats: KVStats | None) -> None:

@@ -17,13 +17,15 @@ def allocated_without(stats: KVStats, n_ctx: int) -> float:
     return stats.kv_bytes_full / stats.tokens_seen * n_ctx if stats.tokens_seen else 0.0
 
 
-def status(stats: KVStats | None, tokens_seen: int, tokens_per_s: float, n_ctx: int) -> str:
+def status(stats: KVStats | None, tokens_seen: int, tokens_per_s: float, n_ctx: int, recalled: int = 0) -> str:
     """The line under an answer."""
     parts = [f"{tokens_seen:,} tokens seen"]
     if stats is not None:
         share = stats.entries_held / stats.entries_full if stats.entries_full else 1.0
         parts.append(f"{stats.entries_held:,} of {stats.entries_full:,} entries held ({share:.1%})")
         parts.append(f"{size(stats.kv_bytes)} now, {size(allocated_without(stats, n_ctx))} without laprox")
+        if recalled:
+            parts.append(f"{recalled:,} entries came back")
         if stats.tokens_reread:
             parts.append(f"{stats.tokens_reread:,} tokens read again")
     parts.append(f"{tokens_per_s:.1f} tokens/s")
