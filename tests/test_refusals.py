@@ -87,7 +87,7 @@ def test_unknown_policy_names_the_known(toy):
 
 def test_policies_are_listed():
     assert {"full", "streaming", "laprox"} <= set(engine.policies())
-    assert engine.laprox("api_version") == 2
+    assert engine.laprox("api_version") == 3
     p = engine.laprox("default_params")
     assert (p.policy, p.window, p.sink, p.recent, p.min_tokens, p.prefill) == (b"laprox", 32, 4, 32, 512, engine.DENSE)
     assert (p.budget.unit, p.budget.value) == (engine.FRACTION, 0.2)

@@ -46,12 +46,6 @@ std::vector<array<T>> to_arrays(const std::vector<std::vector<T>> & vectors) {
     return arrays;
 }
 
-void check_kernel(int kernel) {
-    if (kernel < 1 || kernel % 2 == 0) {
-        throw py::value_error("kernel is " + std::to_string(kernel) + "; it must be odd and at least 1");
-    }
-}
-
 std::vector<laprox::head_candidates> candidates(const array<int32_t> & layer, const array<int32_t> & head,
                                                 const std::vector<array<int32_t>> & pos,
                                                 const std::vector<array<float>> & score,
@@ -151,18 +145,6 @@ void register_core(py::module_ & m) {
     m.def("budget_entries", [](const std::string & budget, int64_t n_seen, int64_t n_pairs) {
         return laprox::budget_entries(laprox::parse_budget(budget), n_seen, n_pairs);
     }, py::arg("budget"), py::arg("n_seen"), py::arg("n_pairs"));
-
-    m.def("average_pool", [](const array<float> & score, int kernel) {
-        check_kernel(kernel);
-        const std::vector<float> in = to_vector(score);
-        return to_array(laprox::average_pool(in.data(), in.size(), kernel));
-    }, py::arg("score"), py::arg("kernel"));
-
-    m.def("max_pool", [](const array<float> & score, int kernel) {
-        check_kernel(kernel);
-        const std::vector<float> in = to_vector(score);
-        return to_array(laprox::max_pool(in.data(), in.size(), kernel));
-    }, py::arg("score"), py::arg("kernel"));
 
     m.def("normalise_layer", [](const std::vector<array<float>> & heads) {
         std::vector<std::vector<float>> scores;

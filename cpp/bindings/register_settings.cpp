@@ -21,12 +21,6 @@ constexpr std::array<std::pair<laprox_budget_unit, const char *>, 3> unit_names 
     { LAPROX_BUDGET_BYTES,    "bytes"    },
 }};
 
-constexpr std::array<std::pair<laprox_pooling, const char *>, 3> pooling_names = {{
-    { LAPROX_POOLING_NONE,    "none"    },
-    { LAPROX_POOLING_AVERAGE, "average" },
-    { LAPROX_POOLING_MAX,     "max"     },
-}};
-
 template <typename E, size_t N>
 std::string name_of(const std::array<std::pair<E, const char *>, N> & names, E value) {
     for (const auto & [v, name] : names) {
@@ -102,17 +96,6 @@ void register_settings(py::module_ & m) {
     m.def("meanings",   [] { return listed(laprox_policy_count(),    laprox_policy_meaning); });
     m.def("scorers",    [] { return listed(laprox_scorer_count(),    laprox_scorer_name);    });
     m.def("allocators", [] { return listed(laprox_allocator_count(), laprox_allocator_name); });
-
-    m.def("scorer_pooling", [](const std::string & scorer) {
-        for (int32_t i = 0; i < laprox_scorer_count(); i++) {
-            if (scorer == laprox_scorer_name(i)) {
-                int32_t kernel;
-                const laprox_pooling how = laprox_scorer_pooling(i, &kernel);
-                return py::make_tuple(name_of(pooling_names, how), kernel);
-            }
-        }
-        throw py::value_error("there is no scorer '" + scorer + "'");
-    }, py::arg("scorer"));
 
     m.attr("DEFAULT_BUDGET") = LAPROX_DEFAULT_BUDGET;
     m.attr("PREFILLS") = py::make_tuple(prefill_names[0].second, prefill_names[1].second);

@@ -32,7 +32,7 @@ sequence::sequence(const llama_model & model, const common & shared, uint32_t id
         window(shared.layers, shared.config.window, shared.config.window + std::min(shared.config.window, max_drafts)),
         cells(cells), cell_head(cell_head),
         stores(empty_stores(shared, shared.grows() ? tail_block : std::max(shared.kv_size/tail_block*tail_block, tail_block))) {
-    if (shared.config.evicts() && shared.config.policy.score->needs_all_queries) {
+    if (shared.config.evicts() && shared.config.policy.score->needs == need::all_queries) {
         sums = std::make_unique<query_stats>(model, shared.layers);
     }
 }

@@ -24,7 +24,7 @@ from laprox.cli.options import DEFAULT
 from laprox.cli.show import notes
 from laprox.cli.source import takes_model
 from laprox.partial import Partial, check_writable
-from laprox.profiling import SCORERS, SEED, STEPS, TEMPERATURE, Profiler, Sample, min_keep, observing
+from laprox.profiling import SEED, STEPS, TEMPERATURE, Profiler, Sample, min_keep, observing, scorers
 
 PIECE = 8192  # tokens of a document's pieces, unless it is told otherwise
 
@@ -88,7 +88,7 @@ def profile(
 ) -> None:
     """Measure how many entries each KV head of a model needs, for the policy lukv. Interrupted, it goes on where it was."""
     # Everything that can be wrong is found before the long work starts.
-    if scorer not in (accepted := [name for name in _core.scorers() if name in SCORERS]):
+    if scorer not in (accepted := scorers()):
         raise ValueError(f"--scorer is {scorer!r}; accepted: {', '.join(accepted)}")
     config = KVConfig(policy=f"{scorer}:uniform", window=kv_window, sink=kv_sink, recent=kv_recent)
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
