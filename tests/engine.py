@@ -124,6 +124,7 @@ if hasattr(L._lib, "laprox_api_version"):
         ("positions", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _i32p, c.c_int64]),
         ("score", c.c_bool, [c.c_void_p, c.c_int32]),
         ("scores", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, c.c_int64]),
+        ("finished_scores", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, c.c_int64]),
         ("entries", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, _f32p, c.c_int64]),
         ("queries", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, _f32p, _i32p, c.c_int64]),
     ]:
@@ -489,12 +490,15 @@ class Context:
         _granted(laprox("score", self.handle, seq))
         return {pair: self.scores(*pair, seq) for pair in self.pairs()}
 
-    def scores(self, il: int, head: int, seq: int = 0) -> np.ndarray:
-        n = laprox("scores", self.handle, seq, il, head, None, 0)
+    def scores(self, il: int, head: int, seq: int = 0, what: str = "scores") -> np.ndarray:
+        n = laprox(what, self.handle, seq, il, head, None, 0)
         _granted(n >= 0)
         out = np.empty(n, np.float32)
-        laprox("scores", self.handle, seq, il, head, out.ctypes.data_as(_f32p), n)
+        laprox(what, self.handle, seq, il, head, out.ctypes.data_as(_f32p), n)
         return out
+
+    def finished_scores(self, il: int, head: int, seq: int = 0) -> np.ndarray:
+        return self.scores(il, head, seq, "finished_scores")
 
     def entries(self, il: int, head: int, seq: int = 0) -> Entries:
         d = self.model.head_dim

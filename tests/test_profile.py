@@ -14,7 +14,7 @@ from laprox import KVConfig, Llama, _core
 from laprox.chat.loading import load_vocabulary
 from laprox.cli import profile as command
 from laprox.profile.contexts import QUESTIONS, read_contexts
-from laprox.profile.measure import Profiler, Sample, min_keep, observing, pool
+from laprox.profile.measure import Profiler, Sample, min_keep, observing
 from laprox.profile.table import choose
 
 CONFIG = KVConfig(policy="laprox:uniform", window=16, sink=4, recent=16)
@@ -114,15 +114,7 @@ def test_what_the_solver_is_given(model, rng, monkeypatch):
             assert np.allclose(utility[2 * layer + head], x[4:-16] / total, rtol=2e-3)
 
 
-def test_pooling(rng):
-    score = rng.standard_normal(50).astype(np.float32)
-    naive = [score[max(0, i - 3) : i + 4].max() for i in range(50)]
-    assert np.array_equal(pool(score, "max", 7), naive)
-    assert np.allclose(pool(score, "average", 7), reference.average_pool(score), rtol=1e-5, atol=1e-6)
-    assert pool(score, "none", 1) is score
-
-
-@pytest.mark.parametrize("scorer", ["snapkv", "keydiff", "expected"])
+@pytest.mark.parametrize("scorer", ["snapkv", "keydiff", "expected", "cake", "tova", "rkv"])
 def test_every_row_evicts_its_share(model, rng, scorer):
     config = replace(CONFIG, policy=f"{scorer}:uniform")
     llm = load(model, observing(config, STEPS))

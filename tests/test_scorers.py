@@ -195,6 +195,26 @@ def test_every_scorer_has_an_oracle():
     assert set(engine.allocators()) == set(pr.ALLOCATORS)
 
 
+# --- finished scores ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scorer", pr.SCORES)
+def test_finished_scores(toy, rng, scorer):
+    """What a head's candidates are ranked by. What is protected has none."""
+    with Run(toy, rng, f"{scorer}:uniform", window=200 if scorer == "expected" else 32, n_ctx=512) as run:
+        run.read(200)
+        run.ctx.score()
+        for il, layer in run.heads().items():
+            for i, (h, want) in enumerate(zip(layer, pr.SCORES[scorer](layer))):
+                got = run.ctx.finished_scores(il, i)
+                assert np.isnan(np.delete(got, range(h.first, h.last))).all() and len(got) == len(h.pos)
+                got, want = got[h.candidates], want.score
+                if scorer == "defensivekv":  # those that come before all others only need to
+                    assert np.array_equal(got > 1, want > 1)
+                    got, want = got[got <= 1], want[want <= 1]
+                assert np.abs(got - want).max() < 10 * DEFAULT.error * np.abs(want).max()
+
+
 # --- raw scores ------------------------------------------------------------------------------------------------------
 
 

@@ -46,12 +46,6 @@ std::vector<array<T>> to_arrays(const std::vector<std::vector<T>> & vectors) {
     return arrays;
 }
 
-void check_kernel(int kernel) {
-    if (kernel < 1 || kernel % 2 == 0) {
-        throw py::value_error("kernel is " + std::to_string(kernel) + "; it must be odd and at least 1");
-    }
-}
-
 std::vector<laprox::head_candidates> candidates(const array<int32_t> & layer, const array<int32_t> & head,
                                                 const std::vector<array<int32_t>> & pos,
                                                 const std::vector<array<float>> & score,
@@ -163,18 +157,6 @@ void register_core(py::module_ & m) {
         const laprox::budget budget = budget_of(text);
         return std::make_pair(units[(int) budget.unit], budget.value);
     }, py::arg("text"));
-
-    m.def("average_pool", [](const array<float> & score, int kernel) {
-        check_kernel(kernel);
-        const std::vector<float> in = to_vector(score);
-        return to_array(laprox::average_pool(in.data(), in.size(), kernel));
-    }, py::arg("score"), py::arg("kernel"));
-
-    m.def("max_pool", [](const array<float> & score, int kernel) {
-        check_kernel(kernel);
-        const std::vector<float> in = to_vector(score);
-        return to_array(laprox::max_pool(in.data(), in.size(), kernel));
-    }, py::arg("score"), py::arg("kernel"));
 
     m.def("normalise_layer", [](const std::vector<array<float>> & heads) {
         std::vector<std::vector<float>> scores;

@@ -1,30 +1,12 @@
 #include "bindings.h"
 
-#include <array>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace laprox_python {
 
 namespace {
-
-constexpr std::array<std::pair<laprox_pooling, const char *>, 3> pooling_names = {{
-    { LAPROX_POOLING_NONE,    "none"    },
-    { LAPROX_POOLING_AVERAGE, "average" },
-    { LAPROX_POOLING_MAX,     "max"     },
-}};
-
-template <typename E, size_t N>
-std::string name_of(const std::array<std::pair<E, const char *>, N> & names, E value) {
-    for (const auto & [v, name] : names) {
-        if (v == value) {
-            return name;
-        }
-    }
-    return std::to_string(static_cast<int>(value)); // a newer libllama
-}
 
 struct params {
     std::unique_ptr<laprox_params, decltype(&laprox_params_free)> c;
@@ -66,17 +48,6 @@ void register_settings(py::module_ & m) {
     m.def("meanings",   [] { return listed(laprox_policy_count(),    laprox_policy_meaning); });
     m.def("scorers",    [] { return listed(laprox_scorer_count(),    laprox_scorer_name);    });
     m.def("allocators", [] { return listed(laprox_allocator_count(), laprox_allocator_name); });
-
-    m.def("scorer_pooling", [](const std::string & scorer) {
-        for (int32_t i = 0; i < laprox_scorer_count(); i++) {
-            if (scorer == laprox_scorer_name(i)) {
-                int32_t kernel;
-                const laprox_pooling how = laprox_scorer_pooling(i, &kernel);
-                return py::make_tuple(name_of(pooling_names, how), kernel);
-            }
-        }
-        throw py::value_error("there is no scorer '" + scorer + "'");
-    }, py::arg("scorer"));
 
     py::class_<laprox_option>(m, "Option")
         .def_readonly("name", &laprox_option::name)

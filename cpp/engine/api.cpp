@@ -9,6 +9,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <stdexcept>
 
@@ -134,12 +135,6 @@ int32_t laprox_scorer_count(void) {
 
 const char * laprox_scorer_name(int32_t i) {
     return i >= 0 && i < n_scorers() ? scorer_at(i).name : nullptr;
-}
-
-enum laprox_pooling laprox_scorer_pooling(int32_t i, int32_t * kernel) {
-    const bool known = i >= 0 && i < n_scorers();
-    *kernel = known ? scorer_at(i).kernel : 1;
-    return known ? (enum laprox_pooling) scorer_at(i).pool : LAPROX_POOLING_NONE;
 }
 
 int32_t laprox_allocator_count(void) {
@@ -357,16 +352,29 @@ int64_t laprox_positions(llama_context * ctx, llama_seq_id seq_id, int32_t il, i
     });
 }
 
-int64_t laprox_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * score, int64_t cap) {
+// Writes what `of` makes of a KV head's scores.
+template <typename F> static int64_t read_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * score, int64_t cap, F of) {
     return guarded<int64_t>(-1, [&] {
         const sequence & seq = sequence_of(ctx, seq_id);
         const size_t ikv = find_layer(seq.shared.layers, il, head);
         if (seq.scores.empty()) {
             throw std::runtime_error("what is held now hasn't been scored: call laprox_score() first");
         }
-        const auto & mine = seq.scores[ikv][head];
+        const std::vector<float> mine = of(seq.scores[ikv].heads[head]);
         std::copy_n(mine.begin(), std::clamp<int64_t>(cap, 0, mine.size()), score);
         return (int64_t) mine.size();
+    });
+}
+
+int64_t laprox_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * score, int64_t cap) {
+    return read_scores(ctx, seq_id, il, head, score, cap, [](const layer_scores::head & h) { return h.numbers.front(); });
+}
+
+int64_t laprox_finished_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * score, int64_t cap) {
+    return read_scores(ctx, seq_id, il, head, score, cap, [](const layer_scores::head & h) {
+        std::vector<float> all(h.numbers.front().size(), NAN);
+        std::copy(h.score.begin(), h.score.end(), all.begin() + h.first);
+        return all;
     });
 }
 

@@ -380,7 +380,7 @@ void cache::check_settings(const settings & s) const {
         throw std::invalid_argument("budget of " + std::to_string((int64_t) s.budget.value) +
                 " tokens is larger than the context; accepted: at most " + std::to_string(all.kv_size));
     }
-    if (s.evicts() && s.policy.score->needs_all_queries && !seq.sums) {
+    if (s.evicts() && s.policy.score->needs == need::all_queries && !seq.sums) {
         throw std::invalid_argument("policy " + s.policy.name + " sums up queries from the first token on; accepted: a context made with it");
     }
     if (s.gate && (!gates || s.gate->path != gates->path)) {

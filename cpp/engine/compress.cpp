@@ -104,11 +104,13 @@ void score(llama_context & lctx, sequence & seq) {
     if (!own.evicts()) {
         throw std::runtime_error("policy " + own.policy.name + " scores nothing");
     }
-    seq.scores.clear();
-    for (layer_scores & layer : score_entries(lctx, { seq, entry_source::scope::held }, *own.policy.score)) {
-        seq.scores.emplace_back();
+    seq.scores = score_entries(lctx, { seq, entry_source::scope::held }, *own.policy.score);
+    for (layer_scores & layer : seq.scores) {
+        finish(own, std::min<uint32_t>(own.recent, seq.n_tail()), layer);
         for (auto & head : layer.heads) {
-            seq.scores.back().push_back(std::move(head.numbers.front()));
+            head.numbers.resize(1);
+            head.second = {};
+            head.pos    = {};
         }
     }
 }

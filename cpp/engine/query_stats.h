@@ -9,14 +9,13 @@
 
 #include <vector>
 
+struct llama_cparams;
 struct llama_model;
 struct llm_graph_context;
 
 namespace laprox {
 
 class graph_input;
-class sequence;
-class workbench;
 
 class query_stats {
 public:
@@ -36,12 +35,7 @@ private:
     const llama_model & model;
 };
 
-// The queries of one group over the next `n_future` positions, as a Gaussian after the mean rotation.
-struct future_queries {
-    std::vector<float> mean;       // [n_gqa, d]
-    std::vector<float> covariance; // [n_gqa, d, d]
-};
-
-future_queries expect_queries(workbench & bench, const sequence & seq, size_t ikv, uint32_t head, int32_t n_future);
+// As the model rotates its queries: all of `cur` [d, n, n_tokens] at positions `pos` [n_tokens].
+ggml_tensor * rope_as_model(ggml_context * ctx, const llama_model & model, const llama_cparams & cparams, int32_t il, ggml_tensor * cur, ggml_tensor * pos);
 
 }

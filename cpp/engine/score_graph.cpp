@@ -47,11 +47,10 @@ static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
 }
 
 head_graph::head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos) :
-        bench(bench), from(from), shared(from.seq.shared), layer(from.layer()), head(head), pos(pos), runner(bench) {
+        bench(bench), from(from), head(head), pos(pos), n(pos.size()), n_gqa(from.layer().n_gqa()),
+        shared(from.seq.shared), layer(from.layer()), runner(bench) {
     const layer_store & store = from.store;
 
-    n        = (int64_t) pos.size();
-    n_gqa    = layer.n_gqa();
     n_before = std::max<int64_t>(0, n - std::min<int64_t>(from.seq.config().recent, from.tail.cell.size()));
 
     const std::vector<uint32_t> held = store.rows_of(head, from.tail);
@@ -218,34 +217,6 @@ ggml_tensor * head_graph::value_norms() {
         ggml_tensor * squares = ggml_clamp(ctx(), ggml_sum_rows(ctx(), gv), 0.0f, INFINITY); // rounding can make them negative
         return ggml_cont(ctx(), ggml_transpose(ctx(), ggml_reshape_2d(ctx(), ggml_sqrt(ctx(), squares), n_gqa, m)));
     });
-}
-
-ggml_tensor * head_graph::expected_logits(int32_t n_future) {
-    const int64_t d = layer.d_k;
-    const float   s = shared.kq_scales[from.ikv];
-    future_queries future = expect_queries(bench, from.seq, from.ikv, head, n_future);
-    ggml_tensor * mean = constant(d, n_gqa, std::move(future.mean));
-    ggml_tensor * cov  = constant(d, d*n_gqa, std::move(future.covariance));
-    return in_runs(d*n_gqa, [&](int64_t first, int64_t m) {
-        ggml_tensor * part   = keys(first, m);
-        ggml_tensor * linear = ggml_mul_mat(ctx(), part, mean); // [m, n_gqa]
-        ggml_prec_set_acc(linear, GGML_PREC_F32);
-        ggml_tensor * spread = ggml_mul_mat(ctx(), cov, part);
-        ggml_prec_set_acc(spread, GGML_PREC_F32);
-        spread = ggml_mul(ctx(), ggml_reshape_3d(ctx(), spread, d, n_gqa, m), ggml_view_3d(ctx(), part, d, 1, m, part->nb[1], part->nb[1], 0));
-        spread = ggml_cont(ctx(), ggml_transpose(ctx(), ggml_reshape_2d(ctx(), ggml_sum_rows(ctx(), spread), n_gqa, m)));
-        return ggml_add(ctx(), ggml_scale(ctx(), linear, s), ggml_scale(ctx(), spread, 0.5f*s*s));
-    });
-}
-
-ggml_tensor * head_graph::after_sinks() {
-    std::vector<float> seen(n*n_gqa);
-    for (int64_t i = 0; i < n; i++) {
-        for (int64_t h = 0; h < n_gqa; h++) {
-            seen[h*n + i] = from.seq.is_sink(pos[i]) ? -INFINITY : 0.0f;
-        }
-    }
-    return constant(n, n_gqa, std::move(seen));
 }
 
 ggml_tensor * head_graph::projected_l1() {

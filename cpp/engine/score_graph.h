@@ -38,10 +38,15 @@ public:
     // [n, n_numbers] on the host
     std::vector<std::vector<float>> run(ggml_tensor * numbers);
 
-    int64_t n;        // entries
-    int64_t n_before; // of them before the recent tokens
+    workbench & bench;
+    const score_source & from;
+    const uint32_t head;
+    const std::vector<llama_pos> & pos; // of the entries
+
+    const int64_t n; // entries
+    const int64_t n_gqa;
+    int64_t n_before; // entries before the recent tokens
     int64_t n_window; // queries
-    int64_t n_gqa;
 
     // Entries that an observed query sees: the first so many.
     int64_t n_visible(int64_t query) const;
@@ -64,11 +69,6 @@ public:
 
     ggml_tensor * gate_logits(); // [n]
     ggml_tensor * value_norms(); // ||v W_h||_2: [n, n_gqa]
-    // Expected Attention: the log of E[exp(q k)] for queries of the next n_future positions: [n, n_gqa]
-    ggml_tensor * expected_logits(int32_t n_future);
-    // -inf for attention sinks, else 0: [n, n_gqa]
-    ggml_tensor * after_sinks();
-
     ggml_tensor * projected_l1(); // mean over the group of ||v W_h||_1: [n]
 
     ggml_tensor * constant(int64_t ne0, int64_t ne1, std::vector<float> data);
@@ -79,13 +79,9 @@ private:
     int64_t heads_at_once(int64_t n_queries) const;
     ggml_tensor * plain_rows(ggml_tensor * pool, int64_t first, int64_t m, int64_t block);
 
-    workbench & bench;
-    const score_source & from;
-    const common       & shared;
-    const layer_info   & layer;
-    const uint32_t head;
-    const std::vector<llama_pos> & pos; // of the entries
-    std::vector<llama_pos> query_pos;   // of the observed queries
+    const common     & shared;
+    const layer_info & layer;
+    std::vector<llama_pos> query_pos; // of the observed queries
 
     graph_runner runner;
     ggml_tensor * k;    // [d_k, n] of the cache's type, or float32

@@ -66,11 +66,7 @@ static candidates find_candidates(const entry_source & source, std::vector<layer
     result.index.resize(layers.size());
     parallel_for(layers.size(), n_threads, [&](size_t ikv) {
         layer_scores layer = std::move(scores[ikv]);
-        for (auto & h : layer.heads) {
-            h.last  = h.pos.size() - n_recent;
-            h.first = std::lower_bound(h.pos.begin(), h.pos.begin() + h.last, own.sink) - h.pos.begin();
-        }
-        finish(how, layer);
+        finish(own, n_recent, layer);
 
         if (how.has_preference) {
             asked.layer_preference[ikv] = layer.preference;

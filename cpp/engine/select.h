@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "engine/scorer.h"
+#include "engine/scoring.h"
 
 #include <cstddef>
 #include <cstdint>

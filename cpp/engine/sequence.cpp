@@ -42,7 +42,7 @@ sequence::sequence(const llama_model & model, const common & shared, uint32_t id
         n_heads.push_back(shared.layers[ikv].n_head_kv);
     }
     left.set_layout(std::move(row_bytes), std::move(n_heads));
-    if (shared.config.evicts() && shared.config.policy.score->needs_all_queries) {
+    if (shared.config.evicts() && shared.config.policy.score->needs == need::all_queries) {
         sums = std::make_unique<query_stats>(model, shared.layers);
     }
 }

@@ -7,7 +7,7 @@
 
 #include "engine/archive.h"
 #include "engine/query_stats.h"
-#include "engine/scorer.h"
+#include "engine/scoring.h"
 #include "engine/settings.h"
 #include "engine/store.h"
 #include "engine/window.h"
@@ -168,7 +168,7 @@ public:
     // looking inside
     //
 
-    std::vector<std::vector<std::vector<float>>> scores; // of what is held, by laprox_score(): [layer][head][entry by position]; empty: none
+    std::vector<layer_scores> scores; // of what is held, by laprox_score(): the first number alone, and the candidates' scores; empty: none
 
     // Float32 rows without llama.cpp's rotation; null: not wanted.
     void entries(size_t ikv, uint32_t head, float * k, float * v) const;

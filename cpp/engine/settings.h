@@ -5,7 +5,7 @@
 #include "laprox.h"
 #include "core/options.h"
 #include "core/profile.h"
-#include "engine/policy.h"
+#include "engine/policies/policy.h"
 #include "engine/weights.h"
 
 #include <map>

@@ -67,13 +67,6 @@ LLAMA_API const char * laprox_params_get(const struct laprox_params * params, co
 // Whether the settings go together, which takes no model: a budget in tokens holds what is never evicted.
 LLAMA_API bool laprox_params_check(const struct laprox_params * params);
 
-// How a scorer smooths its scores along tokens.
-enum laprox_pooling {
-    LAPROX_POOLING_NONE    = 0,
-    LAPROX_POOLING_AVERAGE = 1,
-    LAPROX_POOLING_MAX     = 2,
-};
-
 // The named policies this build has, and what they are made of. A policy is a scorer (what does the output lose without
 // this entry?) and an allocator (who keeps how many under one budget?): "snapkv:ada". A scorer alone, "snapkv", is its
 // paper's policy. 0 <= i < count; NULL beyond.
@@ -82,7 +75,6 @@ LLAMA_API const char * laprox_policy_name    (int32_t i);
 LLAMA_API const char * laprox_policy_meaning (int32_t i); // "snapkv:pyramid"
 LLAMA_API int32_t      laprox_scorer_count   (void);
 LLAMA_API const char * laprox_scorer_name    (int32_t i);
-LLAMA_API enum laprox_pooling laprox_scorer_pooling(int32_t i, int32_t * kernel); // of raw scores; none where it is part of more
 LLAMA_API int32_t      laprox_allocator_count(void);
 LLAMA_API const char * laprox_allocator_name (int32_t i);
 
@@ -190,9 +182,16 @@ LLAMA_API int64_t laprox_positions(struct llama_context * ctx, llama_seq_id seq_
 LLAMA_API bool laprox_score(struct llama_context * ctx, llama_seq_id seq_id);
 
 // Result of the last laprox_score() for a KV head, aligned with laprox_positions(): raw scores, before pooling and
-// normalisation, and before the heads of a layer are looked at together (tova, criticalkv, defensivekv, cake, lava, rkv). Returns their number, -1 if there are none for what is held now.
+// normalisation, and before the heads of a layer are looked at together. Returns their number, -1 if there are none for what is
+// held now.
 LLAMA_API int64_t laprox_scores(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
                                 float * score, int64_t cap);
+
+// The same, finished: what a KV head's entries are ranked by, pooled, and with the heads of a layer looked at together where the
+// scorer does so. NaN for what is never ranked: attention sinks and recent tokens. Where a selection has two stages
+// (criticalkv), those of the first.
+LLAMA_API int64_t laprox_finished_scores(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
+                                         float * score, int64_t cap);
 
 // K rows [n, n_embd_head_k] and V rows [n, n_embd_head_v] of a KV head as float32, aligned with laprox_positions()
 // and without the rotation that llama.cpp applies to quantised caches. Either pointer may be NULL.

@@ -64,8 +64,6 @@ def meanings() -> list[str]:
     """What each of policies() is: "<scorer>:<allocator>", or "nothing is evicted"."""
 
 def scorers() -> list[str]: ...
-def scorer_pooling(scorer: str) -> tuple[str, int]:
-    """("none" | "average" | "max", neighbours): how it smooths its scores along tokens."""
 
 def allocators() -> list[str]: ...
 def model_check(model: int) -> None: ...
@@ -107,6 +105,9 @@ def head_shape(ctx: int, layer: int) -> tuple[int, int, int]:
 def positions(ctx: int, layer: int, head: int, seq_id: int = 0) -> Positions:
     """[n], ascending"""
 
+def finished_scores(ctx: int, layer: int, head: int, seq_id: int = 0) -> Floats:
+    """What entries are ranked by: pooled, and seen together with the layer's other heads where the scorer does so; NaN if protected."""
+
 def scores(ctx: int, layer: int, head: int, seq_id: int = 0) -> Floats:
     """[n], aligned with positions()"""
 
@@ -124,9 +125,7 @@ def parse_budget(text: str) -> tuple[str, float]:
     """("fraction" | "tokens" | "bytes", value)"""
 
 def budget_entries(budget: str, n_seen: int, n_pairs: int) -> int: ...
-def average_pool(score: npt.ArrayLike, kernel: int) -> Floats: ...
 def normalise_layer(heads: Sequence[npt.ArrayLike]) -> list[Floats]: ...
-def max_pool(score: npt.ArrayLike, kernel: int) -> Floats: ...
 def allocate(
     allocator: str,
     layer: npt.ArrayLike,

@@ -18,7 +18,7 @@ from laprox.cli.show import notes
 from laprox.cli.source import takes_model
 from laprox.files import check_writable
 from laprox.profile.contexts import read_contexts
-from laprox.profile.measure import SCORERS, STEPS, min_keep
+from laprox.profile.measure import STEPS, min_keep, scorers
 from laprox.profile.table import Run, check_lengths, choose, sample
 
 PIECE = 8192  # tokens of a document's pieces, unless it is told otherwise
@@ -56,7 +56,7 @@ def profile(
 ) -> None:
     """Measure how many entries each KV head of a model needs, for the policy lukv. Interrupted, it goes on where it was."""
     # Everything that can be wrong is found before the long work starts.
-    if scorer not in (accepted := [name for name in _core.scorers() if name in SCORERS]):
+    if scorer not in (accepted := scorers()):
         raise ValueError(f"--scorer is {scorer!r}; accepted: {', '.join(accepted)}")
     config = replace(kv, policy=f"{scorer}:uniform")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)

@@ -26,14 +26,16 @@ from laprox.llama import Llama
 
 Floats = npt.NDArray[np.float64]
 
-# Scorers whose raw scores, pooled, are what entries are chosen by. The others mix heads, or choose in stages.
-SCORERS = ("laprox", "snapkv", "keydiff", "expected", "knorm", "streaming", "random")
-
 TEMPERATURE = 0.7
 SEED = 42
 STEPS = 64
 LEAST_SHARE = 0.01  # of its entries that a head keeps whatever is asked: the last row of the table
 _NEVER = 2**30  # the largest min_tokens
+
+
+def scorers() -> list[str]:
+    """Those that a table can be made for: not yours, and not criticalkv's, which chooses in two stages."""
+    return [name for name in _core.scorers() if name in _core.policies() and name not in ("custom", "criticalkv")]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ class Profiler:
         """`llm` has the settings of observing(); those of `config` are the ones that entries will be chosen with."""
         self._llm = llm
         self._scorer = scorer
-        self._pooling = _core.scorer_pooling(scorer)
         self._config = config
         self._steps = steps
         self._groups = {}  # query heads per KV head, by layer
@@ -82,8 +83,12 @@ class Profiler:
         }
         # What is protected at run time is neither ranked nor pooled with what is.
         self._candidates = slice(self._config.sink, n - self._config.recent)
-        scores = self._observed(self._scorer, self._config.window)
-        self._scores = [pool(head[self._candidates], *self._pooling) for heads in scores.values() for head in heads]
+        self._observed(self._scorer, self._config.window)
+        self._scores = [
+            _core.finished_scores(llm._ctx.ctx, layer, head)[self._candidates]
+            for layer, n_head_kv in llm.kv.layers.items()
+            for head in range(n_head_kv)
+        ]
         # Asking starts from a copy, since not every model can take tokens back.
         self._state = llm.save_state()
 
@@ -131,11 +136,6 @@ class Profiler:
         return np.exp((logits - logits.max()) / TEMPERATURE)
 
 
-def pool(score: npt.NDArray[np.float32], how: str, kernel: int) -> npt.NDArray[np.float32]:
-    """Scores pooled along tokens as the engine's selection pools them."""
-    if how == "none":
-        return score
-    return {"average": _core.average_pool, "max": _core.max_pool}[how](score, kernel)
 
 
 def _draw(chances: Floats, rng: np.random.Generator) -> int:

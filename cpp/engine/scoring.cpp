@@ -1,7 +1,8 @@
-#include "engine/scorer.h"
+#include "engine/scoring.h"
 #include "engine/recall.h"
 #include "engine/score_graph.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace laprox {
@@ -29,7 +30,7 @@ static std::vector<std::vector<float>> numbers_of(workbench & bench, const score
     }
     if (how.graph) {
         head_graph graph(bench, from, head, pos);
-        if (graph.n_window > 0 || !how.needs_queries) {
+        if (graph.n_window > 0 || how.needs != need::window) {
             numbers = graph.run(how.graph(graph));
         }
         const llama_pos now = from.seq.next_position() + 1;
@@ -61,7 +62,7 @@ layer_scores score_layer(workbench & bench, const score_source & from, const sco
 std::vector<layer_scores> score_entries(llama_context & lctx, const entry_source & from, const scorer & how) {
     const sequence & seq = from.seq;
     const observed window = seq.observed_queries();
-    if (how.needs_queries && window.slot.empty()) {
+    if (how.needs == need::window && window.slot.empty()) {
         throw std::runtime_error("no queries have been observed since the sequence was restored or cut; evaluate a token first");
     }
     const tail_view tail = seq.tail();
@@ -72,6 +73,14 @@ std::vector<layer_scores> score_entries(llama_context & lctx, const entry_source
         result.push_back(score_layer(bench, { seq, ikv, from.store(ikv), tail, window, seq.window.rows[ikv], unbroken }, how));
     }
     return result;
+}
+
+void finish(const settings & own, uint32_t n_recent, layer_scores & layer) {
+    for (auto & h : layer.heads) {
+        h.last  = h.pos.size() - n_recent;
+        h.first = std::lower_bound(h.pos.begin(), h.pos.begin() + h.last, own.sink) - h.pos.begin();
+    }
+    finish(*own.policy.score, layer);
 }
 
 }
