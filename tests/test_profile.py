@@ -207,7 +207,7 @@ def test_restart(model, data, curve, tmp_path):
     "change, message",
     [
         ({"scorer": "nonesuch"}, "--scorer is 'nonesuch'; accepted: .*laprox"),
-        ({"scorer": "cake"}, "--scorer is 'cake'; accepted: .*laprox"),
+        ({"scorer": "criticalkv"}, "--scorer is 'criticalkv'; accepted: .*laprox"),
         ({"output": "curve.bin"}, "curve.bin: the table is a .npy file"),
         ({"output": "no/such/curve.npy"}, "curve.npy can't be written: No such file"),
         ({"lines": ['{"context": "x", "questions": ["y"]}', "{"]}, "data.jsonl line 2: not JSON"),

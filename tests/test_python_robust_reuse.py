@@ -184,19 +184,6 @@ def test_a_state_knows_what_it_was_compressed_for(load, remade):
     assert other.kv.stats().tokens_reread == 0
 
 
-def test_a_state_that_does_not_say_is_good_for_what_contains_all_of_it(load):
-    llm, other = load(), load()
-    answer = ask(llm, "Ada?")
-    state = llm.save_state()
-    del state.compressed_for
-    other.load_state(state)
-    assert ask(other, "Bob?") == ask(load(), "Bob?")
-    assert answer and other.kv.stats().tokens_reread > len(DOCUMENT)
-
-
-# --- the context's arrays --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kv", [KV, None])
 def test_all_of_a_context_that_was_rounded_up(load, rng, kv):
     llm = load(kv, n_ctx=1000)

@@ -13,7 +13,7 @@ from server import PROGRAM, Server
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
 N_PAIRS = 6  # (layer, KV head) pairs of the model
-KV = ("--kv-budget", "20%", "--kv-min-tokens", "64")
+KV = ("--kv-budget", "20%", "--kv-min-tokens", "64", "--kv-archive", "off")
 SIZES = ("policy", "budget", "tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full", "compressions")
 
 

@@ -132,22 +132,23 @@ class KV:
         prompt came in, so that its end, the question, has its say. Where entries were evicted before, those that this prompt
         needs come back from the archive, and its tokens are evaluated again on them, `recall` times. Raises as `compress` does.
         """
-        while (first := self._scored(self._llm._prompt_done)) is not None:
-            self._llm._eval_again(first)
+        while again := self._scored(self._llm._prompt_done):
+            self._llm._eval_scored(again)
 
     def set(self, **changes: Any) -> None:
         """Change settings, named as in KVConfig, from the next compression on.
 
         Raises:
-            ValueError: A setting is out of range, or `prefill`, which can't change any more.
+            ValueError: A setting is out of range, or one that can't change any more: `prefill`, `archive`, `archive_limit`.
             TypeError: No such setting.
         """
         ctx = self._ctx
         config = replace(self.config, **changes)
         if not config.on:
             raise ValueError("the policy of a live cache can't become off: make a Llama with kv=None")
-        if config.prefill != self.config.prefill:
-            raise ValueError(f"prefill is {self.config.prefill!r} for the life of this Llama")
+        for name in ("prefill", "archive", "archive_limit"):
+            if getattr(config, name) != getattr(self.config, name):
+                raise ValueError(f"{name} is {getattr(self.config, name)!r} for the life of this Llama")
         self._llm._use_scorer_of(config.policy, lambda: _core.set_params(ctx, config.params()))
         self._llm.kv_config = config
 

@@ -232,15 +232,14 @@ class Llama(llama_cpp.Llama):
         """Length of the prompt that entries were last chosen for; 0: all are held, or can come back."""
         return _core.compressed_for(self._ctx.ctx) if self.kv_config is not None else 0
 
-    def _prompt_done(self, ctx: int) -> int | None:
+    def _prompt_done(self, ctx: int) -> list[int]:
+        """Tokens that were taken back, to be evaluated again on what the cache holds now."""
         # What a chat handler put there, images say, isn't among the tokens.
-        return _core.prompt_done(ctx, 0 if self.chat_handler is not None else self.n_tokens)
-
-    def _eval_again(self, first: int) -> None:
-        """Evaluate the tokens from a position on again, on what the cache holds now."""
-        tokens = self._input_ids[first:].tolist()
-        self.n_tokens = first
-        self._eval_scored(tokens)
+        first = _core.prompt_done(ctx, 0 if self.chat_handler is not None else self.n_tokens)
+        if first is None:
+            return []
+        again, self.n_tokens = self._input_ids[first:].tolist(), first
+        return again
 
     def _goes_on(self, tokens: Sequence[int]) -> bool:
         """Whether what is cached, with `tokens` after it, contains the whole prompt that the cache was compressed for."""
