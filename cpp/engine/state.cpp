@@ -185,7 +185,7 @@ void cache::read_stream(state_reader & in, uint32_t strm) {
     const auto n_cells    = in.get<uint32_t>();
     if (tail_begin < 0 || tail_begin > max_position || n_absorbed < 0 || n_absorbed > (shared ? max_position : tail_begin) ||
             (n_absorbed == 0 && tail_begin > 0) || compressed_for < tail_begin || compressed_for > max_position ||
-            gen_begin < -1 || gen_begin > max_position || n_entries < 0 || (n_absorbed == 0 && n_entries > 0)) {
+            gen_begin < -1 || gen_begin > max_position || n_entries < 0 || n_entries > n_absorbed*n_pairs) {
         damaged("its token counts disagree");
     }
     const int64_t n_held = (n_entries + n_pairs - 1)/n_pairs + n_cells; // per KV head
