@@ -2,6 +2,7 @@
 
 #include "laprox.h"
 #include "engine/cache.h"
+#include "engine/error.h"
 #include "engine/hooks.h"
 
 #include "llama-context.h"
@@ -13,19 +14,13 @@
 
 namespace laprox {
 
-static thread_local std::string last_error;
-
-void set_last_error(const std::string & reason) {
-    last_error = reason;
-}
-
 // Runs f; an exception becomes the last error and the value of `refused`.
 template <typename R, typename F> static R guarded(R refused, F f) {
     try {
-        last_error.clear();
+        set_last_error("");
         return f();
     } catch (const std::exception & e) {
-        last_error = e.what();
+        set_last_error(e.what());
         return refused;
     }
 }
@@ -38,25 +33,21 @@ static cache & cache_of(const llama_context * ctx) {
     return *kv;
 }
 
-static cache & cache_of(const llama_context * ctx, llama_seq_id seq_id) {
-    cache & kv = cache_of(ctx);
-    kv.stream_index(seq_id); // throws if there is no such sequence
-    return kv;
+static const sequence & sequence_of(const llama_context * ctx, llama_seq_id seq_id) {
+    return cache_of(ctx).at(seq_id);
 }
 
-// Index of a layer in the cache.
-static size_t find_layer(const cache & kv, int32_t il, int32_t head) {
-    for (size_t ikv = 0; ikv < kv.get_layers().size(); ikv++) {
-        const layer_info & layer = kv.get_layers()[ikv];
-        if ((int32_t) layer.il == il) {
-            if (head < 0 || head >= (int32_t) layer.n_head_kv) {
-                throw std::invalid_argument("KV head " + std::to_string(head) + " doesn't exist in layer " + std::to_string(il) +
-                        "; accepted: 0 to " + std::to_string(layer.n_head_kv - 1));
-            }
-            return ikv;
-        }
+// Place of a layer in the cache.
+static size_t find_layer(const std::vector<layer_info> & layers, int32_t il, int32_t head) {
+    const auto layer = std::find_if(layers.begin(), layers.end(), [&](const layer_info & l) { return (int32_t) l.il == il; });
+    if (layer == layers.end()) {
+        throw std::invalid_argument("layer " + std::to_string(il) + " isn't in the compressed cache");
     }
-    throw std::invalid_argument("layer " + std::to_string(il) + " isn't in the compressed cache");
+    if (head < 0 || head >= (int32_t) layer->n_head_kv) {
+        throw std::invalid_argument("KV head " + std::to_string(head) + " doesn't exist in layer " + std::to_string(il) +
+                "; accepted: 0 to " + std::to_string(layer->n_head_kv - 1));
+    }
+    return layer - layers.begin();
 }
 
 }
@@ -68,7 +59,7 @@ int32_t laprox_api_version(void) {
 }
 
 const char * laprox_last_error(void) {
-    return last_error.c_str();
+    return last_error().c_str();
 }
 
 int32_t laprox_option_count(void) {
@@ -211,17 +202,15 @@ bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
 
 bool laprox_seq_set_params(llama_context * ctx, llama_seq_id seq_id, const laprox_params * params) {
     return guarded(false, [&] {
-        cache & kv = cache_of(ctx, seq_id);
+        cache & kv = cache_of(ctx);
+        kv.at(seq_id);
         kv.set_settings(seq_id, params ? std::make_shared<settings>(live_settings(*ctx, *params)) : nullptr);
         return true;
     });
 }
 
 laprox_params * laprox_seq_get_params(llama_context * ctx, llama_seq_id seq_id) {
-    return guarded<laprox_params *>(nullptr, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        return new laprox_params { kv.config_of(kv.stream_index(seq_id)).given };
-    });
+    return guarded<laprox_params *>(nullptr, [&] { return new laprox_params { sequence_of(ctx, seq_id).config().given }; });
 }
 
 laprox_params * laprox_get_params(const llama_context * ctx) {
@@ -245,41 +234,29 @@ bool laprox_set_scorer(llama_context * ctx, laprox_scorer_callback callback, voi
 
 bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
     return guarded(false, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        kv.run(*ctx, [&](llama_context & lctx) { kv.compress(lctx, seq_id); });
+        cache_of(ctx).compress(*ctx, seq_id);
         return true;
     });
 }
 
 bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id) {
     return guarded(false, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        if (kv.prompt_done(seq_id)) {
-            kv.run(*ctx, [&](llama_context & lctx) { kv.compress(lctx, seq_id); });
-        }
+        cache_of(ctx).prompt_done(*ctx, seq_id);
         return true;
     });
 }
 
 llama_pos laprox_tail_begin(llama_context * ctx, llama_seq_id seq_id) {
-    return guarded<llama_pos>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const stream & st = kv.get_stream(kv.stream_index(seq_id));
-        return st.n_absorbed > 0 ? st.tail_begin : 0;
-    });
+    return guarded<llama_pos>(-1, [&] { return sequence_of(ctx, seq_id).tail_begin(); });
 }
 
 llama_pos laprox_compressed_for(llama_context * ctx, llama_seq_id seq_id) {
-    return guarded<llama_pos>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        return kv.get_stream(kv.stream_index(seq_id)).compressed_for;
-    });
+    return guarded<llama_pos>(-1, [&] { return sequence_of(ctx, seq_id).compressed_for(); });
 }
 
 bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
     return guarded(false, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        kv.run(*ctx, [&](llama_context & lctx) { kv.score(lctx, seq_id); });
+        cache_of(ctx).score(*ctx, seq_id);
         return true;
     });
 }
@@ -287,14 +264,13 @@ bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
 bool laprox_get_stats(llama_context * ctx, llama_seq_id seq_id, laprox_stats * out) {
     return guarded(false, [&] {
         if (seq_id != -1) {
-            cache & kv = cache_of(ctx, seq_id);
-            *out = kv.stats(kv.stream_index(seq_id));
+            *out = sequence_of(ctx, seq_id).stats();
             return true;
         }
         cache & kv = cache_of(ctx);
         *out = {};
-        for (uint32_t strm = 0; strm < kv.n_streams(); strm++) {
-            const laprox_stats s = kv.stats(strm);
+        for (const sequence * seq : kv.sequences_of(-1)) {
+            const laprox_stats s = seq->stats();
             out->tokens_seen     += s.tokens_seen;
             out->entries_held    += s.entries_held;
             out->entries_full    += s.entries_full;
@@ -323,8 +299,8 @@ int32_t laprox_layers(llama_context * ctx, int32_t * il, int32_t * n_head_kv, in
 
 bool laprox_head_shape(llama_context * ctx, int32_t il, int32_t * n_head, int32_t * n_embd_head_k, int32_t * n_embd_head_v) {
     return guarded(false, [&] {
-        const cache & kv = cache_of(ctx);
-        const layer_info & layer = kv.get_layers()[find_layer(kv, il, 0)];
+        const auto & layers = cache_of(ctx).get_layers();
+        const layer_info & layer = layers[find_layer(layers, il, 0)];
         const auto set = [](int32_t * out, uint32_t value) {
             if (out) {
                 *out = value;
@@ -339,8 +315,8 @@ bool laprox_head_shape(llama_context * ctx, int32_t il, int32_t * n_head, int32_
 
 float laprox_kq_scale(llama_context * ctx, int32_t il) {
     return guarded(0.0f, [&] {
-        const cache & kv = cache_of(ctx);
-        const float scale = kv.kq_scale(find_layer(kv, il, 0));
+        const common & shared = cache_of(ctx).shared();
+        const float scale = shared.kq_scales[find_layer(shared.layers, il, 0)];
         if (scale == 0.0f) {
             throw std::runtime_error("layer " + std::to_string(il) + " hasn't attended yet");
         }
@@ -350,36 +326,34 @@ float laprox_kq_scale(llama_context * ctx, int32_t il) {
 
 int64_t laprox_positions(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, llama_pos * pos, int64_t cap) {
     return guarded<int64_t>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const auto held = kv.held_by(kv.stream_index(seq_id), find_layer(kv, il, head), head);
-        std::copy_n(held.pos.begin(), std::min<int64_t>(std::max<int64_t>(cap, 0), held.pos.size()), pos);
-        return (int64_t) held.pos.size();
+        const sequence & seq = sequence_of(ctx, seq_id);
+        const auto held = seq.store(find_layer(seq.shared.layers, il, head)).positions_of(head, seq.tail());
+        std::copy_n(held.begin(), std::clamp<int64_t>(cap, 0, held.size()), pos);
+        return (int64_t) held.size();
     });
 }
 
 int64_t laprox_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * score, int64_t cap) {
     return guarded<int64_t>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const size_t   ikv  = find_layer(kv, il, head);
-        const uint32_t strm = kv.stream_index(seq_id);
-        const auto   & scores = kv.get_stream(strm).scores;
-        if (scores.empty()) {
+        const sequence & seq = sequence_of(ctx, seq_id);
+        const size_t ikv = find_layer(seq.shared.layers, il, head);
+        if (seq.scores.empty()) {
             throw std::runtime_error("what is held now hasn't been scored: call laprox_score() first");
         }
-        const auto & mine = scores[ikv][head];
-        std::copy_n(mine.begin(), std::min<int64_t>(std::max<int64_t>(cap, 0), mine.size()), score);
+        const auto & mine = seq.scores[ikv][head];
+        std::copy_n(mine.begin(), std::clamp<int64_t>(cap, 0, mine.size()), score);
         return (int64_t) mine.size();
     });
 }
 
 int64_t laprox_entries(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * k, float * v, int64_t cap) {
     return guarded<int64_t>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const size_t  ikv = find_layer(kv, il, head);
-        const int64_t n   = kv.held_by(kv.stream_index(seq_id), ikv, head).pos.size();
+        const sequence & seq = sequence_of(ctx, seq_id);
+        const size_t  ikv = find_layer(seq.shared.layers, il, head);
+        const int64_t n   = seq.store(ikv).n_kept(head) + (int64_t) seq.n_tail();
         if (n <= cap) {
             ctx->synchronize();
-            kv.entries(seq_id, ikv, head, k, v);
+            seq.entries(ikv, head, k, v);
         }
         return n;
     });
@@ -387,13 +361,16 @@ int64_t laprox_entries(llama_context * ctx, llama_seq_id seq_id, int32_t il, int
 
 int64_t laprox_queries(llama_context * ctx, llama_seq_id seq_id, int32_t il, float * q, llama_pos * pos, int64_t cap) {
     return guarded<int64_t>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const size_t  ikv = find_layer(kv, il, 0);
-        const int64_t n   = kv.window_slots(kv.stream_index(seq_id)).size();
+        const sequence & seq = sequence_of(ctx, seq_id);
+        const size_t   ikv    = find_layer(seq.shared.layers, il, 0);
+        const observed window = seq.observed_queries();
+        const int64_t  n      = window.pos.size();
         if (n <= cap) {
             ctx->synchronize();
-            const auto positions = kv.queries(seq_id, ikv, q);
-            std::copy(positions.begin(), positions.end(), pos);
+            std::copy(window.pos.begin(), window.pos.end(), pos);
+            if (q) {
+                seq.queries(ikv, window, q);
+            }
         }
         return n;
     });

@@ -1,7 +1,6 @@
 #include "engine/query_stats.h"
-#include "engine/cache.h"
 #include "engine/graph.h"
-#include "engine/window.h"
+#include "engine/graph_input.h"
 
 #include "llama-context.h"
 #include "llama-graph.h"
@@ -22,52 +21,43 @@ static ggml_tensor * rope(ggml_context * ctx, const llama_model & model, const l
             cparams.yarn_beta_fast, cparams.yarn_beta_slow);
 }
 
-query_stats::query_stats(const llama_model & model, const std::vector<layer_info> & layers, uint32_t n_stream) : model(model) {
+static const llama_model & check(const llama_model & model) {
     if (model.hparams.n_pos_per_embd() > 1) {
         throw std::runtime_error("policy expected needs queries that one position rotates; a model of architecture " + model.arch_name() + " has " +
                 std::to_string(model.hparams.n_pos_per_embd()));
     }
-    for (const layer_info & layer : layers) {
-        ggml_context_ptr ctx { ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }) };
-        sums.push_back(ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F32, layer.d_k, layer.d_k + 1, layer.n_head, n_stream));
-        ggml_format_name(sums.back(), "laprox_query_sums_l%u", layer.il);
-        ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), layer.buft) };
-        if (!buffer) {
-            throw std::runtime_error("no room for the statistics of the queries");
-        }
-        ggml_backend_buffer_clear(buffer.get(), 0);
-        buffers.emplace_back(std::move(ctx), std::move(buffer));
-    }
+    return model;
 }
 
-void query_stats::clear(uint32_t strm) {
-    for (ggml_tensor * t : sums) {
-        const std::vector<uint8_t> zeros(t->nb[3]);
-        ggml_backend_tensor_set(t, zeros.data(), strm*t->nb[3], zeros.size());
-    }
+query_stats::query_stats(const llama_model & model, const std::vector<layer_info> & layers) :
+        sums(layers, "query_sums", "the statistics of the queries", [](ggml_context * ctx, const layer_info & layer) {
+            return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, layer.d_k, layer.d_k + 1, layer.n_head);
+        }),
+        model(check(model)) {
 }
 
-void query_stats::copy(uint32_t src, uint32_t dst) {
-    for (ggml_tensor * t : sums) {
-        std::vector<uint8_t> bytes(t->nb[3]);
-        ggml_backend_tensor_get(t, bytes.data(), src*t->nb[3], bytes.size());
-        ggml_backend_tensor_set(t, bytes.data(), dst*t->nb[3], bytes.size());
-    }
+void query_stats::clear() {
+    sums.clear();
+    n_summed = 0;
 }
 
-void query_stats::observe(const llm_graph_context & g, window_input & win, const cache & kv, size_t ikv, size_t s, ggml_tensor * q) const {
+void query_stats::copy(const query_stats & from) {
+    sums.copy(from.sums);
+    n_summed = from.n_summed;
+}
+
+void query_stats::observe(const llm_graph_context & g, graph_input & input, const layer_info & layer, size_t ikv, size_t s, ggml_tensor * q) const {
     ggml_context * ctx = g.ctx0;
-    const layer_info & layer = kv.get_layers()[ikv];
     const int64_t d = layer.d_k, n_head = layer.n_head, n_tokens = q->ne[2];
 
     ggml_tensor * u = ggml_cont(ctx, q);
-    if (ggml_tensor * rotation = win.key_rotation(ctx, kv, d)) { // llama.cpp's own, of quantised caches
+    if (ggml_tensor * rotation = input.key_rotation(ctx, d)) { // llama.cpp's own, of quantised caches
         u = ggml_mul_mat(ctx, rotation, ggml_reshape_2d(ctx, u, rotation->ne[0], ggml_nelements(u)/rotation->ne[0]));
         ggml_prec_set_acc(u, GGML_PREC_F32);
         u = ggml_reshape_3d(ctx, u, d, n_head, n_tokens);
     }
-    ggml_tensor * back   = ggml_view_1d(ctx, win.back,   n_tokens, s*n_tokens*win.back->nb[0]);
-    ggml_tensor * weight = ggml_view_3d(ctx, win.weight, 1, 1, n_tokens, win.weight->nb[0], win.weight->nb[0], s*n_tokens*win.weight->nb[0]);
+    ggml_tensor * back   = ggml_view_1d(ctx, input.back,   n_tokens, s*n_tokens*input.back->nb[0]);
+    ggml_tensor * weight = ggml_view_3d(ctx, input.weight, 1, 1, n_tokens, input.weight->nb[0], input.weight->nb[0], s*n_tokens*input.weight->nb[0]);
     u = ggml_mul(ctx, rope(ctx, model, g.cparams, (int32_t) layer.il, u, back), weight);
     u = ggml_cont(ctx, ggml_permute(ctx, u, 1, 2, 0, 3)); // [n_tokens, d, n_head]
 
@@ -75,9 +65,7 @@ void query_stats::observe(const llm_graph_context & g, window_input & win, const
     ggml_prec_set_acc(outer, GGML_PREC_F32);
     ggml_tensor * sum = ggml_reshape_3d(ctx, ggml_sum_rows(ctx, u), d, 1, n_head);
 
-    ggml_tensor * all  = sums[ikv];
-    ggml_tensor * mine = ggml_view_3d(ctx, all, d, d + 1, n_head, all->nb[1], all->nb[2], win.streams[s]*all->nb[3]);
-    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, ggml_add(ctx, mine, ggml_concat(ctx, outer, sum, 1)), mine));
+    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, ggml_add(ctx, sums[ikv], ggml_concat(ctx, outer, sum, 1)), sums[ikv]));
 }
 
 // cos and sin of a layer's pairs of dimensions as its rotation applies them, scaling included; [n][d], 1 and 0 where it
@@ -106,15 +94,14 @@ static const std::vector<float> & rotated_units(workbench & bench, int32_t il, i
     return bench.rotated_units;
 }
 
-future_queries expect_queries(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head, int32_t n_future) {
-    const layer_info  & layer   = kv.get_layers()[ikv];
-    const query_stats * stats   = kv.get_query_stats();
-    const int64_t       n       = kv.get_stream(strm).n_summed;
-    const auto        & hparams = bench.lctx.get_model().hparams;
-    if (!stats) {
+future_queries expect_queries(workbench & bench, const sequence & seq, size_t ikv, uint32_t head, int32_t n_future) {
+    const layer_info & layer   = seq.shared.layers[ikv];
+    const auto       & hparams = bench.lctx.get_model().hparams;
+    if (!seq.sums) {
         throw std::runtime_error("policy expected sums up queries from the start: make the context with it");
     }
-    const int64_t n_expected = kv.n_seen(strm) - kv.config_of(strm).sink;
+    const int64_t n          = seq.sums->n_summed;
+    const int64_t n_expected = seq.n_seen() - seq.config().sink;
     if (n == 0 || n < n_expected/2) {
         throw std::runtime_error("policy expected knows the queries of " + std::to_string(n) + " of " + std::to_string(n_expected) +
                 " tokens only: the sequence was restored from a state without them; accepted: a state saved by this policy");
@@ -137,7 +124,7 @@ future_queries expect_queries(workbench & bench, const cache & kv, uint32_t strm
         is_first[b] = false;
     }
     std::vector<int32_t> pos = { 0 };
-    const llama_pos next = kv.next_position(strm);
+    const llama_pos next = seq.next_position();
     for (int32_t i = 0; i < n_future; i++) {
         pos.push_back(next + i);
     }
@@ -164,10 +151,10 @@ future_queries expect_queries(workbench & bench, const cache & kv, uint32_t strm
         }
     };
 
-    const ggml_tensor * all = stats->sums[ikv];
+    const ggml_tensor * all = seq.sums->sums[ikv];
     const int64_t n_gqa = layer.n_gqa();
     std::vector<float> sums(n_gqa*d*(d + 1));
-    ggml_backend_tensor_get(all, sums.data(), strm*all->nb[3] + head*n_gqa*all->nb[2], sums.size()*sizeof(float));
+    ggml_backend_tensor_get(all, sums.data(), head*n_gqa*all->nb[2], sums.size()*sizeof(float));
 
     future_queries result;
     std::vector<double> mean(d), turned(d), cov(d*d), half(d*d);

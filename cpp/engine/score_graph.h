@@ -2,9 +2,8 @@
 
 #pragma once
 
-#include "engine/cache.h"
 #include "engine/graph.h"
-#include "engine/query_stats.h"
+#include "engine/sequence.h"
 
 #include "ggml.h"
 
@@ -14,13 +13,25 @@
 
 namespace laprox {
 
-class head_graph {
-public:
+// What the scores of a layer's entries are made of.
+struct score_source {
     using mask = std::vector<ggml_fp16_t>; // [n, n_window]
 
-    // The entries of a KV head in ascending position, and the observed queries. `dense`: the mask of heads that nothing was
-    // evicted from, which is the same for all; made when first needed.
-    head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head, const cache::held & have, mask & dense);
+    const sequence    & seq;   // for its settings, its positions and the sums of its queries
+    size_t              ikv;
+    const layer_store & store; // the entries: what the sequence holds or, with others among them, a store made for this
+    const tail_view   & tail;  // which of the store's tail rows are entries
+    const observed    & window;
+    ggml_tensor       * queries; // F32 [d_k*n_head, n_slots]: the window's
+    mask & unbroken; // of heads that nothing was evicted from, the same for all; made when first needed
+
+    const layer_info & layer() const { return seq.shared.layers[ikv]; }
+};
+
+class head_graph {
+public:
+    // The entries of a KV head, at ascending positions, and the queries that look at them.
+    head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos);
 
     ggml_context * ctx() const { return runner.ctx; }
 
@@ -68,14 +79,13 @@ private:
     int64_t heads_at_once(int64_t n_queries) const;
     ggml_tensor * plain_rows(ggml_tensor * pool, int64_t first, int64_t m, int64_t block);
 
-    workbench   & bench;
-    const cache & kv;
-    const layer_info & layer;
-    const uint32_t strm;
-    const size_t   ikv;
+    workbench & bench;
+    const score_source & from;
+    const common       & shared;
+    const layer_info   & layer;
     const uint32_t head;
-    std::vector<llama_pos> pos;       // of the entries
-    std::vector<llama_pos> query_pos; // of the observed queries
+    const std::vector<llama_pos> & pos; // of the entries
+    std::vector<llama_pos> query_pos;   // of the observed queries
 
     graph_runner runner;
     ggml_tensor * k;    // [d_k, n] of the cache's type, or float32
@@ -87,7 +97,7 @@ private:
 
     std::deque<std::vector<float>>       floats; // data of inputs, until the graph has run
     std::deque<std::vector<int32_t>>     ints;
-    mask own_mask;
+    score_source::mask own_mask;
 };
 
 // [n, m, r] -> [n, 1, r], by halves: coalesced on a GPU, and deterministic.

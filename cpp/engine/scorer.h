@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "llama.h"
+#include "laprox.h"
 
 #include <cstdint>
 #include <string>
@@ -17,22 +17,24 @@ struct llama_context;
 
 namespace laprox {
 
-class cache;
 class head_graph;
+class sequence;
+class workbench;
+struct score_source;
 
 // A layer's numbers on the host, and the scores made of them. Entries of a head are in ascending position.
 struct layer_scores {
     struct head {
         std::vector<llama_pos> pos;
         std::vector<std::vector<float>> numbers; // [n_numbers][entry], as the graph gave them
-        size_t first; // candidates: entries [first, last); attention sinks are before, recent tokens behind
-        size_t last;
+        size_t first = 0; // candidates: entries [first, last); attention sinks are before, recent tokens behind
+        size_t last  = 0;
 
         std::vector<float> score;  // [last - first]; higher is better
         std::vector<float> second; // the same, for the second stage of a selection; empty: none
     };
-    std::vector<head> heads;
-    uint32_t n_gqa = 1;
+    std::vector<head> heads; // KV heads
+    uint32_t n_gqa = 1;      // query heads per KV head
     double preference = 0.0; // CAKE's, where the scorer has one
 };
 
@@ -70,10 +72,20 @@ const scorer & find_scorer(const std::string & name);
 // Fills in what a layer's numbers amount to: head::score, head::second, preference.
 void finish(const scorer & how, layer_scores & layer);
 
-// The numbers of everything a stream holds: [layer][head][number][entry], entries in ascending position.
-using score_table = std::vector<std::vector<std::vector<std::vector<float>>>>;
+// The scorer of policy "custom": laprox_set_scorer().
+struct user_scorer {
+    laprox_scorer_callback callback = nullptr;
+    void * data = nullptr;
+    mutable bool running = false; // nothing else may happen to the cache meanwhile
 
-// Throws std::runtime_error with the reason.
-score_table score_stream(llama_context & lctx, const cache & kv, uint32_t strm, const scorer & how);
+    // Throws std::runtime_error where there is none, or it refuses.
+    void call(llama_context & lctx, const sequence & seq, int32_t il, int32_t head, const std::vector<llama_pos> & pos, float * score) const;
+};
+
+// The numbers of a layer's entries.
+layer_scores score_layer(workbench & bench, const score_source & from, const scorer & how);
+
+// The numbers of everything that a sequence holds, by layer. Throws std::runtime_error with the reason.
+std::vector<layer_scores> score_sequence(llama_context & lctx, const sequence & seq, const scorer & how);
 
 }

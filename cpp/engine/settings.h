@@ -84,7 +84,4 @@ bool enabled(const llama_model & model);
 // --kv-unified asked for a common pool; storage is allocated as they grow.
 void adjust_cparams(const llama_model & model, llama_cparams & cparams);
 
-// What laprox_last_error() returns on this thread from now on.
-void set_last_error(const std::string & reason);
-
 }

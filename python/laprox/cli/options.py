@@ -12,6 +12,7 @@ import llama_cpp
 import typer
 
 from laprox import KVConfig, templates
+from laprox.cli.groups import signed
 from laprox.cli.source import ModelSource
 from laprox.config import OPTIONS, described, initial, to_params
 
@@ -47,6 +48,14 @@ def chat_template(text: str) -> str:
     return templates.NAMED.get(text, text)
 
 
+def regime(given: str, before_question: bool) -> str:
+    """The value of --regime where a cache is compressed for one question or for none."""
+    accepted = ("aware", "agnostic")
+    if given not in accepted:
+        raise ValueError(f"--regime is {given!r}; accepted: {', '.join(accepted)}")
+    return "agnostic" if before_question else given
+
+
 def takes_kv(
     only: Collection[str] | None = None, without: Collection[str] = (), **others: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -71,10 +80,7 @@ def takes_kv(
             to_params(settings, "--kv-").check()  # says what is wrong by the names that were typed
             command(**values, kv=KVConfig(**settings))
 
-        run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
-        run.__signature__ = inspect.Signature(accepted)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in accepted}
-        return run
+        return signed(run, command, accepted)
 
     return decorate
 
@@ -97,6 +103,8 @@ Model = Annotated[ModelSource, typer.Argument(metavar="MODEL", help="A GGUF file
 
 CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Data type of the cached keys: {', '.join(CACHE_TYPES)}.")]
 CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Data type of the cached values: {', '.join(CACHE_TYPES)}.")]
+
+BeforeQuestion = Annotated[bool, typer.Option("--compress-before-question", hidden=True, help="The same as --regime agnostic.")]
 
 ContextSize = Annotated[int, _run("--ctx-size", "-c", min=0, help="Size of the context in tokens; 0 = as large as needed.")]
 Threads = Annotated[int, _run("--threads", "-t", min=0, help="Number of CPU threads; 0 = llama.cpp's choice.")]

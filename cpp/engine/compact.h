@@ -1,0 +1,23 @@
+// Moving what stays into storage of its size.
+
+#pragma once
+
+#include "engine/select.h"
+
+struct llama_context;
+
+namespace laprox {
+
+class sequence;
+
+// Both throw std::runtime_error where the device has no room or the work fails.
+
+// Keep a selection, with room for a tail of n_tail. Everything is allocated and filled before anything is dropped; after a
+// failure the sequence is as it was.
+void compact(llama_context & lctx, sequence & seq, const selection & keep, uint32_t n_tail);
+
+// The same entries with room for a longer tail. One layer after the other: beside what there is, only one layer needs room twice.
+// If a layer finds none, those before it have grown, which does no harm.
+void grow_tail(llama_context & lctx, sequence & seq, uint32_t n_tail);
+
+}

@@ -1,0 +1,29 @@
+// From scores to the rows that stay: candidates, how many each head keeps of them, and which.
+
+#pragma once
+
+#include "engine/scorer.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace laprox {
+
+struct selection {
+    std::vector<std::vector<std::vector<uint32_t>>> rows; // [layer][head]: held rows that stay, ascending
+    std::vector<uint32_t> cells;                          // tail cells that stay in the tail
+};
+
+// What may stay, attention sinks and recent tokens included.
+struct quota {
+    int64_t n_entries;             // at most
+    std::optional<size_t> n_bytes; // and no more than that, with padding and a tail of n_tail; none: any
+    uint32_t n_tail;
+};
+
+// Throws std::runtime_error where not even what is never evicted has room.
+selection choose(const sequence & seq, std::vector<layer_scores> scores, const quota & most, int n_threads);
+
+}
