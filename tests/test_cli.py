@@ -153,14 +153,16 @@ def test_questions_cannot_steer_the_terminal(model, tmp_path):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--kv-budget", "0"], 'kv budget "0"'),
-        (["--kv-budget", "-3%"], 'kv budget "-3%"'),
-        (["--kv-budget", "abc"], 'kv budget "abc"'),
+        (["--kv-budget", "0"], '--kv-budget is "0" (it must be more than 0)'),
+        (["--kv-budget", "-3%"], '--kv-budget is "-3%" (negative)'),
+        (["--kv-budget", "abc"], '--kv-budget is "abc" (not a number)'),
+        (["--kv-budget", "20"], '--kv-budget is "20" (less than the 36 tokens'),
+        (["--kv-min-tokens", "-1"], '--kv-min-tokens is "-1"'),
         (["--kv-budget", "999999"], "larger than the context"),
-        (["--kv-policy", "snap"], "kv policy is 'snap'; accepted: "),
-        (["--kv-prefill", "lazy"], "kv prefill is 'lazy'; accepted: dense, chunked"),
-        (["--kv-window", "0"], "kv window is 0"),
-        (["--kv-recent", "0"], "kv recent is 0"),
+        (["--kv-policy", "snap"], '--kv-policy is "snap"; accepted: off, '),
+        (["--kv-prefill", "lazy"], '--kv-prefill is "lazy"; accepted: dense, chunked'),
+        (["--kv-window", "0"], '--kv-window is "0"; accepted: an integer from 1 to 1024'),
+        (["--kv-recent", "0"], '--kv-recent is "0"'),
         (["--cache-type-k", "q9"], "--cache-type-k is 'q9'; accepted: f32, f16, bf16, q8_0, q4_0"),
         (["-c", "100"], "too many for -c 100"),
     ],
@@ -322,7 +324,7 @@ def test_a_conversation(terminal):
     t.say("/nonsense")
     t.expect("unknown command /nonsense")
     t.say("/budget abc")
-    t.expect('kv budget "abc"')
+    t.expect('kv budget is "abc"')
     t.say("/budget 50%")
     unchanged, _ = held(t.expect("/reread brings back"))
     assert unchanged == before  # what is evicted stays so

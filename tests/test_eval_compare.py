@@ -410,9 +410,9 @@ def test_what_is_refused(model, texts, toy, tmp_path):
     refused("nowhere.*can't be written", output=tmp_path / "nowhere" / "r.html")
     refused("--regime is 'none'; accepted: aware, agnostic", regime="none")
     refused("is an .html file", output=tmp_path / "r.txt")
-    refused("'nonesuch'; accepted", policies="laprox,nonesuch")
+    refused('--policies: policy is "nonesuch"; accepted', policies="laprox,nonesuch")
     refused("--policies is empty", policies=" , ")
-    refused("5 apples", budgets="5 apples")
+    refused('--budgets: budget is "5 apples" .unknown unit "apples".; accepted', budgets="5 apples")
     refused("--budgets 1% is .* tokens of 0.txt, of which 36 are always kept", budgets="10%,1%")
     refused("--policies retention: .*gates", policies="retention")
     results = tmp_path / "x.jsonl"

@@ -356,7 +356,7 @@ def test_longbench_by_the_command(toy, tmp_path, bench, dataset, template):
         (["--tasks", "niah-single", "--lengths", "1k"], "--lengths is '1k'; accepted: numbers of tokens"),
         (["--tasks", "niah-single", "--lengths", "9000"], "the model was trained for 4,096: shorter --lengths"),
         (["--tasks", "niah-single", "--lengths", "30"], "--lengths has 30, too short for"),
-        (["--tasks", "niah-single", "--policies", "laprox,best"], "kv policy is 'best'; accepted: "),
+        (["--tasks", "niah-single", "--policies", "laprox,best"], '--policies: policy is "best"; accepted: '),
         (["--tasks", "niah-single", "--policies", "full"], "--policies has 'full'"),
         (["--tasks", "niah-single", "--policies", "lukv"], "lukv does not run on this model: "),
         (["--tasks", "niah-single", "--budgets", "5%,lots"], "lots"),

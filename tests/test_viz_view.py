@@ -56,7 +56,7 @@ def test_what_is_wrong_is_said_before_the_long_work(model, document, tmp_path):
     assert "there is nothing to show" in fails("view", model, document, "--kv-policy", "off")
     assert fails("view", model, tmp_path / "none.txt").endswith("none.txt: No such file or directory")
     assert fails("view", tmp_path / "none.gguf", document).endswith("none.gguf: no such file")
-    assert "kv budget" in fails("view", model, document, "--kv-budget", "lots")
+    assert "--kv-budget" in fails("view", model, document, "--kv-budget", "lots")
 
 
 def test_in_a_chat(model, document, tmp_path):

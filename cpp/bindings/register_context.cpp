@@ -39,6 +39,11 @@ void register_context(py::module_ & m) {
         require(laprox_compress(context_at(ctx), seq_id));
     }, py::arg("ctx"), py::arg("seq_id") = 0);
 
+    m.def("prompt_done", [](uintptr_t ctx, llama_seq_id seq_id) {
+        py::gil_scoped_release unlock;
+        require(laprox_prompt_done(context_at(ctx), seq_id));
+    }, py::arg("ctx"), py::arg("seq_id") = 0);
+
     m.def("score", [](uintptr_t ctx, llama_seq_id seq_id) {
         py::gil_scoped_release unlock;
         require(laprox_score(context_at(ctx), seq_id));

@@ -9,6 +9,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <iterator>
 #include <stdexcept>
 
 namespace laprox {
@@ -61,21 +62,57 @@ const char * laprox_last_error(void) {
     return last_error().c_str();
 }
 
-laprox_params laprox_default_params(void) {
-    laprox_budget budget;
-    laprox_parse_budget(LAPROX_DEFAULT_BUDGET, &budget);
-    return {
-        /*.policy     =*/ "laprox",
-        /*.budget     =*/ budget,
-        /*.window     =*/ 32,
-        /*.sink       =*/ 4,
-        /*.recent     =*/ 32,
-        /*.min_tokens =*/ 512,
-        /*.prefill    =*/ LAPROX_PREFILL_DENSE,
-        /*.profile    =*/ nullptr,
-        /*.gates      =*/ nullptr,
-        /*.floor      =*/ 0.0f,
-    };
+int32_t laprox_option_count(void) {
+    return (int32_t) std::size(options);
+}
+
+struct laprox_option laprox_option_at(int32_t i) {
+    static const std::vector<std::string> accepted = [] {
+        std::vector<std::string> texts;
+        for (const option & row : options) {
+            texts.push_back(accepted_texts(row));
+        }
+        return texts;
+    }();
+    if (i < 0 || i >= laprox_option_count()) {
+        return {};
+    }
+    const option & row = options[i];
+    return { row.name, row.kind, row.initial, accepted[i].c_str(), row.value, row.help };
+}
+
+laprox_params * laprox_params_new(const char * before_names) {
+    return new laprox_params { option_texts(before_names ? before_names : "") };
+}
+
+void laprox_params_free(laprox_params * params) {
+    delete params;
+}
+
+bool laprox_params_set(laprox_params * params, const char * name, const char * text) {
+    return guarded(false, [&] {
+        const option & row = find_option(name);
+        set_option(params->given, row, text ? text : row.initial);
+        return true;
+    });
+}
+
+bool laprox_params_set_custom(laprox_params * params, const char * allocator) {
+    return guarded(false, [&] {
+        set_custom(params->given, allocator);
+        return true;
+    });
+}
+
+const char * laprox_params_get(const laprox_params * params, const char * name) {
+    return guarded<const char *>(nullptr, [&] { return params->given.get(find_option(name)).c_str(); });
+}
+
+bool laprox_params_check(const laprox_params * params) {
+    return guarded(false, [&] {
+        read_settings(params->given);
+        return true;
+    });
 }
 
 int32_t laprox_policy_count(void) {
@@ -113,14 +150,6 @@ const char * laprox_allocator_name(int32_t i) {
     return i >= 0 && i < n_allocators() ? allocator_at(i).name : nullptr;
 }
 
-bool laprox_parse_budget(const char * text, laprox_budget * out) {
-    return guarded(false, [&] {
-        const budget b = parse_budget(text ? text : "");
-        *out = { (laprox_budget_unit) b.unit, b.value };
-        return true;
-    });
-}
-
 bool laprox_model_check(const llama_model * model) {
     return guarded(false, [&] {
         const std::string reason = reason_not_compressible(*model);
@@ -133,21 +162,31 @@ bool laprox_model_check(const llama_model * model) {
 
 bool laprox_model_set_params(llama_model * model, const laprox_params * params) {
     return guarded(false, [&] {
-        if (params) {
+        const bool on = params && read_settings(params->given).policy.name != policy_off;
+        if (on) {
             const std::string reason = reason_not_compressible(*model);
             if (!reason.empty()) {
                 throw std::runtime_error(reason);
             }
-            model->laprox->config = make_settings(*model, *params);
+            model->laprox->config = make_settings(*model, params->given);
         } else if (model->laprox) {
             model->laprox->config = {};
             model->laprox->gates.reset();
         }
         if (model->laprox) {
-            model->laprox->enabled = params != nullptr;
+            model->laprox->enabled = on;
         }
         return true;
     });
+}
+
+// Settings of a context that lives.
+static settings live_settings(const llama_context & ctx, const laprox_params & params) {
+    settings s = make_settings(ctx.get_model(), params.given);
+    if (s.policy.name == policy_off) {
+        params.given.refuse(find_option("policy"), policy_off, "the context has a compressing cache", "full, which evicts nothing, or another policy");
+    }
+    return s;
 }
 
 bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
@@ -156,7 +195,7 @@ bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
             throw std::invalid_argument("params is NULL; a live context can't do without them");
         }
         cache & kv = cache_of(ctx);
-        kv.set_settings(make_settings(ctx->get_model(), *params));
+        kv.set_settings(live_settings(*ctx, *params));
         return true;
     });
 }
@@ -165,23 +204,17 @@ bool laprox_seq_set_params(llama_context * ctx, llama_seq_id seq_id, const lapro
     return guarded(false, [&] {
         cache & kv = cache_of(ctx);
         kv.at(seq_id);
-        kv.set_settings(seq_id, params ? std::make_shared<settings>(make_settings(ctx->get_model(), *params)) : nullptr);
+        kv.set_settings(seq_id, params ? std::make_shared<settings>(live_settings(*ctx, *params)) : nullptr);
         return true;
     });
 }
 
-bool laprox_seq_get_params(llama_context * ctx, llama_seq_id seq_id, laprox_params * out) {
-    return guarded(false, [&] {
-        *out = to_params(sequence_of(ctx, seq_id).config());
-        return true;
-    });
+laprox_params * laprox_seq_get_params(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded<laprox_params *>(nullptr, [&] { return new laprox_params { sequence_of(ctx, seq_id).config().given }; });
 }
 
-bool laprox_get_params(const llama_context * ctx, laprox_params * out) {
-    return guarded(false, [&] {
-        *out = to_params(cache_of(ctx).get_settings());
-        return true;
-    });
+laprox_params * laprox_get_params(const llama_context * ctx) {
+    return guarded<laprox_params *>(nullptr, [&] { return new laprox_params { cache_of(ctx).get_settings().given }; });
 }
 
 bool laprox_model_fingerprint(const llama_model * model, char out[17]) {
@@ -202,6 +235,13 @@ bool laprox_set_scorer(llama_context * ctx, laprox_scorer_callback callback, voi
 bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
     return guarded(false, [&] {
         cache_of(ctx).compress(*ctx, seq_id);
+        return true;
+    });
+}
+
+bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded(false, [&] {
+        cache_of(ctx).prompt_done(*ctx, seq_id);
         return true;
     });
 }

@@ -282,8 +282,18 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
     run(lctx, [&] {
         seq.n_wanted = 0; // of a batch that is gone
         seq.begin_generation();
+        seq.chosen_early = false;
         laprox::compress(lctx, seq, seq.n_seen(), 0);
     });
+}
+
+void cache::prompt_done(llama_context & lctx, llama_seq_id seq_id) {
+    sequence & seq = mine(seq_id);
+    if (seq.prompt_is_due()) {
+        compress(lctx, seq_id);
+    } else {
+        seq.begin_generation();
+    }
 }
 
 void cache::score(llama_context & lctx, llama_seq_id seq_id) {

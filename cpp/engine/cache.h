@@ -89,6 +89,7 @@ public:
     //
 
     void compress(llama_context & lctx, llama_seq_id seq_id);
+    void prompt_done(llama_context & lctx, llama_seq_id seq_id); // the same, if it is time
     void score   (llama_context & lctx, llama_seq_id seq_id);
 
     void set_scorer(laprox_scorer_callback callback, void * user_data);

@@ -41,22 +41,34 @@ std::string policy_meaning(int32_t i) {
     return presets[i].scorer ? std::string(presets[i].scorer) + ":" + presets[i].allocator : "nothing is evicted";
 }
 
+static const char * scorer_name_at   (int32_t i) { return scorer_at(i).name; }
+static const char * allocator_name_at(int32_t i) { return allocator_at(i).name; }
+
+static void check_listed(const char * what, const std::string & name, int32_t n, const char * (*name_at)(int32_t)) {
+    for (int32_t i = 0; i < n; i++) {
+        if (name == name_at(i)) {
+            return;
+        }
+    }
+    throw std::invalid_argument(std::string("there is no ") + what + " \"" + name + "\"");
+}
+
 static policy compose(const std::string & text, const std::string & scorer_name, const std::string & allocator_name) {
+    check_listed("scorer",    scorer_name,    n_scorers(),    scorer_name_at);
+    check_listed("allocator", allocator_name, n_allocators(), allocator_name_at);
     const policy p { text, &find_scorer(scorer_name), &find_allocator(allocator_name) };
     if (p.share->needs && std::string(p.share->needs) == "layer_preference" && !p.score->has_preference) {
-        throw std::invalid_argument("policy \"" + text + "\": allocator " + p.share->name + " shares by preferences of the layers, which scorer " +
-                p.score->name + " doesn't have; accepted: cake:" + p.share->name + ", or another allocator");
+        throw std::invalid_argument(std::string("allocator ") + p.share->name + " shares by preferences of the layers, which scorer " +
+                p.score->name + " doesn't have; cake:" + p.share->name + " works");
     }
     return p;
 }
 
 policy find_policy(const std::string & text) {
-    std::string names;
     for (const preset & p : presets) {
         if (text == p.name) {
             return p.scorer ? compose(text, p.scorer, p.allocator) : policy { text };
         }
-        names += (names.empty() ? "" : ", ") + std::string(p.name);
     }
     const size_t colon = text.find(':');
     if (colon != std::string::npos) {
@@ -67,7 +79,22 @@ policy find_policy(const std::string & text) {
             return compose(text, text, "uniform");
         }
     }
-    throw std::invalid_argument("policy \"" + text + "\" is unknown; accepted: " + names + ", or <scorer>:<allocator>");
+    throw std::invalid_argument("");
+}
+
+static std::string listed(int32_t n, const char * (*name_at)(int32_t)) {
+    std::string names;
+    for (int32_t i = 0; i < n; i++) {
+        if (std::string(name_at(i)) != custom_scorer) {
+            names += (names.empty() ? "" : ", ") + std::string(name_at(i));
+        }
+    }
+    return names;
+}
+
+std::string accepted_policies() {
+    return listed(n_policies(), policy_name) + "; <scorer> or <scorer>:<allocator> of the scorers " +
+            listed(n_scorers(), scorer_name_at) + " and the allocators " + listed(n_allocators(), allocator_name_at);
 }
 
 }

@@ -22,7 +22,12 @@ int32_t n_policies();
 const char * policy_name(int32_t i);
 std::string  policy_meaning(int32_t i); // "snapkv:pyramid"
 
-// A named policy, "<scorer>" or "<scorer>:<allocator>". Throws std::invalid_argument naming what there is.
+// A named policy, "<scorer>" or "<scorer>:<allocator>". Throws std::invalid_argument saying what is wrong, if that isn't plain.
 policy find_policy(const std::string & text);
+
+// Those that can be named, in words.
+std::string accepted_policies();
+
+constexpr const char * custom_scorer = "custom"; // laprox_set_scorer()
 
 }

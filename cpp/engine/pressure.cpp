@@ -69,8 +69,10 @@ void make_room(llama_context & lctx, sequence & seq) {
     };
 
     const auto shrink = [&](int64_t n_budget_seen, int64_t n_least) {
+        const int64_t n_before = seq.n_compressions();
         try {
             compress(lctx, seq, n_budget_seen, n_least);
+            seq.chosen_early = seq.chosen_early || seq.n_compressions() > n_before; // until what comes in turns out to be generated
         } catch (const std::exception & e) {
             reason = std::string("; ") + e.what();
         }

@@ -117,6 +117,7 @@ void sequence::clear() {
     n_gone   = 0;
     chosen_for   = 0;
     gen_begin    = -1;
+    chosen_early = false;
     n_wanted     = 0;
     compressions = 0;
     times_us     = {};
@@ -162,6 +163,7 @@ void sequence::copy(const sequence & from) {
     chosen_for   = from.chosen_for;
     gen_begin    = from.gen_begin;
     gen_end      = from.gen_end;
+    chosen_early = from.chosen_early;
     scores       = from.scores;
     compressions = from.compressions;
 
@@ -183,8 +185,9 @@ void sequence::place(const llama_pos * pos, size_t n_tokens, bool generated) {
     scores.clear();
     if (generated) {
         gen_end = pos[n_tokens - 1] + 1;
+        chosen_early = chosen_early && gen_begin < 0; // a prompt's last token looks generated, too
     } else {
-        gen_begin = -1; // laprox_compress() will say when it is in
+        gen_begin = -1; // laprox_prompt_done() will say when it is in
     }
     const size_t n_observed = std::min<size_t>(n_tokens, window.n_slots);
     placed_slots = window.take(pos + n_tokens - n_observed, n_observed);

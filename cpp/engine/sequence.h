@@ -114,8 +114,12 @@ public:
 
     // The prompt is in: what comes now is generated.
     void begin_generation() { gen_begin = gen_end = next_position(); }
+    // Whether it is time to compress where a prompt ends. What came since the last compression stays exact until it is more
+    // than min_tokens; but where entries were chosen while this prompt came in, its end, the question, has its say, too.
+    bool prompt_is_due() const { return chosen_early || next_position() - chosen_for > config().min_tokens; }
     int64_t n_generated() const { return gen_begin < 0 ? 0 : gen_end - gen_begin; } // since, or since the last compression
 
+    bool     chosen_early = false; // entries were chosen while the prompt came in, without its end
     uint32_t n_wanted = 0; // tail cells that the last batch found no room for
     // llama.cpp looks for cells from the first empty one on: beyond the last there is no storage.
     void rewind_cells();

@@ -6,11 +6,15 @@
 #include "log.h"
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 
 //
 // requests
 //
+
+// What of a cache can be another one for each request: the others are of the context, or of its files.
+static const std::array<const char *, 2> of_a_request = { "budget", "policy" };
 
 // A number as the text that options take: 2048 are tokens, 0.05 is a share.
 static std::string to_text(const json & value, const char * name) {
@@ -24,27 +28,34 @@ static std::string to_text(const json & value, const char * name) {
             (std::string(name) == "budget" ? " such as \"5%\", \"2048\" (tokens) or \"512MiB\", or a number" : ""));
 }
 
+// The server's settings with those of a request, whose policy "off" leaves the layout as it is and evicts nothing.
+static common_params_kv merge(const common_kv_request & request) {
+    common_params_kv merged = common_kv();
+    for (const auto & [name, value] : request.given) {
+        merged.given[name] = name == "policy" && value == "off" ? "full" : value;
+    }
+    return merged;
+}
+
 common_kv_request server_kv_parse_request(const json & request) {
     if (!request.is_object()) {
         throw std::invalid_argument("must be an object with \"budget\", \"policy\" or both, for example {\"budget\": \"10%\"}");
     }
     common_kv_request result;
     for (const auto & item : request.items()) {
+        const auto name = std::find(of_a_request.begin(), of_a_request.end(), item.key());
         if (item.value().is_null()) {
             continue;
         }
-        if (item.key() == "budget") {
-            result.budget = to_text(item.value(), "budget");
-            common_kv_check_budget(result.budget);
-        } else if (item.key() == "policy") {
-            result.policy = to_text(item.value(), "policy");
-            common_kv_check_policy(result.policy);
-        } else {
-            throw std::invalid_argument("unknown name \"" + item.key() + "\"; accepted: budget, policy");
+        if (name == of_a_request.end()) {
+            throw std::invalid_argument("unknown name \"" + item.key() + "\"; accepted: " + string_join({ of_a_request.begin(), of_a_request.end() }, ", "));
         }
+        result.given[*name] = to_text(item.value(), *name);
     }
-    const bool off = result.policy == "off" || (result.policy.empty() && result.budget.empty());
-    if (!off && !common_kv().on()) {
+    common_params_kv alone;
+    alone.given = result.given;
+    alone.resolve("");
+    if (alone.on() && !common_kv().on()) {
         throw std::invalid_argument("this server doesn't compress its KV cache. Start it with `--kv-budget` or `--kv-policy`");
     }
     return result;
@@ -62,15 +73,17 @@ json server_kv_props() {
             { "request_override", params.on() },
         } },
     };
-    if (params.on()) {
-        const laprox_params settings = params.resolve();
-        props["budget"]     = params.budget_text();
-        props["window"]     = settings.window;
-        props["sink"]       = settings.sink;
-        props["recent"]     = settings.recent;
-        props["min_tokens"] = settings.min_tokens;
-        props["floor"]      = settings.floor;
-        props["prefill"]    = settings.prefill == LAPROX_PREFILL_CHUNKED ? "chunked" : "dense";
+    for (int32_t i = 0; params.on() && i < laprox_option_count(); i++) {
+        const laprox_option row  = laprox_option_at(i);
+        const std::string   kind = row.kind;
+        const std::string   text = params.text(row.name);
+        if (kind == "integer") {
+            props[row.name] = std::stoll(text);
+        } else if (kind == "number") {
+            props[row.name] = std::stod(text);
+        } else if (kind != "path") { // which is nobody's business but the server's
+            props[row.name] = text;
+        }
     }
     return props;
 }
@@ -108,7 +121,7 @@ void server_kv::init(llama_context * ctx_new, size_t n_slots) {
     ctx = params.on() ? ctx_new : nullptr;
     slot empty;
     empty.policy = params.policy_name();
-    empty.budget = params.budget_text();
+    empty.budget = params.text("budget");
     slots.assign(n_slots, empty);
     metrics.on = on();
 }
@@ -127,24 +140,16 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
     if (!on()) {
         return "";
     }
-    common_params_kv merged = common_kv();
-    if (!request.budget.empty()) {
-        merged.budget = request.budget;
-    }
-    if (!request.policy.empty()) {
-        merged.policy = request.policy == "off" ? "full" : request.policy; // the layout stays, nothing is evicted
-    }
-    const bool          own      = !request.budget.empty() || !request.policy.empty();
-    const laprox_params settings = merged.resolve();
-    if (!laprox_seq_set_params(ctx, id_slot, own ? &settings : nullptr)) {
+    const common_params_kv   merged   = merge(request);
+    const common_kv_settings settings = merged.resolve("");
+    if (!laprox_seq_set_params(ctx, id_slot, request.given.empty() ? nullptr : settings.get())) {
         return std::string("Field 'kv': ") + laprox_last_error();
     }
     slot & s = slots[id_slot];
     s.policy         = merged.policy_name();
-    s.budget         = merged.budget_text();
+    s.budget         = merged.text("budget");
     s.compress_ms    = 0;
     s.n_reread       = 0;
-    s.n_compressions = 0;
     s.refused.clear();
     return "";
 }
@@ -162,7 +167,6 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         n_past = 0;
     }
     slot & s = slots[id_slot];
-    s.n_compressions = n_past > 0 ? get_stats(id_slot).compressions : 0;
 
     size_t n_cached = 0;
     if (task.params.cache_prompt) {
@@ -203,25 +207,16 @@ std::string server_kv::explain(const std::string & error) const {
     return error.empty() || reason.empty() ? error : error + " KV cache: " + reason;
 }
 
-void server_kv::compress(int id_slot, server_queue & queue) {
+void server_kv::prompt_done(int id_slot, server_queue & queue) {
     if (!on()) {
         return;
     }
-    // What came since the last compression stays exact until it is more than min_tokens; but where entries were chosen
-    // while this prompt came in, its last tokens, the question, have their say, too.
     slot & s = slots[id_slot];
     const laprox_stats before = get_stats(id_slot);
-    laprox_params settings;
-    laprox_seq_get_params(ctx, id_slot, &settings);
-    const llama_pos n_exact = llama_memory_seq_pos_max(llama_get_memory(ctx), id_slot) + 1 - laprox_compressed_for(ctx, id_slot);
-    if (before.compressions <= s.n_compressions && n_exact <= settings.min_tokens) {
-        return;
-    }
-
     const int64_t      t0     = ggml_time_us();
 
     queue.yield_to_queue([&]() {
-        if (!laprox_compress(ctx, id_slot)) {
+        if (!laprox_prompt_done(ctx, id_slot)) {
             s.refused = laprox_last_error();
         }
     });

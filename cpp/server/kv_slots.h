@@ -55,7 +55,7 @@ public:
     std::string explain(const std::string & error) const;
 
     // The slot's prompt is in, and nothing was sampled yet.
-    void compress(int id_slot, server_queue & queue);
+    void prompt_done(int id_slot, server_queue & queue);
 
     // Forget the reason of an earlier refusal, and the reason of one since then, if any.
     void        clear_reason() const;
@@ -77,7 +77,6 @@ private:
         // of the request
         double      compress_ms    = 0;
         int32_t     n_reread       = 0;
-        int64_t     n_compressions = 0; // there had been before its prompt came in
         std::string refused; // why its prompt wasn't compressed
     };
 

@@ -115,7 +115,17 @@ class KV:
         """
         before = _core.tail_begin(self._ctx)
         self._scored(_core.compress)
-        self._llm._exact_from = self._llm.n_tokens
+        if _core.tail_begin(self._ctx) != before:
+            self._llm._compressed_for = self._llm.n_tokens
+
+    def prompt_done(self) -> None:
+        """Say that a prompt is in: compress if more than min_tokens tokens came since entries were last chosen.
+
+        `Llama.generate` calls this; after a bare `Llama.eval` it is yours to call. Also where entries were chosen while the
+        prompt came in, so that its end, the question, has its say. Raises as `compress` does.
+        """
+        before = _core.tail_begin(self._ctx)
+        self._scored(_core.prompt_done)
         if _core.tail_begin(self._ctx) != before:
             self._llm._compressed_for = self._llm.n_tokens
 

@@ -74,7 +74,6 @@ class Llama(llama_cpp.Llama):
         self._in_prompt: object | None = None  # set while the next eval() completes a prompt
         self._compressed_for = 0  # length of the prompt that entries were last chosen for; 0: all are held
         self._tokens_reread = 0  # by the last prompt
-        self._exact_from = 0  # nothing from this position on was evicted at the end of a prompt
         self._params_set = False
         try:
             super().__init__(model_path, flash_attn=kv is not None if flash_attn is None else flash_attn, **kwargs)
@@ -198,7 +197,7 @@ class Llama(llama_cpp.Llama):
             return
         self._check_not_scoring()
         super().reset()
-        self._exact_from = self._compressed_for = 0
+        self._compressed_for = 0
         if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
 
@@ -225,13 +224,12 @@ class Llama(llama_cpp.Llama):
             self._tokens_reread += self.n_tokens
             tokens = [*self._input_ids.tolist(), *tokens]
             self.reset()
-        self._exact_from = min(self._exact_from, self.n_tokens)
 
         before, n_before = _core.tail_begin(self._ctx.ctx), self.n_tokens
         try:
             self._eval_scored(tokens)
-            if completes_prompt and self.n_tokens - self._exact_from > self.kv_config.min_tokens:
-                self.kv.compress()
+            if completes_prompt:
+                self.kv.prompt_done()
         finally:
             if _core.tail_begin(self._ctx.ctx) != before:
                 self._compressed_for = self.n_tokens if completes_prompt else n_before
@@ -325,11 +323,10 @@ class Llama(llama_cpp.Llama):
             if self.kv_config is None:
                 raise
             raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
-        self._exact_from = self._compressed_for = 0
+        self._compressed_for = 0
         if self.kv_config is not None:
             stats = self.kv.stats()
             if stats.entries_held < stats.entries_full:
-                self._exact_from = self.n_tokens
                 self._compressed_for = getattr(state, "compressed_for", self.n_tokens)
 
     def _fitted(self, state: LlamaState) -> LlamaState:

@@ -14,7 +14,6 @@ from laprox.chat.conversation import Conversation
 from laprox.chat.reading import read_documents
 from laprox.chat.session import Session, context_size
 from laprox.cli import options
-from laprox.cli.options import DEFAULT
 from laprox.cli.progress import read
 from laprox.cli.running import Answers, Running
 from laprox.cli.show import allocated_without, notes, printable, remark, size, status
@@ -36,6 +35,7 @@ FEW = 128  # tokens held per KV head, below which a percentage of a short text i
 
 
 @takes_model()
+@options.takes_kv()
 def chat(
     model: options.Model,
     document: Annotated[
@@ -57,16 +57,7 @@ def chat(
     ] = "aware",
     before_question: options.BeforeQuestion = False,
     ctx_size: options.ContextSize = 0,
-    kv_budget: options.KVBudget = str(DEFAULT.budget),
-    kv_policy: options.KVPolicy = str(DEFAULT.policy),
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
-    kv_min_tokens: options.KVMinTokens = DEFAULT.min_tokens,
-    kv_prefill: options.KVPrefill = DEFAULT.prefill,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
-    kv_floor: options.KVFloor = DEFAULT.floor,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     chat_template: options.ChatTemplate = None,
@@ -78,7 +69,6 @@ def chat(
     Follow-up questions are answered from what is held; /reread reads again with the current question in view.
     """
     # Everything that can be wrong without the model is found before it is loaded.
-    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile, kv_gates, kv_floor)
     agnostic = options.regime(regime, before_question) == "agnostic"
     if agnostic and not kv.on:
         raise typer.BadParameter("--regime agnostic needs a --kv-policy")

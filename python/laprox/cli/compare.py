@@ -47,6 +47,7 @@ class Asked(Facts):
 
 
 @takes_model(rest="documents")
+@options.takes_kv(only=("profile", "gates"), min_tokens=0)
 def compare(
     model: options.Model,
     documents: Annotated[
@@ -75,8 +76,7 @@ def compare(
     ] = "aware",
     before_question: options.BeforeQuestion = False,
     restart: Restart = False,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
+    kv: KVConfig = KVConfig(),
     running: Running = Running(),
 ) -> None:
     """Try policies on your own model and documents, against the full cache and what else takes as few bytes.
@@ -99,9 +99,8 @@ def compare(
     texts = [read_document(path, remark) for path in documents]
 
     loader = running.loader(model.get())
-    base = KVConfig(min_tokens=0, profile=kv_profile, gates=kv_gates)
     with closing(load_weights(loader.path, use_extra_bufts=False)) as weights:  # mapped, but neither read nor repacked
-        bytes_per_token, refused = check_model(loader.path, weights, contenders, base, options.CACHE_TYPES)
+        bytes_per_token, refused = check_model(loader.path, weights, contenders, kv, options.CACHE_TYPES)
         about = make_model(loader.path, _core.model_fingerprint(weights.model))
     vocabulary = loader.vocabulary
     jobs = [fact_job(vocabulary, text, facts, path.name, i) for i, (path, text) in enumerate(zip(documents, texts))]
@@ -125,14 +124,14 @@ def compare(
         "gpu_layers": running.gpu_layers,
         "batch_size": running.batch_size,
     }
-    files = [path for path in (kv_profile, kv_gates) if path]
+    files = [path for path in (kv.profile, kv.gates) if path]
     rows = Rows(results, make_header("compare", sys.argv, settings, [*documents, *files], about), restart)
 
     def open_llm(contender: Contender, n_ctx: int) -> Llama:
         made_with, name = contender.context
-        kv = None if contender.policy is None else replace(base, policy=made_with)
+        own = None if contender.policy is None else replace(kv, policy=made_with)
         cache_type = options.CACHE_TYPES[name].ggml
-        return loader.open(n_ctx, kv, flash_attn=True, type_k=cache_type, type_v=cache_type)
+        return loader.open(n_ctx, own, flash_attn=True, type_k=cache_type, type_v=cache_type)
 
     what = Alternatives(contenders, wanted, regime, bytes_per_token, refused, open_llm)
     measure(plan_alternatives(rows, jobs, what), rows, vocabulary, along=0, restart=restart)

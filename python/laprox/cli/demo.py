@@ -50,14 +50,14 @@ class Column:
 
 
 @grouped
+@options.takes_kv(only=("budget",), budget=BUDGET)
 def demo(
     model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="A GGUF file, or a name from `laprox models`.")] = MODEL,
-    kv_budget: options.KVBudget = BUDGET,
+    kv: KVConfig = KVConfig(),
     n_questions: Annotated[int, typer.Option("--questions", min=1, max=8, help="Ask only the first N questions.")] = 8,
     running: Running = Running(),
 ) -> None:
     """Ask a real model about a real text: stock llama.cpp beside laprox on a part of the cache."""
-    compressed = KVConfig(budget=kv_budget)
     about = material.load()
     questions = about.questions[:n_questions]
     check_model(model)
@@ -65,18 +65,18 @@ def demo(
     loader = running.loader(path)
     console = Console(highlight=False, soft_wrap=True)
 
-    def open_session(kv: KVConfig | None) -> Session:
+    def open_session(of: KVConfig | None) -> Session:
         conversation = Conversation(loader.vocabulary, about.text)
         asked = sum(len(conversation.next_turn(q.text + BRIEFLY)) + LONGEST_ANSWER for q in questions)
-        llm = loader.open(len(conversation.opening()) + asked + 64, kv)
+        llm = loader.open(len(conversation.opening()) + asked + 64, of)
         return Session(llm, conversation, Sampling(n_predict=LONGEST_ANSWER, temperature=0.0))
 
     stock = Column("llama.cpp", open_session(None))
-    small = Column(f"laprox {kv_budget}", open_session(compressed))
+    small = Column(f"laprox {kv.budget}", open_session(kv))
     n_tokens = len(stock.session.conversation.opening())
     console.print(
         f"[bold]{path.name}[/] reads {n_tokens:,} tokens: [italic]{about.title}[/] by {about.author}.\n"
-        f"Stock llama.cpp answers from all of its KV cache, laprox from {kv_budget} of the entries."
+        f"Stock llama.cpp answers from all of its KV cache, laprox from {kv.budget} of the entries."
     )
     console.print()
     for column in (stock, small):

@@ -19,7 +19,6 @@ from laprox.chat.reading import read_documents
 from laprox.chat.tokens import tokens_of
 from laprox.cli import options
 from laprox.cli.measuring import measure, split
-from laprox.cli.options import DEFAULT
 from laprox.cli.running import Restart, Running
 from laprox.cli.show import notes, remark
 from laprox.cli.source import takes_model
@@ -148,6 +147,7 @@ class Asked:
 
 
 @takes_model()
+@options.takes_kv(without=("budget", "policy", "min_tokens", "prefill"), min_tokens=0)  # every budget is reached
 def evaluate(
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the results go, a .jsonl file; an interrupted run goes on with it.")] = Path(
@@ -175,12 +175,7 @@ def evaluate(
     html: Annotated[Path | None, typer.Option("--html", help="Write a report, an .html file.", show_default=False)] = None,
     restart: Restart = False,
     ctx_size: options.ContextSize = 0,
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
-    kv_floor: options.KVFloor = DEFAULT.floor,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     running: Running = Running(),
@@ -188,13 +183,11 @@ def evaluate(
     """Measure what is still answered at a budget: RULER's task families, LongBench. Greedy, so that it can be repeated."""
     # Everything that can be wrong is found before the long work starts.
     asked.check()
-    wanted = _policies(policies)
-    budget_list = _budgets(budgets)
+    wanted = _policies(policies, kv)
+    budget_list = _budgets(budgets, kv)
     regimes = split(regime, "--regime")
     if unknown := [name for name in regimes if name not in REGIMES]:
         raise ValueError(f"--regime has {unknown[0]!r}; accepted: {', '.join(REGIMES)}, with commas")
-    # Every budget is reached, however short a document is.
-    kv = KVConfig(window=kv_window, sink=kv_sink, recent=kv_recent, min_tokens=0, profile=kv_profile, gates=kv_gates, floor=kv_floor)
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     check_writable(output)
     if html:
@@ -209,12 +202,12 @@ def evaluate(
     for policy, reason in able.refused.items():
         notes.print(f"without {policy}: {reason}", markup=False)
     settings = {
-        "seed": asked.seed, "questions": asked.questions, "window": kv_window, "sink": kv_sink, "recent": kv_recent, "floor": kv_floor,
+        "seed": asked.seed, "questions": asked.questions, "window": kv.window, "sink": kv.sink, "recent": kv.recent, "floor": kv.floor,
         "cache": f"{cache_type_k}, {cache_type_v}", "threads": able.n_threads, "gpu_layers": running.gpu_layers,
         "batch_size": running.batch_size,
     }  # fmt: skip
     beside = [loader.path.with_suffix(kind) for kind in (".kv-profile.npy", ".kv-gates.gguf")]
-    inputs = [*asked.files, *(p for p in (kv_profile, kv_gates) if p), *(p for p in beside if p.exists())]
+    inputs = [*asked.files, *(p for p in (kv.profile, kv.gates) if p), *(p for p in beside if p.exists())]
     header = make_header("eval", sys.argv, settings, inputs, make_model(loader.path, able.fingerprint))
     rows = Rows(output, header, restart)
 
@@ -233,23 +226,23 @@ def evaluate(
         notes.print(f"{html}: the report.", markup=False)
 
 
-def _policies(text: str) -> list[str]:
+def _policies(text: str, kv: KVConfig) -> list[str]:
     if text == ALL:
         return [name for name in policy_names() if name != "full"]
     found = split(text, "--policies")
     for name in found:
         if name == SHORTER:
             continue
-        KVConfig(policy=name)
+        kv.check("--policies: ", policy=name)
         if name in ("off", "full"):
             raise ValueError(f"--policies has {name!r}, which compresses nothing; the full cache is measured in any case")
     return found
 
 
-def _budgets(text: str) -> list[str]:
+def _budgets(text: str, kv: KVConfig) -> list[str]:
     found = split(text, "--budgets")
     for budget in found:
-        KVConfig(budget=budget)
+        kv.check("--budgets: ", budget=budget)
     return found
 
 

@@ -21,6 +21,7 @@ CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 
 
 @takes_model()
+@options.takes_kv(only=("budget",), policy="full")  # what a budget comes to, whatever else is set
 def info(
     model: options.Model,
     ctx_size: Annotated[
@@ -29,14 +30,14 @@ def info(
             "--ctx-size", "-c", min=1, help="A context size, in tokens, to show the cost of; repeatable.", show_default=False
         ),
     ] = None,
-    kv_budget: options.KVBudget = str(options.DEFAULT.budget),
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Say whether a GGUF can be compressed, and what a context of N tokens costs, full and at a budget."""
-    KVConfig(budget=kv_budget)  # says what is wrong with it
+    budget = str(kv.budget)
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     model_path = model.get()
     log.record(verbose)
@@ -63,8 +64,8 @@ def info(
             "compressible": True,
             "layers_compressed": cache.layers,
             "kv_bytes_per_token": cache.bytes_per_token,
-            "budget": kv_budget,
-            "contexts": [{"tokens": n, "full": cache.full(n), "at_budget": cache.at(kv_budget, n)} for n in sizes],
+            "budget": budget,
+            "contexts": [{"tokens": n, "full": cache.full(n), "at_budget": cache.at(budget, n)} for n in sizes],
         }
     if as_json:
         print_json(facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,6 @@ import typer
 from laprox import KVConfig, _core
 from laprox.chat.tokens import check_context, tokens_of, trained_for
 from laprox.cli import options
-from laprox.cli.options import DEFAULT
 from laprox.cli.progress import progress
 from laprox.cli.running import Restart, Running
 from laprox.cli.show import notes
@@ -25,6 +25,7 @@ PIECE = 8192  # tokens of a document's pieces, unless it is told otherwise
 
 
 @takes_model()
+@options.takes_kv(only=("window", "sink", "recent"))
 def profile(
     model: options.Model,
     data: Annotated[
@@ -48,9 +49,7 @@ def profile(
         ),
     ] = 0,
     restart: Restart = False,
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     running: Running = Running(),
@@ -59,7 +58,7 @@ def profile(
     # Everything that can be wrong is found before the long work starts.
     if scorer not in (accepted := [name for name in _core.scorers() if name in SCORERS]):
         raise ValueError(f"--scorer is {scorer!r}; accepted: {', '.join(accepted)}")
-    config = KVConfig(policy=f"{scorer}:uniform", window=kv_window, sink=kv_sink, recent=kv_recent)
+    config = replace(kv, policy=f"{scorer}:uniform")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     if output.suffix != ".npy":
         raise ValueError(f"{output}: the table is a .npy file")

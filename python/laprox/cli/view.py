@@ -13,7 +13,6 @@ from laprox.chat.conversation import Conversation
 from laprox.chat.reading import read_documents
 from laprox.chat.session import Sampling, Session, context_size
 from laprox.cli import options
-from laprox.cli.options import DEFAULT
 from laprox.cli.progress import read
 from laprox.cli.running import Running
 from laprox.cli.show import notes, printable, remark, size
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 
 @takes_model(rest="document")
+@options.takes_kv()
 def view(
     model: options.Model,
     document: Annotated[
@@ -40,16 +40,7 @@ def view(
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to look at in a browser.", show_default=False)] = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Write a picture of what the terminal would show.", show_default=False)] = None,
     ctx_size: options.ContextSize = 0,
-    kv_budget: options.KVBudget = str(DEFAULT.budget),
-    kv_policy: options.KVPolicy = str(DEFAULT.policy),
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
-    kv_min_tokens: options.KVMinTokens = DEFAULT.min_tokens,
-    kv_prefill: options.KVPrefill = DEFAULT.prefill,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
-    kv_floor: options.KVFloor = DEFAULT.floor,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     running: Running = Running(),
@@ -59,9 +50,8 @@ def view(
     In the terminal, or as a page or a picture.
     """
     # Everything that can be wrong without the model is found before it is loaded.
-    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile, kv_gates, kv_floor)
     if not kv.on:
-        raise ValueError(f"--kv-policy {kv_policy} keeps everything, so there is nothing to show")
+        raise ValueError("--kv-policy off keeps everything, so there is nothing to show")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     if html is not None:
         extras.need("report", "laprox view --html")

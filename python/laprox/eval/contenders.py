@@ -61,7 +61,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Raises ValueError if it is no budget."""
-        KVConfig(budget=self.text)
+        KVConfig().check("--budgets: ", budget=self.text)
 
     def tokens(self, n_read: int, bytes_per_token: float) -> float:
         """Of a document of n_read tokens, on average per KV head."""
@@ -104,10 +104,7 @@ def make_contenders(policies: Sequence[str]) -> list[Contender]:
             raise ValueError(f"--policies has {name!r}, whose cache type is unknown; accepted: {', '.join(QUANTISED)}")
         if policy in ("off", FULL):
             raise ValueError(f"--policies has {name!r}, but the full cache is always there; accepted: names as for --kv-policy")
-        try:
-            KVConfig(policy=policy)
-        except ValueError as error:
-            raise ValueError(f"--policies: {error}") from None
+        KVConfig().check("--policies: ", policy=policy)
         found.append(Contender(name, policy, cache_type if at else "f16"))
     if len(found) == 2 + len(QUANTISED):
         raise ValueError("--policies is empty: name at least one")

@@ -26,6 +26,7 @@ from llama_cpp.llama import LlamaState
 
 from laprox import _core
 from laprox.chat.tokens import last_logits, read
+from laprox.config import initial
 from laprox.eval.metrics import log_softmax
 from laprox.llama import Llama
 from laprox.policy import Policy
@@ -45,7 +46,7 @@ class Setting:
     """How the cache is compressed. Without a policy it is not, and the budget means nothing."""
 
     policy: str | Policy | None = None
-    budget: str = _core.DEFAULT_BUDGET
+    budget: str = initial("budget")
     regime: str = "aware"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from html import escape
 
 import numpy as np
@@ -113,7 +114,7 @@ def numbers(remembered: Remembered) -> dict[str, str]:
 def settings(remembered: Remembered) -> dict[str, str]:
     """How the cache was set, and laprox's version."""
     config = remembered.config
-    names = ("budget", "window", "sink", "recent", "min_tokens", "prefill", "profile", "gates", "floor")
+    names = [field.name for field in fields(config) if field.name != "policy"]
     chosen = {name: str(getattr(config, name)) for name in names if getattr(config, name) is not None}
     return {"policy": policy_name(config), **chosen, "compressions": str(remembered.stats.compressions), "laprox": __version__}
 
