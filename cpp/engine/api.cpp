@@ -205,9 +205,7 @@ bool laprox_seq_set_params(llama_context * ctx, llama_seq_id seq_id, const lapro
 }
 
 laprox_params * laprox_seq_get_params(llama_context * ctx, llama_seq_id seq_id) {
-    return guarded<laprox_params *>(nullptr, [&] {
-        return new laprox_params { sequence_of(ctx, seq_id).config().given };
-    });
+    return guarded<laprox_params *>(nullptr, [&] { return new laprox_params { sequence_of(ctx, seq_id).config().given }; });
 }
 
 laprox_params * laprox_get_params(const llama_context * ctx) {

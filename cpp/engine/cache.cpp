@@ -299,7 +299,7 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
     run(lctx, [&] {
         seq.n_wanted = 0; // of a batch that is gone
         seq.begin_generation();
-        seq.chose_early(false);
+        seq.chosen_early = false;
         laprox::compress(lctx, seq, seq.n_seen(), 0);
     });
 }
@@ -330,9 +330,7 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
         seq.end_turn(); // there is nothing that a second pass would change
         return -1;
     }
-    // What came since the last compression stays exact until it is more than min_tokens; but where entries were chosen while
-    // this prompt came in, its end, the question, has its say, too.
-    if (seq.chose_early() || end - seq.compressed_for() > own.min_tokens) {
+    if (seq.prompt_is_due()) {
         compress(lctx, seq_id);
     }
     return -1;

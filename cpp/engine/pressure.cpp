@@ -72,9 +72,7 @@ void make_room(llama_context & lctx, sequence & seq) {
         const int64_t n_before = seq.n_compressions();
         try {
             compress(lctx, seq, n_budget_seen, n_least);
-            if (seq.n_compressions() > n_before) {
-                seq.chose_early(true); // until what comes in turns out to be generated
-            }
+            seq.chosen_early = seq.chosen_early || seq.n_compressions() > n_before; // until what comes in turns out to be generated
         } catch (const std::exception & e) {
             reason = std::string("; ") + e.what();
         }

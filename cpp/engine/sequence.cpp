@@ -148,9 +148,9 @@ void sequence::clear() {
     chosen_for   = 0;
     turn_start   = 0;
     gen_begin    = -1;
+    chosen_early = false;
     n_wanted     = 0;
     compressions = recalls = n_recalled = 0;
-    chosen_early = false;
     times_us     = {};
     if (sums) {
         sums->clear();

@@ -129,15 +129,16 @@ public:
 
     // The prompt is in: what comes now is generated.
     void begin_generation() { gen_begin = gen_end = next_position(); }
-    // Entries were chosen while it came in, so that its end is still to have its say.
-    bool chose_early() const { return chosen_early; }
-    void chose_early(bool did) { chosen_early = did; }
+    // Whether it is time to compress where a prompt ends. What came since the last compression stays exact until it is more
+    // than min_tokens; but where entries were chosen while this prompt came in, its end, the question, has its say, too.
+    bool prompt_is_due() const { return chosen_early || next_position() - chosen_for > config().min_tokens; }
     int64_t n_generated() const { return gen_begin < 0 ? 0 : gen_end - gen_begin; } // since, or since the last compression
 
-    // Passes of recall for the prompt that ends here.
-    int32_t passes = 0;
+    // Passes of recall for the prompt that ends there.
+    int32_t   passes = 0;
     llama_pos recalled_for = -1;
 
+    bool     chosen_early = false; // entries were chosen while the prompt came in, without its end
     uint32_t n_wanted = 0; // tail cells that the last batch found no room for
     // llama.cpp looks for cells from the first empty one on: beyond the last there is no storage.
     void rewind_cells();
@@ -209,7 +210,6 @@ private:
     int64_t   n_gone     = 0; // tokens that left the tail
     llama_pos chosen_for = 0;
     llama_pos turn_start = 0;
-    bool      chosen_early = false; // entries were chosen while the prompt came in, without its end
     archive   left;
     llama_pos gen_begin  = -1; // where text began to be generated, or was last compressed; -1: a prompt is coming in
     llama_pos gen_end    = -1; // where it ends so far, tokens that llama.cpp only tries to place not included

@@ -75,7 +75,7 @@ static bool shares_positions(const common & shared) {
 void sequence::books::check(const common & shared, uint32_t n_cells) const {
     if (tail_start < 0 || tail_start > max_position || n_absorbed < 0 || n_absorbed > (shares_positions(shared) ? max_position : tail_start) ||
             (n_absorbed == 0 && tail_start > 0) || chosen_for < tail_start || chosen_for > max_position ||
-            gen_begin < -1 || gen_begin > max_position || n_kept < 0 || (n_absorbed == 0 && n_kept > 0)) {
+            gen_begin < -1 || gen_begin > max_position || n_kept < 0 || n_kept > n_absorbed*shared.n_pairs) {
         damaged("its token counts disagree");
     }
     const int64_t n_held = (n_kept + shared.n_pairs - 1)/shared.n_pairs + n_cells; // per KV head
