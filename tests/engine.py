@@ -42,6 +42,34 @@ def recent_log() -> str:
     return "".join(_log)
 
 
+class Full:
+    """with Full(after=n) as device: the device has room for n more buffers, then for none; device.asked says how many were wanted."""
+
+    _allocate = c.CFUNCTYPE(c.c_void_p, c.c_void_p, c.c_size_t)
+
+    def __init__(self, after: int):
+        self.after, self.asked = after, 0
+        device = L._lib.ggml_backend_cpu_buffer_type
+        device.restype = c.c_void_p
+        # ggml's table of what a kind of memory can do: its name, then how to allocate
+        self._place = c.c_void_p.from_address(device() + c.sizeof(c.c_void_p))
+
+    def __enter__(self):
+        self._was = self._place.value
+        allocate = self._allocate(self._was)
+
+        def limited(kind, size):
+            self.asked += 1
+            return allocate(kind, size) if self.asked <= self.after else None
+
+        self._limited = self._allocate(limited)
+        self._place.value = c.cast(self._limited, c.c_void_p).value
+        return self
+
+    def __exit__(self, *_):
+        self._place.value = self._was
+
+
 class Refused(Exception):
     """The engine said no, and why."""
 
@@ -302,6 +330,18 @@ class Context:
         init = L._lib.llama_opt_init
         init.restype, init.argtypes = None, [c.c_void_p, c.c_void_p, Options]
         init(self.handle, self.model.handle, Options(0, c.cast(self._filter, c.c_void_p), None, None, None, 0))
+
+    def abort_after(self, n: int | None) -> None:
+        """Let the host program's abort callback allow n more operations on the CPU, then none; None: as many as there are."""
+        left = n
+
+        def stop(_user) -> bool:
+            nonlocal left
+            left -= 1
+            return left < 0
+
+        self._abort = L.ggml_abort_callback(stop if n is not None else 0)
+        L.llama_set_abort_callback(self.handle, self._abort, None)
 
     def graphs_reused(self) -> int:
         """How often llama.cpp could run the graph of the batch before."""

@@ -211,6 +211,56 @@ def write_gemma2(path: str | Path, shape: Shape = Shape(n_layer=4, swa=64, tied=
     return Path(path)
 
 
+def write_gemma4(path: str | Path, shape: Shape = Shape(n_layer=6, swa=64, tied=True), **changes) -> Path:
+    """As in gemma2 every other layer has a sliding window; the last two layers read the cache of the two before them."""
+    shape = replace(shape, **changes)
+    w = _Writer(Path(path), "gemma4", shape)
+    w.gguf.add_sliding_window(shape.swa)
+    w.gguf.add_sliding_window_pattern([il % 2 == 0 for il in range(shape.n_layer)])
+    w.gguf.add_shared_kv_layers(2)
+    w.gguf.add_embedding_length_per_layer_input(0)
+    w.gguf.add_key_length_swa(shape.head_dim)
+    w.gguf.add_value_length_swa(shape.head_dim)
+    w.gguf.add_rope_dimension_count_swa(shape.head_dim)
+    w.embeddings(output=False)
+    w.vector("output_norm.weight", shape.n_embd)
+    w.vector("rope_freqs.weight", shape.head_dim // 2, std=0)
+    for il in range(shape.n_layer):
+        w.vector(f"blk.{il}.attn_norm.weight", shape.n_embd)
+        w.attention(il)
+        for name in ("attn_q_norm", "attn_k_norm"):  # its logits aren't divided by the root of the head size
+            w.vector(f"blk.{il}.{name}.weight", shape.head_dim, mean=shape.qk_scale * shape.head_dim**-0.25)
+        w.vector(f"blk.{il}.post_attention_norm.weight", shape.n_embd)
+        w.vector(f"blk.{il}.ffn_norm.weight", shape.n_embd)
+        w.ffn(il)
+        w.vector(f"blk.{il}.post_ffw_norm.weight", shape.n_embd)
+    w.close()
+    return Path(path)
+
+
+def write_gated(path: str | Path, shape: Shape = Shape(n_layer=8, swa=64), **changes) -> Path:
+    """The muse-glimmer architecture: what attention gives is multiplied by gates before the output projection, as in Qwen3-Next
+    and Qwen3.5. Three layers of four have a sliding window."""
+    shape = replace(shape, **changes)
+    w = _Writer(Path(path), "muse-glimmer", shape)
+    w.gguf.add_sliding_window(shape.swa)
+    w.gguf.add_logit_scale(1.0)
+    w.embeddings()
+    w.vector("output_norm.weight", shape.n_embd)
+    for il in range(shape.n_layer):
+        w.vector(f"blk.{il}.attn_norm.weight", shape.n_embd)
+        w.attention(il)
+        w.vector(f"blk.{il}.attn_q_norm.weight", shape.head_dim, mean=shape.qk_scale)
+        w.vector(f"blk.{il}.attn_k_norm.weight", shape.head_dim, mean=shape.qk_scale)
+        w.matrix(f"blk.{il}.attn_gate.weight", shape.n_head * shape.head_dim, shape.n_embd, 2 * shape.n_embd**-0.5)
+        w.vector(f"blk.{il}.post_attention_norm.weight", shape.n_embd)
+        w.vector(f"blk.{il}.ffn_norm.weight", shape.n_embd)
+        w.ffn(il)
+        w.vector(f"blk.{il}.post_ffw_norm.weight", shape.n_embd)
+    w.close()
+    return Path(path)
+
+
 def write_lfm2(path: str | Path, shape: Shape = Shape(n_layer=4, recurrent=(0, 2)), **changes) -> Path:
     """A hybrid: short convolutions with a state of two tokens in some layers, attention in the others."""
     shape = replace(shape, **changes)

@@ -223,19 +223,20 @@ def budget_entries(budget: str | float, tokens_seen: int, n_pairs: int, sink: in
     return max(entries, (sink + recent) * n_pairs)
 
 
-def select(held, scores, tokens_seen: int, budget, sink: int, recent: int, policy: str = "laprox") -> dict[tuple[int, int], np.ndarray]:
+def select(held, scores, tokens_seen: int, budget, sink: int, recent: int, policy: str = "laprox", pool=None) -> dict[tuple[int, int], np.ndarray]:
     """What survives of `held` = {(layer, head): ascending positions} with raw `scores` alike, protected entries included."""
     last = max(pos.max() for pos in held.values())
     rank = {pair: (pos >= sink) & (pos <= last - recent) for pair, pos in held.items()}
     k = budget_entries(budget, tokens_seen, len(held), sink, recent) - sum(int((~m).sum()) for m in rank.values())
-    candidates = normalised(held, scores, rank) if policy == "laprox" else {p: (held[p][m], held[p][m]) for p, m in rank.items()}
+    candidates = normalised(held, scores, rank, pool) if policy == "laprox" else {p: (held[p][m], held[p][m]) for p, m in rank.items()}
     chosen = top_k(candidates, k)
     return {pair: np.sort(np.concatenate([held[pair][~m], chosen[pair]])) for pair, m in rank.items()}
 
 
-def normalised(held, scores, rank) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-    """Pooled over a head's candidates, then divided by the layer's sum."""
-    pooled = {pair: average_pool(np.asarray(scores[pair], np.float64)[m]) for pair, m in rank.items()}
+def normalised(held, scores, rank, pool=None) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+    """Pooled over a head's candidates, one beside the other, or by pool(scores, positions); then divided by the layer's sum."""
+    pool = pool or (lambda score, _pos: average_pool(score))
+    pooled = {pair: pool(np.asarray(scores[pair], np.float64)[m], held[pair][m]) for pair, m in rank.items()}
     total = {}
     for (il, _), x in pooled.items():
         total[il] = total.get(il, 0.0) + x.sum()

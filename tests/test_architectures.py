@@ -1,9 +1,8 @@
 """Models in which only some layers have a cache that can be compressed."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 import worker
 from test_compaction import TOLERANCE, evict
@@ -104,6 +103,25 @@ def test_layers_without_attention(toy, rng):
         ctx.compress()
         assert ctx.stats().entries_held == 60 * 6
         ctx.decode([5, 6])
+
+
+@pytest.mark.parametrize("arch, layers", [("gated", [3, 7]), ("gemma4", [1, 3])])
+def test_scores_see_the_attention_of_the_layer_that_owns_the_entries(toy, rng, stock, arch, layers):
+    """docs/how-it-works.md says so: not gates between attention and its output projection, and not later layers that read the same
+    entries (layer 5 of gemma4 reads those of layer 3). Nothing else about such models is different."""
+    path, tokens = toy(arch), rng.integers(3, 512, 300)
+    with engine.Model(path, engine.params(budget="20%")) as model, engine.Context(model, type_k="f16") as ctx:
+        assert [il for il, _ in ctx.layers()] == layers
+        logits = ctx.decode(tokens, all_logits=True)
+        check(ctx, path, HALF)
+        ctx.compress()
+        assert ctx.stats().entries_held == 60 * 4
+        shorter = ctx.decode([5, 6], all_logits=True)
+        check(ctx, path, HALF)
+    steps = [["decode", tokens.tolist()], ["decode", [5, 6]]]
+    whole = stock(path, steps, type_k="f16")
+    assert np.abs(logits - whole[0]).max() < 1e-3
+    assert np.abs(shorter - whole[1]).max() > 0.1, "evicting made no difference"
 
 
 def test_hybrids_of_sliding_windows_only_are_refused(toy):

@@ -1,9 +1,8 @@
 """Bytes: what is reported is what the process holds, and evicting gives it back."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import worker
 
 MiB = 1 << 20
@@ -125,3 +124,60 @@ def test_growing_needs_room_for_one_layer_more(toy, rng, tmp_path):
     layer = after["kv_bytes"] / 8
     assert after["kv_bytes"] > 180 * MiB
     assert peak - start < after["kv_bytes"] + layer + 32 * MiB
+
+
+def test_what_attention_needs_beside_the_cache_is_bounded(toy, rng, tmp_path):
+    """The process holds what is reported and, while a batch is evaluated, masks of the heads' different lengths: those of one
+    layer, twice, whatever the number of layers, of batches and of length classes. docs/how-it-works.md has the formula."""
+    n_batch, n_head_kv, per_row = 512, 8, 4 * 8 * 2 * 128 * 2  # bytes of a row of all heads and layers, in F16
+    tokens = lambda n: rng.integers(3, 512, n).tolist()  # noqa: E731
+    look = [["stats"], ["held"], ["rss"]]
+    steps = [["prompt", tokens(n_batch)], *look, ["prompt", tokens(5500)], ["compress"], *look]
+    for n in (n_batch, n_batch, 1, n_batch, n_batch, 200, n_batch):
+        steps += [["prompt", tokens(n)], *look]
+    context = {"n_ctx": 12288, "n_batch": n_batch, "type_k": "f16"}
+    results = worker.run_in_process(toy(**LARGE | {"n_layer": 4}), steps, context, tmp_path, kv={"budget": "10%"})
+    seen = [results[i : i + 3] for i, step in enumerate(steps) if step[0] == "stats"]
+    reported = lambda stats: stats["kv_bytes"] + stats["window_bytes"]  # noqa: E731
+    beside = [rss - reported(stats) for stats, _, rss in seen]  # the model, the program, compute buffers
+    for (stats, held, _), more in zip(seen[1:], np.array(beside[1:]) - beside[0]):
+        lengths = [len(pos) for pos in held.values()]
+        rows = stats["kv_bytes"] / per_row + max(lengths) - np.mean(lengths)  # of the longest head, its unused cells included
+        assert -16 * MiB < more < 2 * rows * n_batch * n_head_kv * 2 + 8 * MiB
+    assert seen[1][0]["kv_bytes"] < 0.15 * 6012 * per_row
+
+
+@pytest.mark.parametrize("n_seq_max", [1, 3])
+def test_reported_bytes_are_the_processs(toy, rng, tmp_path, n_seq_max):
+    """Cache, windows and masks of contexts of every kind: within a few percent of what the process holds, at every step."""
+    shape = LARGE | {"n_layer": 6}
+    steps = [["prompt", rng.integers(3, 512, 64).tolist()], ["stats", -1], ["rss"]]
+    for i in range(6):
+        steps += [["prompt", rng.integers(3, 512, 1500).tolist(), i % n_seq_max]]
+        steps += [["compress", i % n_seq_max]] if i == 3 else []
+        steps += [["stats", -1], ["rss"]]
+    context = {"n_ctx": 9216 * n_seq_max, "n_batch": 64, "n_seq_max": n_seq_max, "type_k": "f32"}
+    results = worker.run_in_process(toy(**shape), steps, context, tmp_path, kv={"budget": "30%", "window": 64})
+    seen = [(s["kv_bytes"] + s["window_bytes"], rss) for s, rss in zip(results, results[1:]) if isinstance(s, dict)]
+    (first, rss_first), *later = seen
+    assert max(reported for reported, _ in seen) > 200 * MiB
+    for reported, rss in later:
+        assert abs((rss - rss_first) - (reported - first)) < 0.04 * max(reported, first) + 8 * MiB
+
+
+def test_a_byte_budget_is_chosen_as_fast_as_one_of_tokens(toy, rng):
+    """Scores are ranked once, not for every step of the search for what fits."""
+    shape = {"n_layer": 2, "n_head": 2, "n_head_kv": 2, "n_embd": 64, "head_dim": 32, "n_ff": 64}
+    seconds = {}
+    tokens = rng.integers(3, 512, 6000)
+    with engine.Model(toy(**shape), engine.params()) as model, engine.Context(model, n_ctx=8192) as ctx:
+        for budget in ("1000", "2MiB"):
+            ctx.set_params(engine.params(budget=budget))
+            seconds[budget] = 1e9
+            for _ in range(3):
+                ctx.clear()
+                ctx.decode(tokens)
+                ctx.compress()
+                assert ctx.stats().compressions == 1
+                seconds[budget] = min(seconds[budget], ctx.stats().select_seconds)
+    assert seconds["2MiB"] < 5 * seconds["1000"] + 0.002

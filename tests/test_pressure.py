@@ -1,9 +1,8 @@
 """A prompt that doesn't fit streams through: when a batch finds no room the cache is compressed and the batch retried."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 from test_compaction import TOLERANCE
 

@@ -3,14 +3,13 @@
 import json
 import pickle
 
+import llama_cpp  # noqa: E402
 import numpy as np
 import pytest
 from gguf_factory import CHATML
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding  # noqa: E402
 
 from laprox import KVConfig, KVStats, LaproxError, Llama, _core  # before llama_cpp, which finds its libraries through it
-
-import llama_cpp  # noqa: E402
-from llama_cpp.llama_speculative import LlamaPromptLookupDecoding  # noqa: E402
 
 KV = KVConfig(budget="10%", min_tokens=64)
 N = 600  # tokens of a prompt that is compressed

@@ -2,13 +2,12 @@
 
 import pickle
 
+import llama_cpp  # noqa: E402
 import numpy as np
 import pytest
 from gguf_factory import CHATML
 
 from laprox import KVConfig, Llama  # before llama_cpp, which finds its libraries through it
-
-import llama_cpp  # noqa: E402
 
 KV = KVConfig(budget="10%", min_tokens=64)
 DOCUMENT = "the code of Ada is 48, of Bob 77, of Eve 12. " * 12

@@ -2,10 +2,9 @@
 
 import ctypes as c
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import worker
 from gguf_factory import truncate
 

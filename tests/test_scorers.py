@@ -3,11 +3,10 @@
 import shutil
 from dataclasses import dataclass
 
-import numpy as np
-import pytest
-
 import engine
+import numpy as np
 import policies_reference as pr
+import pytest
 import reference
 
 MHA = {"n_head": 4, "n_head_kv": 4}

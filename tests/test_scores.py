@@ -1,9 +1,8 @@
 """LaProx scores against NumPy float64 on the values that the cache itself holds."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 
 # largest relative error: median, worst
@@ -23,7 +22,7 @@ def expected_scores(ctx, path, seq=0):
     for il, n_head_kv in ctx.layers():
         q, q_pos = ctx.queries(il, seq)
         w_o, group = net.w[f"blk.{il}.attn_output.weight"], net.n_head // n_head_kv
-        scale = 1.0 if net.arch == "gemma2" else net.scale  # gemma2 scales its queries itself
+        scale = 1.0 if net.arch in ("gemma2", "gemma4") else net.scale  # they scale their queries themselves
         for h in range(n_head_kv):
             e, part = ctx.entries(il, h, seq), slice(h * group, (h + 1) * group)
             columns = slice(h * group * net.d, (h + 1) * group * net.d)

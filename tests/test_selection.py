@@ -1,9 +1,8 @@
 """What is kept: exactly the budget, and exactly what brute force picks from the engine's own scores."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 from gguf import GGMLQuantizationType as QType
 
@@ -39,6 +38,26 @@ def test_laprox_keeps_the_best(toy, rng, shape, budget):
             entries = reference.budget_entries(budget, seen, len(before), 4, 32)
             assert stats.entries_held == min(entries, sum(map(len, before.values())))
             assert (stats.tokens_seen, stats.entries_full) == (seen, seen * len(before))
+
+
+def test_pooling_joins_entries_across_gaps(toy, rng):
+    """Neighbours are those in the cache, as docs/how-it-works.md says: by distance in the text, other entries would be kept."""
+
+    def by_distance(score, pos):
+        text = np.zeros(pos.max() + 1)
+        text[pos] = score
+        return reference.average_pool(text)[pos]
+
+    with engine.Model(toy(), engine.params(budget="30%")) as model, engine.Context(model, n_ctx=1024) as ctx:
+        for n, alike in ((400, True), (200, False)):
+            ctx.decode(rng.integers(3, 512, n))
+            before, scores = ctx.held(), ctx.score()
+            ctx.compress()
+            seen = ctx.stats().tokens_seen
+            assert_selected(ctx.held(), before, scores, seen, "30%", 4, 32)
+            others = reference.select(before, scores, seen, "30%", 4, 32, pool=by_distance)
+            differ = sum(len(set(pos) - set(others[pair])) for pair, pos in ctx.held().items())
+            assert differ <= 2 if alike else differ > 20  # while all of the text is held, both are the same
 
 
 def test_heads_keep_different_entries(toy, rng):

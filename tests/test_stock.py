@@ -1,9 +1,8 @@
 """Off is stock llama.cpp to the bit; full is stock llama.cpp within rounding; streaming is stock after seq_rm."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import worker
 
 

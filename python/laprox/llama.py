@@ -261,7 +261,7 @@ class Llama(llama_cpp.Llama):
             return
         if not isinstance(error, Exception):
             raise error
-        if self._scorer.first_warning():
+        if self._scorer and self._scorer.first_warning():
             warnings.warn(
                 f"{self._scorer.name}.score() failed and the cache was not compressed: {error!r}", RuntimeWarning, stacklevel=3
             )
@@ -300,7 +300,7 @@ class Llama(llama_cpp.Llama):
             if not parsed:
                 raise ValueError(f"the grammar can't be parsed; accepted: GBNF with a rule {grammar._root!r}")
             llama_cpp.llama_sampler_free(parsed)
-        return super()._init_sampler(*args, grammar=grammar, **kwargs)
+        return super()._init_sampler(*args, grammar=grammar, **kwargs)  # type: ignore[misc] # not among the positional ones
 
     def save_state(self) -> LlamaState:
         """What is cached, compressed as it is."""

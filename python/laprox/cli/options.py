@@ -47,6 +47,14 @@ def chat_template(text: str) -> str:
     return templates.NAMED.get(text, text)
 
 
+def regime(given: str, before_question: bool) -> str:
+    """The value of --regime where a cache is compressed for one question or for none."""
+    accepted = ("aware", "agnostic")
+    if given not in accepted:
+        raise ValueError(f"--regime is {given!r}; accepted: {', '.join(accepted)}")
+    return "agnostic" if before_question else given
+
+
 _kv = partial(typer.Option, rich_help_panel="KV cache")
 _run = partial(typer.Option, rich_help_panel="Model")
 _draw = partial(typer.Option, rich_help_panel="Answers")
@@ -107,6 +115,8 @@ KVFloor = Annotated[
 ]
 CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Data type of the cached keys: {', '.join(CACHE_TYPES)}.")]
 CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Data type of the cached values: {', '.join(CACHE_TYPES)}.")]
+
+BeforeQuestion = Annotated[bool, typer.Option("--compress-before-question", hidden=True, help="The same as --regime agnostic.")]
 
 ContextSize = Annotated[int, _run("--ctx-size", "-c", min=0, help="Size of the context in tokens; 0 = as large as needed.")]
 Threads = Annotated[int, _run("--threads", "-t", min=0, help="Number of CPU threads; 0 = llama.cpp's choice.")]

@@ -10,6 +10,7 @@ from llama_cpp._internals import LlamaModel
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from laprox import templates
+from laprox.chat.tokens import n_shared, tokens_of, trained_for
 
 
 class Conversation:
@@ -30,7 +31,7 @@ class Conversation:
         self.turns: list[tuple[str, str]] = []  # question, answer
         self._vocabulary = vocabulary
         self._between = between
-        self._document = vocabulary.tokenize(document.encode(), add_bos=False, special=False) if document else []
+        self._document = tokens_of(vocabulary, document)
         self._asked: tuple[str, list[int]] = ("", [])  # the last prompt
 
         # Marks stand for the documents and other text while a template is rendered, so that documents are never read as
@@ -50,8 +51,7 @@ class Conversation:
     @property
     def trained_for(self) -> int:
         """The model's training context in tokens, 0 if it doesn't say."""
-        metadata = self._vocabulary.metadata()
-        return int(metadata.get(f"{metadata.get('general.architecture')}.context_length", 0))
+        return trained_for(self._vocabulary)
 
     def prompt(self, question: str) -> list[int]:
         """The tokens of everything said so far and a question, up to where the answer begins.
@@ -76,8 +76,7 @@ class Conversation:
     def opening(self) -> list[int]:
         """The tokens that every next prompt starts with, whatever the question."""
         one, other = self.prompt("1"), self.prompt("?")
-        n = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
-        return one[:n]
+        return one[: n_shared(one, other)]
 
     def next_turn(self, question: str) -> list[int]:
         """The tokens of another question, from the end of the answer before it up to where its own begins."""

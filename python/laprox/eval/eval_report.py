@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from laprox.eval.means import Mean
 from laprox.eval.reader import REGIMES
-from laprox.eval.statistics import Mean
+from laprox.eval.rows import header_facts
 from laprox.eval.summary import Summary
 from laprox.eval.trials import ALONG
-from laprox.viz.charts import Chart, Line, against_bytes, size
+from laprox.viz.charts import Chart, Line, against_bytes
 from laprox.viz.page import Page
+from laprox.viz.text import size
 
 _LINES = 7  # in one chart; more can't be told apart
 
@@ -75,11 +77,13 @@ def evaluation_page(summary: Summary, header: dict[str, Any]) -> Page:
         "Standard errors know that questions about one document are not independent. With few questions they are rough, and 0 "
         "where all scores are equal."
     )
+    for refused in summary.refused:
+        page.note(f"{refused}.")
     for unequal in summary.unequal_bytes():
         page.note(
             f"Unequal bytes: {unequal}. A budget counts entries; padding and masks depend on how unevenly a policy shares them."
         )
-    page.details(_flat(header))
+    page.details(header_facts(header))
     return page
 
 
@@ -128,10 +132,3 @@ def _cell(name: str, mean: Mean | None) -> str:
         return mean.percent()
     return f"{100 * mean.mean:.0f}" if name == "agreement" else f"{mean.mean:.3f}"
 
-
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name} {key}".strip()).items()}
-    if isinstance(value, list) and all(isinstance(v, dict) for v in value):
-        return {name: "; ".join(" ".join(map(str, v.values())) for v in value)}
-    return {name: " ".join(map(str, value)) if isinstance(value, list) else str(value)}

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laprox import _core
+from laprox.chat.tokens import last_logits
 from laprox.config import KVConfig
 from laprox.llama import Llama
 
@@ -133,12 +134,6 @@ class Profiler:
         """Of each token to be the next, up to a factor."""
         logits = last_logits(self._llm)
         return np.exp((logits - logits.max()) / TEMPERATURE)
-
-
-def last_logits(llm: Llama) -> Floats:
-    """Of the token after those evaluated."""
-    row = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
-    return np.ctypeslib.as_array(row, shape=(llm.n_vocab(),)).astype(np.float64)
 
 
 def _draw(chances: Floats, rng: np.random.Generator) -> int:

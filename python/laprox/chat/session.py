@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from laprox import KVStats, Llama
-from laprox.cli.conversation import Conversation
+from laprox.chat.conversation import Conversation
+from laprox.chat.tokens import check_context, read
+
+ROOM = 2048  # tokens of context for questions and answers, at least
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,7 @@ class Session:
 
         Nothing is evicted: the compression comes when a question follows, which finds these tokens in the cache.
         """
-        self.llm.reset()
-        for start in range(0, len(tokens), self.llm.n_batch):
-            batch = tokens[start : start + self.llm.n_batch]
-            self.llm.eval(batch)
-            yield start + len(batch)
+        yield from read(self.llm, tokens)
 
     def answer(self, question: str, write: Callable[[str], None]) -> Answer:
         """Answer a question and pass the text on as it comes. An interrupt (ctrl-C) ends the answer, which counts."""
@@ -100,3 +99,13 @@ class Session:
     def stats(self) -> KVStats | None:
         """None without the compressing cache."""
         return self.llm.kv.stats() if self.llm.kv_config else None
+
+
+def context_size(conversation: Conversation, questions: list[str], n_predict: int, wanted: int) -> int:
+    """Room for documents, questions and answers, within what the model was trained for unless it is told otherwise."""
+    asked = max([len(conversation.prompt(q)) for q in questions], default=len(conversation.opening()))
+    least = asked + min(n_predict, 256)
+    trained = conversation.trained_for
+    check_context("documents and question", least, wanted, trained, "ask about less of it")
+    room = max(ROOM, 2 * n_predict * max(1, len(questions)))
+    return wanted or min(asked + room, trained or asked + room)

@@ -14,9 +14,9 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import unquote
 
-from laprox.decoding import Decoded, charset, clean, decode
+from laprox.chat.decoding import Decoded, charset, clean, decode
+from laprox.chat.webpage import declared_charset, looks_like_html, text_of_html
 from laprox.extras import need
-from laprox.webpage import declared_charset, looks_like_html, text_of_html
 
 LARGEST = 1 << 30  # bytes that a part of an archive may unpack to
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laprox.reading import read_document, read_jsonl
+from laprox.chat.reading import read_document, read_jsonl
 
 QUESTIONS = (
     "What is this text about? Answer in one paragraph.",

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from laprox.eval.comparison import EQUAL, KEPT, Entry
-from laprox.eval.contenders import FULL, PROTECTED, RECENT, ROOM, SHORTER
-from laprox.eval.examiner import Material
-from laprox.eval.rows import Rows
-from laprox.viz.charts import Line, against_bytes, size
+from laprox.eval.contenders import FULL, PROTECTED, RECENT, ROOM
+from laprox.eval.jobs import Job
+from laprox.eval.reader import SHORTER
+from laprox.eval.rows import Rows, header_facts
+from laprox.eval.summary import Key, key
+from laprox.viz.charts import Line, against_bytes
 from laprox.viz.page import Page
+from laprox.viz.text import shortened, size
 
 MOST = 20  # answers that are shown
 LONGEST = 50  # characters of each
@@ -19,19 +22,19 @@ _HEADER = ["", "budget", "allocated", "of full", "right", "KL divergence", "same
 _COSTS = ["", "budget", "decoding", "reading", "process memory", "entries held"]
 
 
-def page(rows: Rows, table: Sequence[Entry], sentence: str, materials: Sequence[Material]) -> Page:
+def page(rows: Rows, table: Sequence[Entry], sentence: str, jobs: Sequence[Job]) -> Page:
     """The verdict, charts, the table, what it cost, answers to look at, and how it was measured."""
-    settings, model = rows.header["settings"], rows.header["model"]
-    names = ", ".join(m.name for m in materials)
+    model = rows.header["model"]
+    names = ", ".join(job.name for job in jobs)
     full = next(e for e in table if e.name == FULL)
     lead = f"{model['name']} on {names}: ways to hold a document in less memory, at equal bytes."
     page = Page("What can this model forget?", lead)
     page.callout(sentence)
     page.facts(
         {
-            "tokens read": " + ".join(f"{m.n_read:,}" for m in materials),
+            "tokens read": " + ".join(f"{len(job.opening):,}" for job in jobs),
             "full cache": size(full.allocated or 0),
-            "questions": f"{sum(len(m.questions) for m in materials)}",
+            "questions": f"{full.right.n if full.right else 0}",
             "answered by the full cache": f"{full.known}",
         }
     )
@@ -54,18 +57,18 @@ def page(rows: Rows, table: Sequence[Entry], sentence: str, materials: Sequence[
         elif e.unequal:
             page.note(f"{e.unequal}.")
     page.section("What it costs")
-    page.table(_COSTS, [_costs(e, rows) for e in table], "Measured by the clock: these numbers differ from run to run.")
+    page.table(_COSTS, [_costs(e) for e in table], "Measured by the clock: these numbers differ from run to run.")
     page.note(
         "Decoding is in tokens per second and reading in seconds for the whole document, compressing included, both relative "
         "to stock llama.cpp with the full cache. Process memory is what this process has in RAM while it answers, without the "
         "copies of the cache that this comparison needs; weights and libraries are part of it."
     )
     page.section("Look for yourself")
-    _answers(page, rows, materials, settings["budgets"])
+    _answers(page, rows, jobs)
     page.section("How it was measured")
-    for text in _method(settings, materials, rows):
+    for text in _method(rows, jobs):
         page.note(text)
-    page.details(_details(rows))
+    page.details(header_facts(rows.header))
     return page
 
 
@@ -92,39 +95,32 @@ def _quality(e: Entry) -> list[str | None]:
     ]  # fmt: skip
 
 
-def _costs(e: Entry, rows: Rows) -> list[str | None]:
+def _costs(e: Entry) -> list[str | None]:
     if e.right is None:
         return [e.name, e.budget, *4 * ["-"]]
-    row = next(row for key, row in rows if key[1:] == (e.name, e.budget) and "right" in row)
-    held = f"{row['entries'] / row['entries_full']:.1%}" if "entries" in row else f"{row['read'] / _read(rows):.1%}"
     return [
         e.name, e.budget, f"{e.decode:.2f}x" if e.decode else "-", f"{e.prefill:.2f}x" if e.prefill else "-",
-        size(e.resident) if e.resident else "-", held,
+        size(e.resident) if e.resident else "-", f"{e.entries:.1%}",
     ]  # fmt: skip
 
 
-def _read(rows: Rows) -> int:
-    return next(row["read"] for key, row in rows if key[1] == FULL)
-
-
-def _answers(page: Page, rows: Rows, materials: Sequence[Material], budgets: Sequence[str]) -> None:
-    budget = budgets[len(budgets) // 2]
-    policies = [name for (_, name, at), row in rows if at == budget and "right" in row and name != SHORTER]
-    shown = "laprox" if "laprox" in policies else policies[0] if policies else None
-    named = [(FULL, ""), *([(str(shown), budget)] if shown else []), (SHORTER, budget)]
-    columns = [c for c in named if any(key[1:] == c and "right" in row for key, row in rows)]
+def _answers(page: Page, rows: Rows, jobs: Sequence[Job]) -> None:
+    settings = rows.header["settings"]
+    budget = settings["budgets"][len(settings["budgets"]) // 2]
+    measured = {(str(name), str(at)) for (*_, name, at), row in rows if "score" in row}
+    policies = [name for name in settings["policies"] if (name, budget) in measured]
+    shown = "laprox" if "laprox" in policies else policies[0] if policies else ""
+    columns = [column for column in ((FULL, ""), (shown, budget), (SHORTER, budget)) if column in measured]
     lines = []
-    for i, material in enumerate(materials):
-        for j, question in enumerate(material.questions):
-            cells: list[str] = [f"{question.text} ({question.value})"]
+    for job in jobs:
+        for i, prompt in enumerate(job.prompts):
+            if prompt.told:
+                continue
+            cells: list[str] = [f"{prompt.question.text} ({prompt.question.references[0]})"]
             for name, at in columns:
-                row = rows[i, name, at] if (i, name, at) in rows else {}
-                if "right" in row:
-                    text = " ".join(row["answers"][j].split())
-                    text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
-                    cells.append(f"{'✓' if row['right'][j] else '✗'} {text}")
-                else:
-                    cells.append("-")
+                row = rows.get(_key(job, i, settings["regime"] if at else "", name, at))
+                text = shortened(prompt.question.counted(row["answer"]), LONGEST) if "score" in row else ""
+                cells.append(f"{'✓' if row['score'] else '✗'} {text}" if "score" in row else "-")
             lines.append(cells)
     head = [f"{name} at {at}" if at else name for name, at in columns]
     more = f"The first {MOST} of {len(lines)}; all" if len(lines) > MOST else "All"
@@ -132,7 +128,12 @@ def _answers(page: Page, rows: Rows, materials: Sequence[Material], budgets: Seq
     page.table(["question", *head], lines[:MOST], caption)
 
 
-def _method(settings: dict[str, Any], materials: Sequence[Material], rows: Rows) -> list[str]:
+def _key(job: Job, i: int, regime: str, name: str, budget: str) -> Key:
+    return key(job.family, job.length, job.number, i, regime, name, budget)
+
+
+def _method(rows: Rows, jobs: Sequence[Job]) -> list[str]:
+    settings = rows.header["settings"]
     regime = (
         "when document and question are in, with the question in view"
         if settings["regime"] == "aware"
@@ -140,8 +141,8 @@ def _method(settings: dict[str, Any], materials: Sequence[Material], rows: Rows)
     )
     cut = []
     for budget in settings["budgets"]:
-        found = [(m, rows[i, SHORTER, budget]) for i, m in enumerate(materials) if (i, SHORTER, budget) in rows]
-        cut += [f"{row['read']:,} of {m.n_read:,} tokens at {budget}" for m, row in found if "read" in row]
+        found = [(job, rows.get(_key(job, len(job.prompts) - 1, "agnostic", SHORTER, budget))) for job in jobs]
+        cut += [f"{row['read']:,} of {len(job.opening):,} tokens at {budget}" for job, row in found if "read" in row]
     return [
         "Bytes. A budget is a share of the bytes that the document takes in an uncompressed f16 cache, and on top of it everyone "
         f"has room for the same {ROOM} tokens to come. Every contender with a budget may allocate exactly these bytes, padding "
@@ -165,15 +166,3 @@ def _method(settings: dict[str, Any], materials: Sequence[Material], rows: Rows)
         "While a document is read, a compressing cache holds all of it; the bytes are what remains afterwards.",
     ]
 
-
-def _details(rows: Rows) -> dict[str, str]:
-    header = rows.header
-    settings = {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in header["settings"].items()}
-    return {
-        "command": "laprox " + " ".join(header["command"]),
-        **{name: str(value) for name, value in header["versions"].items()},
-        "model": f"{header['model']['name']}, {header['model']['bytes']:,} bytes, fingerprint {header['model']['fingerprint']}",
-        **{f["name"]: f"sha256 {f['sha256']}" for f in header["inputs"]},
-        **settings,
-        "machine": header["machine"],
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from laprox.decoding import charset
+from laprox.chat.decoding import charset
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from laprox.decoding import printable, whole
-from laprox.formats import text_of
+from laprox.chat.decoding import printable, whole
+from laprox.chat.formats import text_of
 
 
 def read_documents(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) -> str:
@@ -25,7 +25,7 @@ def read_documents(paths: Sequence[Path], note: Callable[[str], None] = lambda _
 
 
 def read_document(path: Path, note: Callable[[str], None] = lambda _: None) -> str:
-    """The text of one file, by what is in it: see laprox.formats. `note` as for read_documents().
+    """The text of one file, by what is in it: see laprox.chat.formats. `note` as for read_documents().
 
     Raises:
         ValueError: It is missing, unreadable or without text; the message starts with its path.

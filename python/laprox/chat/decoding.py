@@ -52,8 +52,8 @@ def decode(data: bytes, declared: str | None = None) -> Decoded:
     if b"\x1b$B" in data or b"\x1b$@" in data:  # Japanese e-mail's, in ASCII with escape sequences
         with contextlib.suppress(UnicodeDecodeError):
             return Decoded(data.decode("iso2022_jp"), "")
-    if (encoding := _wide_encoding(data)) is not None:
-        return _replacing(data, encoding)._replace(note=f"read as {encoding.upper()}")
+    if (wide := _wide_encoding(data)) is not None:
+        return _replacing(data, wide)._replace(note=f"read as {wide.upper()}")
     try:
         return Decoded(_checked(data.decode("utf-8")), "")
     except UnicodeDecodeError as error:
@@ -126,7 +126,8 @@ def _wide_encoding(data: bytes) -> str | None:
     """UTF-16 or UTF-32 without a mark: of the encodings that give text, the one that gives most spaces and ASCII."""
     if b"\0" not in data[:_SAMPLE]:
         return None
-    best, most = None, 0.02
+    best: str | None = None
+    most = 0.02
     for encoding in _WIDE:
         width = 4 if encoding.startswith("utf-32") else 2
         sample = data[: min(len(data), _SAMPLE) // width * width]
