@@ -136,8 +136,6 @@ class Profiler:
         return np.exp((logits - logits.max()) / TEMPERATURE)
 
 
-
-
 def _draw(chances: Floats, rng: np.random.Generator) -> int:
     total = np.cumsum(chances)
     return int(np.searchsorted(total, rng.random() * total[-1], side="right"))
