@@ -19,7 +19,7 @@ from laprox.gates import sidecar
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
 N_PAIRS = 6  # (layer, KV head) pairs of the toy
-KV = ("--kv-budget", "20%", "--kv-min-tokens", "64")
+KV = ("--kv-budget", "20%", "--kv-min-tokens", "64", "--kv-archive", "off")
 
 
 @pytest.fixture(scope="module")

@@ -315,6 +315,9 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
         }
         if (seq.passes >= own.recall) {
             seq.end_turn();
+            if (seq.n_tail() > (uint32_t) std::max(own.min_tokens, own.recent)) { // a long turn doesn't stay exact, as ever
+                compress(lctx, seq_id);
+            }
             return -1;
         }
         llama_pos from = end;

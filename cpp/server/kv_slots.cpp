@@ -81,7 +81,9 @@ json server_kv_props() {
             props[row.name] = std::stoll(text);
         } else if (kind == "number") {
             props[row.name] = std::stod(text);
-        } else if (kind != "path" && kind != "folder") { // which are nobody's business but the server's
+        } else if (kind == "folder") { // where it is, is nobody's business but the server's
+            props[row.name] = text == "auto" || text == "ram" || text == "off" ? text : kind;
+        } else if (kind != "path") {
             props[row.name] = text;
         }
     }
