@@ -309,7 +309,8 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
     const settings & own = seq.config();
     const llama_pos  end = seq.next_position();
     seq.begin_generation();
-    if (seq.remembers() && seq.n_held() < seq.n_seen()*all.n_pairs) {
+    const bool asks = own.policy.score && own.policy.score->by_queries(); // else another prompt needs what the last one needed
+    if (asks && seq.remembers() && seq.n_held() < seq.n_seen()*all.n_pairs) {
         if (seq.recalled_for != end) {
             seq.passes = 0;
         }

@@ -67,6 +67,7 @@ struct scorer {
     bool named = true;           // false: a measure, not a policy of this name
 
     bool needs_gates() const { return needs == need::gates; }
+    bool by_queries()  const { return needs == need::window || needs == need::all_queries; }
 };
 
 struct policy {
