@@ -146,3 +146,23 @@ def test_the_next_turn_continues_the_conversation(model):
     conversation.turns.append(("First?", "Yes."))
     assert text(conversation.prompt("Second?")) == text(before) + "Yes." + text(later)
     assert conversation.document_begin() == len(vocabulary.tokenize(b"<|im_start|>user\n", add_bos=False, special=True))
+
+
+def test_with_recall_a_later_question_is_answered_from_the_archive(model, document, question):
+    reader = Reader(context(model, archive="ram"))
+    reader.read(document, head=3)
+    setting = Setting("laprox@recall", "20%", "follow-up")
+    starts = [reader.start(question, setting, FIRST) for _ in range(2)]  # the second from a copy, which has the archive, too
+    by_hand = context(model, budget="20%", archive="ram")
+    by_hand.eval(document)
+    by_hand.eval(FIRST.tokens)
+    by_hand.kv.compress()
+    answer_greedily(by_hand, FIRST.predict)
+    by_hand.eval(question)
+    stale = log_softmax(last_logits(by_hand))
+    by_hand.kv.prompt_done()
+    for start in starts:
+        assert np.allclose(start.logprobs, log_softmax(last_logits(by_hand)), atol=1e-4)
+        assert not np.allclose(start.logprobs, stale, atol=1e-2)
+    plain = reader.start(question, Setting("laprox", "20%", "follow-up"), FIRST)  # on the same Llama: nothing comes back
+    assert np.allclose(plain.logprobs, stale, atol=1e-4)

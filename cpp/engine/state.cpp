@@ -58,7 +58,7 @@ template <typename F> static void visit_layout(const common & shared, F field) {
 struct sequence::books {
     struct token { llama_pos pos; llama_kv_cell_ext ext; };
 
-    llama_pos tail_start, chosen_for, gen_begin;
+    llama_pos tail_start, chosen_for, turn_start, gen_begin;
     int64_t   n_absorbed, n_kept;
     std::vector<token> tail; // ascending
     uint32_t  n_queries; // in the window
@@ -75,7 +75,7 @@ static bool shares_positions(const common & shared) {
 void sequence::books::check(const common & shared, uint32_t n_cells) const {
     if (tail_start < 0 || tail_start > max_position || n_absorbed < 0 || n_absorbed > (shares_positions(shared) ? max_position : tail_start) ||
             (n_absorbed == 0 && tail_start > 0) || chosen_for < tail_start || chosen_for > max_position ||
-            gen_begin < -1 || gen_begin > max_position || n_kept < 0 || n_kept > n_absorbed*shared.n_pairs) {
+            turn_start < 0 || turn_start > max_position || gen_begin < -1 || gen_begin > max_position || n_kept < 0 || n_kept > n_absorbed*shared.n_pairs) {
         damaged("its token counts disagree");
     }
     const int64_t n_held = (n_kept + shared.n_pairs - 1)/shared.n_pairs + n_cells; // per KV head
@@ -94,6 +94,7 @@ template <typename IO, typename Positions> void sequence::visit(IO & io, const c
     io.field(b.tail_start);
     io.field(b.n_absorbed);
     io.field(b.chosen_for);
+    io.field(b.turn_start);
     io.field(b.gen_begin);
     io.field(b.n_kept);
     uint32_t n_cells = b.tail.size();
@@ -158,7 +159,7 @@ template <typename IO> void sequence::visit_rows(IO & io, const layer_store & st
 void sequence::write(state_writer & out) const {
     const tail_view held   = tail();
     const observed  window_now = observed_queries();
-    books b { tail_start, chosen_for, gen_begin, n_gone, n_kept(), {}, (uint32_t) window_now.slot.size(), sums ? sums->n_summed : 0 };
+    books b { tail_start, chosen_for, turn_start, gen_begin, n_gone, n_kept(), {}, (uint32_t) window_now.slot.size(), sums ? sums->n_summed : 0 };
     for (size_t i = 0; i < held.cell.size(); i++) {
         b.tail.push_back({ held.pos[i], cells.ext_get(held.cell[i]) });
     }
@@ -287,7 +288,7 @@ void sequence::read(state_reader & in) {
     }
     cell_head = n_cells;
     gen_end   = next_position();
-    end_turn();
+    turn_start = std::min(b.turn_start, next_position());
     read_archive(in);
 }
 

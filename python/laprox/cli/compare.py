@@ -47,7 +47,7 @@ class Asked(Facts):
 
 
 @takes_model(rest="documents")
-@options.takes_kv(only=("profile", "gates"), min_tokens=0)
+@options.takes_kv(only=("profile", "gates"), min_tokens=0, archive="off")
 def compare(
     model: options.Model,
     documents: Annotated[

@@ -26,7 +26,7 @@ from laprox.config import policies as policy_names
 from laprox.eval import books, longbench, tasks
 from laprox.eval.bench import plan_policies, runnable
 from laprox.eval.jobs import Job, book_jobs, context_size, longbench_jobs, task_jobs
-from laprox.eval.reader import REGIMES, SHORTER
+from laprox.eval.reader import RECALL, REGIMES, SHORTER, recalls, without_recall
 from laprox.eval.rows import Rows, make_header, make_model
 from laprox.eval.summary import Summary
 from laprox.files import check_writable
@@ -147,7 +147,7 @@ class Asked:
 
 
 @takes_model()
-@options.takes_kv(without=("budget", "policy", "min_tokens", "prefill", "archive", "archive_limit"), min_tokens=0)  # every budget is reached
+@options.takes_kv(without=("budget", "policy", "min_tokens", "prefill", "archive", "archive_limit", "recall"), min_tokens=0)  # every budget is reached
 def evaluate(
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the results go, a .jsonl file; an interrupted run goes on with it.")] = Path(
@@ -158,7 +158,8 @@ def evaluate(
         str,
         typer.Option(
             "--policies",
-            help=f"What to compare, separated by commas; {ALL} = every policy that has a name; {SHORTER} = the document's last tokens alone.",
+            help=f"What to compare, separated by commas; {ALL} = every policy that has a name; {SHORTER} = the document's last tokens alone; "
+            f"POLICY{RECALL} = with an archive, from which entries come back for a later question.",
         ),
     ] = "laprox,snapkv,streaming",
     budgets: Annotated[
@@ -184,6 +185,7 @@ def evaluate(
     # Everything that can be wrong is found before the long work starts.
     asked.check()
     wanted = _policies(policies, kv)
+    kv = replace(kv, archive="ram" if any(map(recalls, wanted)) else "off")
     budget_list = _budgets(budgets, kv)
     regimes = split(regime, "--regime")
     if unknown := [name for name in regimes if name not in REGIMES]:
@@ -233,8 +235,8 @@ def _policies(text: str, kv: KVConfig) -> list[str]:
     for name in found:
         if name == SHORTER:
             continue
-        kv.check("--policies: ", policy=name)
-        if name in ("off", "full"):
+        kv.check("--policies: ", policy=without_recall(name))
+        if without_recall(name) in ("off", "full"):
             raise ValueError(f"--policies has {name!r}, which compresses nothing; the full cache is measured in any case")
     return found
 

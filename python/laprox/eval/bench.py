@@ -17,7 +17,7 @@ from laprox import LaproxError, Llama, _core
 from laprox.chat.tokens import text_of
 from laprox.eval.contenders import FULL, ROOM, Budget, Contender
 from laprox.eval.jobs import Job
-from laprox.eval.reader import REGIMES, SHORTER, Reader, Setting, made_with
+from laprox.eval.reader import REGIMES, SHORTER, Reader, Setting, made_with, recalls
 from laprox.eval.rows import Rows
 from laprox.eval.summary import Key, key
 from laprox.eval.trials import ALONG, Trials, order
@@ -161,7 +161,8 @@ def plan_policies(
         open_llm: Makes a context for a policy.
     """
     cells = [Cell(FULL, "", "follow-up", Setting(None, "", "follow-up"))] if "follow-up" in regimes else []
-    cells += [Cell(p, b, r, Setting(p, b, r)) for r in regimes for p in policies for b in budgets]
+    # with the question in view nothing was evicted before
+    cells += [Cell(p, b, r, Setting(p, b, r)) for r in regimes for p in policies for b in budgets if not (r == "aware" and recalls(p))]
     readings = []
     for first, context in enumerate(dict.fromkeys(made_with(cell.setting.policy) for cell in cells if cell.budget)):
         mine = [cell for cell in cells if (made_with(cell.setting.policy) == context if cell.budget else not first)]

@@ -41,6 +41,19 @@ REGIMES = {
 SHORTER = "shorter-context"  # in place of a policy: the document's last tokens, as many as the budget has, read by themselves
 
 
+RECALL = "@recall"  # after a policy's name: what was evicted comes back from an archive when another question needs it
+
+
+def recalls(policy: str | Policy | None) -> bool:
+    """Whether a policy is named with RECALL. It needs a Llama with an archive."""
+    return isinstance(policy, str) and policy.endswith(RECALL)
+
+
+def without_recall(policy: str | Policy | None) -> str | Policy | None:
+    """The policy as the engine knows it."""
+    return policy.removesuffix(RECALL) if isinstance(policy, str) else policy
+
+
 @dataclass(frozen=True)
 class Setting:
     """How the cache is compressed. Without a policy it is not, and the budget means nothing."""
@@ -184,7 +197,8 @@ class Reader:
             raise ValueError(f"regime is {setting.regime!r}, which {'needs a' if first is None else 'has no'} first question")
         shorter = setting.policy == SHORTER
         if setting.policy is not None and not shorter:
-            self.llm.kv.set(policy=setting.policy, budget=setting.budget)
+            recall = initial("recall") if recalls(setting.policy) else 0
+            self.llm.kv.set(policy=without_recall(setting.policy), budget=setting.budget, recall=recall)
         if not shorter and (setting.regime == "aware" or setting.policy is None and first is None):
             logprobs, seconds = self._restore_asked(question)
             return Start(logprobs, self._cost(setting), seconds)
@@ -201,10 +215,13 @@ class Reader:
                 logprobs, _ = self._restore_asked(first.tokens)
                 cost = self._cost(setting)
                 self._answer_first(first, logprobs)
-            self._compressed = (setting, first), self.llm.save_state(), cost
+            self._compressed = (setting, first), self.llm.save_state(archive=recalls(setting.policy)), cost
         else:
             self.llm.load_state(self._compressed[1])
         logprobs, seconds = self._ask(question)
+        if recalls(setting.policy):
+            self.llm.kv.prompt_done()
+            logprobs = log_softmax(last_logits(self.llm))
         return Start(logprobs, self._compressed[2], seconds)
 
     def force(self, start: Start, answer: Sequence[int]) -> Iterator[Floats]:
@@ -253,7 +270,7 @@ class Reader:
             if policy == SHORTER:
                 continue
             try:
-                self.llm.kv.set(policy=policy)
+                self.llm.kv.set(policy=without_recall(policy))
             except _core.LaproxError as error:
                 reasons[policy] = str(error)
         return reasons
@@ -359,6 +376,7 @@ def made_with(policy: str | Policy | None) -> str:
     Expected Attention sums up queries and gates mark tokens while a document is read, if the context was made for that. A
     context that is made with "expected" serves all but "retention".
     """
+    policy = without_recall(policy)
     meaning = dict(zip(_core.policies(), _core.meanings())).get(policy, policy) if isinstance(policy, str) else ""
     scorer = meaning.partition(":")[0]
     return scorer if scorer in ("expected", "retention") else "laprox"
