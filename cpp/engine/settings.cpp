@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <stdexcept>
 
@@ -16,6 +17,14 @@ static void check_range(const char * name, int32_t value, int32_t low, int32_t h
         throw std::invalid_argument(std::string(name) + " = " + std::to_string(value) + " is out of range; accepted: " +
                 std::to_string(low) + " to " + std::to_string(high));
     }
+}
+
+// A C caller may put any number into an enum; reading one of no enumerator's as the enum is undefined.
+template <typename T> static int32_t number_in(const T & value) {
+    static_assert(sizeof(T) == sizeof(int32_t), "an enum of C is an int");
+    int32_t number;
+    std::memcpy(&number, &value, sizeof(number));
+    return number;
 }
 
 std::string fingerprint(const llama_model & model) {
@@ -111,8 +120,8 @@ settings make_settings(const llama_model & model, const laprox_params & params) 
     settings s {};
     s.policy = find_policy(params.policy ? params.policy : "");
 
+    check_range("budget.unit", number_in(params.budget.unit), 0, 2);
     s.budget = { (budget_unit) params.budget.unit, params.budget.value };
-    check_range("budget.unit", params.budget.unit, 0, 2);
     try {
         check_budget(s.budget);
     } catch (const std::invalid_argument & e) {
@@ -128,7 +137,7 @@ settings make_settings(const llama_model & model, const laprox_params & params) 
     s.recent     = params.recent;
     s.min_tokens = params.min_tokens;
 
-    check_range("prefill", params.prefill, LAPROX_PREFILL_DENSE, LAPROX_PREFILL_CHUNKED);
+    check_range("prefill", number_in(params.prefill), LAPROX_PREFILL_DENSE, LAPROX_PREFILL_CHUNKED);
     s.chunked = params.prefill == LAPROX_PREFILL_CHUNKED;
 
     if (s.budget.unit == budget_unit::tokens && s.evicts() && s.budget.value < s.sink + s.recent) {
