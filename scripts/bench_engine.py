@@ -83,7 +83,7 @@ def serve(job: dict) -> None:
     import numpy as np
 
     def settings(policy):
-        prefill = engine.CHUNKED if job["chunked"] else engine.DENSE
+        prefill = "chunked" if job["chunked"] else "dense"
         return engine.params(policy=policy, budget=job["budget"], prefill=prefill, gates=job.get("gates"))
 
     kv = None

@@ -13,8 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import gguf_factory  # noqa: E402
-import laprox  # noqa: E402, F401 - before any test imports llama_cpp
 from gguf import GGMLQuantizationType as QType  # noqa: E402
+
+import laprox  # noqa: E402, F401 - before any test imports llama_cpp
 
 
 @pytest.fixture(scope="session")

@@ -74,28 +74,13 @@ class Refused(Exception):
     """The engine said no, and why."""
 
 
-class LaproxBudget(c.Structure):
-    _fields_ = [("unit", c.c_int), ("value", c.c_double)]
-
-
-class LaproxParams(c.Structure):
-    _fields_ = [
-        ("policy", c.c_char_p),
-        ("budget", LaproxBudget),
-        ("window", c.c_int32),
-        ("sink", c.c_int32),
-        ("recent", c.c_int32),
-        ("min_tokens", c.c_int32),
-        ("prefill", c.c_int),
-        ("profile", c.c_char_p),
-        ("gates", c.c_char_p),
-        ("floor", c.c_float),
-    ]
+class LaproxOption(c.Structure):
+    _fields_ = [(name, c.c_char_p) for name in ("name", "kind", "initial", "accepted", "value", "help")]
 
 
 class LaproxStats(c.Structure):
     _fields_ = [(n, c.c_int64) for n in ("tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full")]
-    _fields_ += [("window_bytes", c.c_int64), ("compressions", c.c_int64)]
+    _fields_ += [(n, c.c_int64) for n in ("window_bytes", "compressions", "recalls", "entries_recalled", "archived_entries", "archived_bytes")]
     _fields_ += [(n, c.c_double) for n in ("score_seconds", "select_seconds", "compact_seconds")]
 
 
@@ -103,15 +88,19 @@ ScorerCallback = c.CFUNCTYPE(
     c.c_bool, c.c_void_p, c.c_int32, c.c_int32, c.c_int32, c.POINTER(c.c_int32), c.c_int64, c.POINTER(c.c_float), c.c_void_p
 )
 
-FRACTION, TOKENS, BYTES = 0, 1, 2
-DENSE, CHUNKED = 0, 1
-
 if hasattr(L._lib, "laprox_api_version"):
     _i32p, _f32p = c.POINTER(c.c_int32), c.POINTER(c.c_float)
     for _name, _restype, _argtypes in [
         ("api_version", c.c_int32, []),
         ("last_error", c.c_char_p, []),
-        ("default_params", LaproxParams, []),
+        ("option_count", c.c_int32, []),
+        ("option_at", LaproxOption, [c.c_int32]),
+        ("params_new", c.c_void_p, [c.c_char_p]),
+        ("params_free", None, [c.c_void_p]),
+        ("params_set", c.c_bool, [c.c_void_p, c.c_char_p, c.c_char_p]),
+        ("params_set_custom", c.c_bool, [c.c_void_p, c.c_char_p]),
+        ("params_get", c.c_char_p, [c.c_void_p, c.c_char_p]),
+        ("params_check", c.c_bool, [c.c_void_p]),
         ("policy_count", c.c_int32, []),
         ("policy_name", c.c_char_p, [c.c_int32]),
         ("policy_meaning", c.c_char_p, [c.c_int32]),
@@ -119,12 +108,13 @@ if hasattr(L._lib, "laprox_api_version"):
         ("scorer_name", c.c_char_p, [c.c_int32]),
         ("allocator_count", c.c_int32, []),
         ("allocator_name", c.c_char_p, [c.c_int32]),
-        ("parse_budget", c.c_bool, [c.c_char_p, c.POINTER(LaproxBudget)]),
-        ("model_set_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
+        ("model_set_params", c.c_bool, [c.c_void_p, c.c_void_p]),
         ("model_check", c.c_bool, [c.c_void_p]),
-        ("set_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
-        ("get_params", c.c_bool, [c.c_void_p, c.POINTER(LaproxParams)]),
+        ("set_params", c.c_bool, [c.c_void_p, c.c_void_p]),
+        ("get_params", c.c_void_p, [c.c_void_p]),
         ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
+        ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, _i32p]),
+        ("set_archive_in_states", c.c_bool, [c.c_void_p, c.c_bool]),
         ("tail_begin", c.c_int32, [c.c_void_p, c.c_int32]),
         ("get_stats", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxStats)]),
         ("set_scorer", c.c_bool, [c.c_void_p, c.c_void_p, c.c_void_p]),
@@ -134,6 +124,7 @@ if hasattr(L._lib, "laprox_api_version"):
         ("positions", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _i32p, c.c_int64]),
         ("score", c.c_bool, [c.c_void_p, c.c_int32]),
         ("scores", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, c.c_int64]),
+        ("finished_scores", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, c.c_int64]),
         ("entries", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, _f32p, c.c_int64]),
         ("queries", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, _f32p, _i32p, c.c_int64]),
     ]:
@@ -156,16 +147,44 @@ def _granted(ok) -> None:
         raise Refused(reason)
 
 
-def parse_budget(text: str | float) -> LaproxBudget:
-    out = LaproxBudget()
-    _granted(laprox("parse_budget", str(text).encode(), c.byref(out)))
-    return out
+class Params:
+    """Settings as texts, freed with the object."""
+
+    def __init__(self, handle: int | None = None, before_names: str = ""):
+        self.handle = handle or laprox("params_new", before_names.encode())
+
+    def __del__(self):
+        laprox("params_free", self.handle)
+
+    def set(self, name: str, text: str | None) -> None:
+        _granted(laprox("params_set", self.handle, name.encode(), None if text is None else text.encode()))
+
+    def set_custom(self, allocator: str) -> None:
+        _granted(laprox("params_set_custom", self.handle, allocator.encode()))
+
+    def get(self, name: str) -> str:
+        text = laprox("params_get", self.handle, name.encode())
+        _granted(text is not None)
+        return text.decode()
+
+    def check(self) -> None:
+        _granted(laprox("params_check", self.handle))
 
 
-def params(policy="laprox", budget="10%", window=32, sink=4, recent=32, min_tokens=0, prefill=DENSE, profile=None, gates=None, floor=0.0):
-    """Settings of a test: nothing is too short to be compressed."""
-    profile, gates = (None if path is None else str(path).encode() for path in (profile, gates))
-    return LaproxParams(policy.encode(), parse_budget(budget), window, sink, recent, min_tokens, prefill, profile, gates, floor)
+def options() -> dict[str, LaproxOption]:
+    rows = [laprox("option_at", i) for i in range(laprox("option_count"))]
+    return {row.name.decode(): row for row in rows}
+
+
+def params(policy="laprox", budget="10%", **settings) -> Params:
+    """Settings of a test: nothing is too short to be compressed, and what is evicted is gone."""
+    found = Params()
+    for name, value in {"policy": policy, "budget": budget, "min_tokens": 0, "archive": "off", **settings}.items():
+        if name == "policy" and value.partition(":")[0] == "custom":
+            found.set_custom(value.partition(":")[2] or "global")
+        else:
+            found.set(name, None if value is None else str(value))
+    return found
 
 
 def _listed(what: str) -> list[str]:
@@ -190,7 +209,7 @@ def allocators() -> list[str]:
 
 
 class Model:
-    def __init__(self, path: str | Path, kv: LaproxParams | None = None, n_gpu_layers: int = GPU_LAYERS):
+    def __init__(self, path: str | Path, kv: Params | None = None, n_gpu_layers: int = GPU_LAYERS):
         p = L.llama_model_default_params()
         p.n_gpu_layers = n_gpu_layers
         self.handle = L.llama_model_load_from_file(str(path).encode(), p)
@@ -203,9 +222,9 @@ class Model:
         self.head_dim = int(self.meta(self.meta("general.architecture") + ".attention.key_length"))
         self.set_params(kv)
 
-    def set_params(self, kv: LaproxParams | None) -> None:
+    def set_params(self, kv: Params | None) -> None:
         if hasattr(L._lib, "laprox_api_version"):
-            _granted(laprox("model_set_params", self.handle, c.byref(kv) if kv else None))
+            _granted(laprox("model_set_params", self.handle, kv.handle if kv else None))
 
     def meta(self, key: str) -> str:
         buf = c.create_string_buffer(256)
@@ -401,16 +420,25 @@ class Context:
 
     # --- laprox ---
 
-    def set_params(self, kv: LaproxParams) -> None:
-        _granted(laprox("set_params", self.handle, c.byref(kv)))
+    def set_params(self, kv: Params) -> None:
+        _granted(laprox("set_params", self.handle, kv.handle))
 
-    def get_params(self) -> LaproxParams:
-        out = LaproxParams()
-        _granted(laprox("get_params", self.handle, c.byref(out)))
-        return out
+    def get_params(self) -> Params:
+        handle = laprox("get_params", self.handle)
+        _granted(handle)
+        return Params(handle)
 
     def compress(self, seq: int = 0) -> None:
         _granted(laprox("compress", self.handle, seq))
+
+    def prompt_done(self, seq: int = 0, most: int = 1 << 20) -> int | None:
+        """The first position that is to be evaluated again; None: none."""
+        again = c.c_int32()
+        _granted(laprox("prompt_done", self.handle, seq, most, c.byref(again)))
+        return None if again.value < 0 else again.value
+
+    def set_archive_in_states(self, on: bool) -> None:
+        _granted(laprox("set_archive_in_states", self.handle, on))
 
     def set_scorer(self, score) -> None:
         """score(seq, layer, head, positions) -> scores, or None to refuse; None takes it away."""
@@ -462,12 +490,15 @@ class Context:
         _granted(laprox("score", self.handle, seq))
         return {pair: self.scores(*pair, seq) for pair in self.pairs()}
 
-    def scores(self, il: int, head: int, seq: int = 0) -> np.ndarray:
-        n = laprox("scores", self.handle, seq, il, head, None, 0)
+    def scores(self, il: int, head: int, seq: int = 0, what: str = "scores") -> np.ndarray:
+        n = laprox(what, self.handle, seq, il, head, None, 0)
         _granted(n >= 0)
         out = np.empty(n, np.float32)
-        laprox("scores", self.handle, seq, il, head, out.ctypes.data_as(_f32p), n)
+        laprox(what, self.handle, seq, il, head, out.ctypes.data_as(_f32p), n)
         return out
+
+    def finished_scores(self, il: int, head: int, seq: int = 0) -> np.ndarray:
+        return self.scores(il, head, seq, "finished_scores")
 
     def entries(self, il: int, head: int, seq: int = 0) -> Entries:
         d = self.model.head_dim

@@ -1,9 +1,8 @@
 """Models in which only some layers have a cache that can be compressed."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 import worker
 from test_compaction import TOLERANCE, evict

@@ -6,8 +6,7 @@ import os
 import pytest
 from documents import make_pdf
 
-from laprox.reading import read_document, read_documents
-
+from laprox.chat.reading import read_document, read_documents
 
 PDF = make_pdf("The code of Ada is 7.")
 

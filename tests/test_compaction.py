@@ -2,11 +2,10 @@
 
 import copy
 
-import numpy as np
-import pytest
-
 import engine
 import gguf_factory
+import numpy as np
+import pytest
 import reference
 
 TOLERANCE = 5e-2 if engine.GPU_LAYERS else 1e-3

@@ -4,8 +4,8 @@ import codecs
 
 import pytest
 
-from laprox.decoding import clean, printable
-from laprox.reading import read_document, read_jsonl
+from laprox.chat.decoding import clean, printable
+from laprox.chat.reading import read_document, read_jsonl
 
 WESTERN = "Der Straßenbau in Köln kostet 4.821 €, “größer” als 2019 – sagt Zoë."
 CYRILLIC = "Съешь же ещё этих мягких французских булок, да выпей чаю."

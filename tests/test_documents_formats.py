@@ -3,7 +3,7 @@
 import pytest
 from documents import docx_table, docx_text, make_docx, make_epub, make_pdf, make_pptx, make_zip
 
-from laprox.reading import read_document
+from laprox.chat.reading import read_document
 
 TEXT = "The code of Ada is 4821."
 PDF = make_pdf(TEXT)

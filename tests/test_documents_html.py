@@ -2,8 +2,8 @@
 
 import pytest
 
-from laprox.reading import read_document
-from laprox.webpage import text_of_html
+from laprox.chat.reading import read_document
+from laprox.chat.webpage import text_of_html
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from laprox.eval import books
 from laprox.eval.books import Document, Question, checksum, load, normalised
 from laprox.eval.metrics import contains_any

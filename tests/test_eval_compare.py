@@ -5,24 +5,28 @@ import json
 import random
 import re
 
+import llama_cpp  # noqa: E402  (after laprox, which says where its libraries are)
 import numpy as np
 import pytest
 import typer
 from gguf_factory import CHATML
 
 from laprox import KVConfig, Llama
+from laprox.chat import log
+from laprox.chat.loading import load_vocabulary, load_weights
+from laprox.chat.tokens import text_of, tokens_of
 from laprox.cli import compare as command
-from laprox.cli.loading import load_vocabulary
-from laprox.eval import english, facts
+from laprox.cli.options import CACHE_TYPES
+from laprox.eval import english, facts, jobs
 from laprox.eval.comparison import Entry, entries, verdict
-from laprox.eval.contenders import ROOM, Budget, make_contenders
-from laprox.eval.examiner import Examiner, reference
+from laprox.eval.contenders import ROOM, Budget, check_model, make_contenders
+from laprox.eval.jobs import Facts, fact_job
+from laprox.eval.means import Mean
 from laprox.eval.metrics import log_softmax
-from laprox.eval.reader import Reader, Setting, made_with
+from laprox.eval.reader import SHORTER, Reader, Setting, made_with
 from laprox.eval.rows import Rows
-from laprox.eval.statistics import Mean
-
-import llama_cpp  # noqa: E402  (after laprox, which says where its libraries are)
+from laprox.eval.summary import Summary
+from laprox.eval.trials import Trials
 
 FAST = {"n_questions": 3, "n_continue": 24, "n_predict": 6, "threads": 1, "budgets": "20%,40%", "policies": "snapkv,laprox@q8_0"}
 SHAPE = {"chat_template": CHATML, "n_ctx_train": 4096, "n_layer": 2, "n_embd": 128, "n_head": 4, "head_dim": 64, "n_ff": 128}
@@ -31,7 +35,7 @@ SHAPE = {"chat_template": CHATML, "n_ctx_train": 4096, "n_layer": 2, "n_embd": 1
 @pytest.fixture(autouse=True, scope="module")
 def short_documents():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "LEAST", 256)
+        patch.setattr(jobs, "LEAST", 256)
         yield
 
 
@@ -59,12 +63,13 @@ def context(model, kv=None, **kwargs):
 
 def measured(path):
     """Rows without what is measured by the clock."""
-    return {key: {name: value for name, value in row.items() if name != "timings"} for key, row in Rows.load(path)}
+    clock = ("read_ms", "score_ms", "rest_ms", "read_s", "compress_s", "decode_tps", "rss")
+    return {key: {name: value for name, value in row.items() if name not in clock} for key, row in Rows.load(path)}
 
 
 def of_the_first(rows):
     """Rows of the first document: how many others there are must not matter."""
-    return {key: row for key, row in rows.items() if key[0] == 0}
+    return {key: row for key, row in rows.items() if key[2] == 0}
 
 
 # --- facts -----------------------------------------------------------------------------------------------------------
@@ -142,7 +147,7 @@ def test_budgets():
 
 def test_contenders():
     names = [c.name for c in make_contenders(["laprox", "keydiff:global", "laprox", "expected@q8_0"])]
-    assert names == ["full", "q8_0", "q4_0", "shorter context", "laprox", "keydiff:global", "expected@q8_0"]
+    assert names == ["full", "q8_0", "q4_0", SHORTER, "laprox", "keydiff:global", "expected@q8_0"]
     assert make_contenders(["expected@q8_0"])[-1].context == ("expected", "q8_0")
     for name, words in (("nonesuch", "nonesuch"), ("laprox@q5", "q8_0, q4_0"), ("full", "always there"), ("off", "always")):
         with pytest.raises(ValueError, match=words):
@@ -155,13 +160,13 @@ def test_stock_bytes_are_llama_cpps_own(model, cache_type):
     keep = llama_cpp.llama_log_callback(lambda level, text, data: lines.append(text.decode()))
     llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
     try:
-        ggml = command.options.CACHE_TYPES[cache_type].ggml
+        ggml = CACHE_TYPES[cache_type].ggml
         context(model, type_k=ggml, type_v=ggml).close()
     finally:
-        command.log.record(verbose=False)
+        log.record(verbose=False)
     (size,) = re.findall(r"KV buffer size = *([\d.]+) MiB", "".join(lines))
-    weights = command.load_weights(model, use_extra_bufts=False)
-    found, refused = command.check_model(model, weights, make_contenders(["laprox"]), KVConfig())
+    weights = load_weights(model, use_extra_bufts=False)
+    found, refused = check_model(model, weights, make_contenders(["laprox"]), KVConfig(), CACHE_TYPES)
     assert not refused and found[cache_type] * 2048 / 2**20 == pytest.approx(float(size), abs=0.006)
 
 
@@ -237,51 +242,63 @@ def test_the_sums_of_expected_are_in_a_state(model, rng):
 
 def test_fidelity(model, texts):
     """KL, agreement and perplexity from a context that evaluates everything at once; a shorter one sees the end only."""
-    vocabulary = load_vocabulary(model)
-    material = command.prepare("x", texts[0].read_text(), vocabulary, 3, 24, 0, 1)
-    text = texts[0].read_text()
-    back = vocabulary.detokenize(material.continuation).decode(errors="ignore")
+    vocabulary, text = load_vocabulary(model), texts[0].read_text()
+    job = fact_job(vocabulary, text, Facts(3, 24), "x", 0)
+    *asked, last = job.prompts
+    back = text_of(vocabulary, last.told)
     at = text.index(back)
     assert back.startswith(" ") and at > len(text) - 400
-    body = facts.insert_facts(text[:at], 3, seed=1)[0]
-    assert material.body == vocabulary.tokenize(body.encode(), add_bos=False, special=False)
-    prefix, asked = (vocabulary.detokenize(tokens, special=True).decode() for tokens in (material.prefix, material.asked[0]))
+    body, questions = facts.insert_facts(text[:at], 3, seed=1)
+    assert job.opening[job.head :] == tokens_of(vocabulary, body)
+    prefix, first = (vocabulary.detokenize(t, special=True).decode() for t in (job.opening[: job.head], asked[0].tokens))
     assert prefix.replace(" ", "") == "<|im_start|>user\n"
-    assert asked.replace(" ", "") == f"\n\n{material.questions[0].text}<|im_end|>\n<|im_start|>assistant\n".replace(" ", "")
+    assert first.replace(" ", "") == f"\n\n{questions[0].text}<|im_end|>\n<|im_start|>assistant\n".replace(" ", "")
+    assert [p.question.references for p in asked] == [(q.value,) for q in questions]
 
-    full = step_by_step(model, [*material.prefix, *material.body], material.continuation)[1:]
-    cut = step_by_step(model, [*material.prefix, *material.body[-180:]], material.continuation)[1:]
-    examiner = Examiner(material, lambda t: "", [], 2, "aware")
+    assert job.context(300) == 300 + max(24, max(len(p.tokens) for p in asked) + 48)
+
+    full = step_by_step(model, job.opening, last.told)[1:]
+    cut = step_by_step(model, [*job.opening[: job.head], *job.opening[-180:]], last.told)[1:]
+    compared = {}
     reader = Reader(context(model))
-    reader.read(material.last(material.n_read))
-    logprobs = reference(reader, material)
-    np.testing.assert_array_equal(logprobs, full.astype(np.float32))
-    row = examiner.examine(reader, logprobs)
+    reader.read(job.opening)
+    row = Trials(reader, job.prompts, str, 0, compared).measure(3, Setting(None, ""))
+    np.testing.assert_array_equal(compared[3, ""], full.astype(np.float32))
     assert max(row["kl"]) < 1e-6 and all(row["agreement"])
-    nll = -full[np.arange(23), material.continuation[1:]]
+    nll = -full[np.arange(23), last.told[1:]]
     np.testing.assert_allclose(row["nll"], nll, rtol=1e-12)
 
-    reader.read(material.last(180 + len(material.prefix)))
-    row = examiner.examine(reader, logprobs)
+    reader.read(job.end(180 + job.head))
+    row = Trials(reader, job.prompts, str, 0, compared).measure(3, Setting(None, ""))
     np.testing.assert_allclose(row["kl"], (np.exp(full) * (full - cut)).sum(1), atol=1e-5)
-    assert row["agreement"] == (full.argmax(1) == cut.argmax(1)).tolist()
+    assert row["agreement"] == (full.argmax(1) == cut.argmax(1)).tolist() and row["read"] == 180 + job.head
+
+
+def test_what_a_compressed_cache_is_compared_with_is_there(model, rng):
+    """Or everything would be compared with itself."""
+    reader = Reader(context(model, KVConfig(min_tokens=0)))
+    reader.read(rng.integers(262, 512, 300).tolist())
+    job = fact_job(load_vocabulary(model), prose(1, 20), Facts(3, 24), "x", 0)
+    with pytest.raises(ValueError, match="the full cache comes first"):
+        Trials(reader, job.prompts, str, 0).measure(3, Setting("snapkv", "20%", "agnostic"))
 
 
 def test_facts_are_answered_by_a_model_that_reads(real_model):
     """Plain English, so that a small instruct model answers from the full cache; and hardly, where most of it was dropped."""
     path = real_model("qwen2.5-coder-0.5b")
     vocabulary = load_vocabulary(path)
-    material = command.prepare("x", prose(1, 26), vocabulary, 4, 16, 0, 1)
-    examiner = Examiner(material, lambda t: vocabulary.detokenize(list(t)).decode(errors="replace"), [], 24, "aware")
+    job = fact_job(vocabulary, prose(1, 26), Facts(4, 16, 24), "x", 0)
     reader = Reader(context(path, KVConfig(min_tokens=0)))
-    reader.read(material.last(material.n_read))
-    logprobs = reference(reader, material)
-    full = examiner.examine(reader, logprobs)
-    half = examiner.examine(reader, logprobs, "laprox", "50%")
-    tenth = examiner.examine(reader, logprobs, "streaming", "10%")
-    assert sum(full["right"]) >= 3, full["answers"]
-    assert sum(half["right"]) > sum(tenth["right"]) < 2, (half["answers"], tenth["answers"])
-    assert np.mean(full["kl"]) < 1e-6 < np.mean(half["kl"]) < np.mean(tenth["kl"])
+    reader.read(job.opening)
+    trials = Trials(reader, job.prompts, lambda tokens: text_of(vocabulary, tokens), 0)
+    kl, right, rows = {}, {}, {}
+    for policy, budget in ((None, ""), ("laprox", "50%"), ("streaming", "10%")):
+        kl[policy] = np.mean(trials.measure(4, Setting(policy, budget, "agnostic" if policy else "aware"))["kl"])
+        rows[policy] = [trials.measure(i, Setting(policy, budget)) for i in range(4)]
+        right[policy] = sum(row["score"] for row in rows[policy])
+    assert right[None] >= 3, rows
+    assert right["laprox"] > right["streaming"] < 2, rows
+    assert kl[None] < 1e-6 < kl["laprox"] < kl["streaming"]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -297,15 +314,15 @@ def done(model, texts, tmp_path_factory):
 
 def test_equal_bytes(done):
     rows = Rows.load(done)
-    assert len(rows) == 2 * (3 + 2 * 3)
-    for (_, name, budget), row in rows:
+    assert len(rows) == 2 * (3 + 2 * 3) * (3 + 1)
+    for (family, length, number, i, regime, name, budget), row in rows:
         assert "why_not" not in row, row
-        if budget:
-            assert abs(row["allocated"] / row["target"] - 1) < 0.05, (name, budget)
-        if name == "laprox@q8_0":
-            assert row["entries"] > 1.5 * rows[0, "snapkv", budget]["entries"]
-    table = entries(rows, make_contenders(FAST["policies"].split(",")), ["20%", "40%"], 2)
-    assert [e.label for e in table[:5]] == ["full", "q8_0", "q4_0", "shorter context at 20%", "snapkv at 20%"]
+        if budget and i == 3:  # the document's end; with a question, there is more to hold
+            assert abs(row["bytes"] / row["target"] - 1) < 0.05, (name, budget)
+            if name == "laprox@q8_0":
+                assert row["entries"] > 1.5 * rows[family, length, number, i, regime, "snapkv", budget]["entries"]
+    table = entries(Summary(rows), make_contenders(FAST["policies"].split(",")), ["20%", "40%"], "aware")
+    assert [e.label for e in table[:5]] == ["full", "q8_0", "q4_0", "shorter-context at 20%", "snapkv at 20%"]
     full, q8, q4 = table[:3]
     assert full.kl.mean == pytest.approx(0, abs=1e-6) and (full.agreement.mean, full.share, full.decode) == (1, 1, 1)
     assert q8.share == pytest.approx(17 / 32) and q4.share == pytest.approx(9 / 32)
@@ -315,7 +332,7 @@ def test_equal_bytes(done):
 
 def test_the_report(done, texts):
     page = done.with_suffix(".html").read_text()
-    for words in ("laprox@q8_0", "shorter context", "sha256", "Look for yourself", "0.txt, 1.txt", "No verdict"):
+    for words in ("laprox@q8_0", SHORTER, "sha256", "Look for yourself", "0.txt, 1.txt", "No verdict"):
         assert words in page, words
     assert page.count("<svg") == 4
 
@@ -342,33 +359,34 @@ def test_the_same_again(done, model, texts, tmp_path):
 def test_interrupted(done, model, texts, tmp_path, monkeypatch):
     """Ctrl-C within a row, then a line cut off by a crash: what is there stays, and the end is the same."""
     output, results = tmp_path / "report.html", tmp_path / "report.jsonl"
-    examine, calls = Examiner.examine, []
+    measure, calls = Trials.measure, []
 
     def interrupted(self, *args, **kwargs):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 10:
             raise KeyboardInterrupt
-        return examine(self, *args, **kwargs)
+        return measure(self, *args, **kwargs)
 
-    monkeypatch.setattr(Examiner, "examine", interrupted)
+    monkeypatch.setattr(Trials, "measure", interrupted)
     with pytest.raises(typer.Exit) as stopped:
         command.compare(model, texts[:1], output=output, **FAST)
-    assert stopped.value.exit_code == 130 and not output.exists() and len(Rows.load(results)) == 3
+    assert stopped.value.exit_code == 130 and not output.exists() and len(Rows.load(results)) == 9
 
     results.write_bytes(results.read_bytes()[:-10])
     command.compare(model, texts[:1], output=output, **FAST)
-    assert len(calls) == 4 + len(Rows.load(results)) - 2 and measured(results) == of_the_first(measured(done)) and output.exists()
+    # Once more what was cut off, and what the others are compared with.
+    assert len(calls) == 10 + 1 + len(Rows.load(results)) - 8 and measured(results) == of_the_first(measured(done)) and output.exists()
     command.compare(model, texts[:1], output=output, **FAST)
-    assert len(calls) == 4 + len(Rows.load(results)) - 2  # nothing is left to do
+    assert len(calls) == 10 + 1 + len(Rows.load(results)) - 8  # nothing is left to do
     with pytest.raises(ValueError, match="settings.seed is 1, now it is 2"):
         command.compare(model, texts[:1], output=output, **FAST, seed=2)
 
 
 def test_before_the_question(model, texts, tmp_path, capsys):
     fast = {**FAST, "budgets": "25%", "policies": "snapkv"}
-    command.compare(model, texts[:1], output=tmp_path / "r.html", before_question=True, n_tokens=600, **fast)
+    command.compare(model, texts[:1], output=tmp_path / "r.html", regime="agnostic", n_tokens=600, **fast)
     rows = measured(tmp_path / "r.jsonl")
-    assert rows[0, "snapkv", "25%"]["right"] and rows[0, "full", ""]["read"] < 1200
+    assert "answer" in rows["facts", 0, 0, 0, "agnostic", "snapkv", "25%"] and rows["facts", 0, 0, 3, "", "full", ""]["read"] < 1200
     out = capsys.readouterr().out
     assert "at 25%" in out and "snapkv" in out and max(len(line.rstrip()) for line in out.splitlines()[:7]) <= 80
 
@@ -390,10 +408,11 @@ def test_what_is_refused(model, texts, toy, tmp_path):
     refused("can't be compressed, so there is nothing to compare: .*ALiBi", model=toy("alibi", chat_template=CHATML))
     refused("can't be compressed, so there is nothing to compare", model=toy("embedder", chat_template=CHATML))
     refused("nowhere.*can't be written", output=tmp_path / "nowhere" / "r.html")
+    refused("--regime is 'none'; accepted: aware, agnostic", regime="none")
     refused("is an .html file", output=tmp_path / "r.txt")
-    refused("'nonesuch'; accepted", policies="laprox,nonesuch")
+    refused('--policies: policy is "nonesuch"; accepted', policies="laprox,nonesuch")
     refused("--policies is empty", policies=" , ")
-    refused("5 apples", budgets="5 apples")
+    refused('--budgets: budget is "5 apples" .unknown unit "apples".; accepted', budgets="5 apples")
     refused("--budgets 1% is .* tokens of 0.txt, of which 36 are always kept", budgets="10%,1%")
     refused("--policies retention: .*gates", policies="retention")
     results = tmp_path / "x.jsonl"
@@ -402,10 +421,10 @@ def test_what_is_refused(model, texts, toy, tmp_path):
 
 
 def test_longer_than_trained(model, texts, capsys):
-    material = command.prepare("0.txt", texts[0].read_text(), load_vocabulary(model), 3, 24, 0, 1)
-    command._warn_if_long([material], 4096)
+    job = fact_job(load_vocabulary(model), texts[0].read_text(), Facts(3, 24), "0.txt", 0)
+    command._warn_if_long([job], 4096)
     assert capsys.readouterr().err == ""
-    command._warn_if_long([material], 256)
+    command._warn_if_long([job], 256)
     assert "but the model was trained for 256" in capsys.readouterr().err
 
 
@@ -431,7 +450,7 @@ def test_verdicts(kept, words):
     budgets = ["5%", "10%", "20%"]
     table = [entry("full", kept=10), entry("q8_0", kept=10, share=0.53), entry("q4_0", kept=9, share=0.28)]
     for budget, n in zip(budgets, kept):
-        table += [entry("shorter context", budget, 1), entry("laprox", budget, n), entry("snapkv", budget, n, kl=0.2)]
+        table += [entry(SHORTER, budget, 1), entry("laprox", budget, n), entry("snapkv", budget, n, kl=0.2)]
         table += [Entry("lukv", budget, why_not="no table")]
     assert re.search(words, verdict(table, budgets)), verdict(table, budgets)
 

@@ -10,11 +10,23 @@ import pytest
 
 from laprox import extras
 from laprox.eval import metrics
+from laprox.eval.means import mean_with_error
 from laprox.eval.metrics import (
-    agreement, check_packages, classification, code_similarity, contains_any, count, f1, kl_divergence, log_softmax, names,
-    recall, retrieval, rouge_l, score,
+    agreement,
+    check_packages,
+    classification,
+    code_similarity,
+    contains_any,
+    count,
+    f1,
+    kl_divergence,
+    log_softmax,
+    names,
+    recall,
+    retrieval,
+    rouge_l,
+    score,
 )  # fmt: skip
-from laprox.eval.statistics import mean_with_error
 from laprox.eval.summary import Summary, key
 
 WORDS = "the a an cat sat mat dog ran far away over hill 12 7 it's end".split()
@@ -266,3 +278,19 @@ def test_unequal_bytes_are_told():
         rows[key("qa", 1000, 0, 0, "aware", policy, "5%")] = row("qa", 1.0) | {"bytes": held}
     (said,) = Summary(rows.items()).unequal_bytes()
     assert "adakv +9%" in said and "snapkv" not in said
+
+
+def test_what_was_not_measured_is_in_no_mean_and_said():
+    row = {"task": "books", "score": 1.0, "bytes": 9, "entries": 1}
+    rows = {key("books", 9, n, 0): row for n in range(2)} | {key("books", 9, n, 0, "aware", "laprox", "5%"): row for n in range(2)}
+    rows |= {key("books", 9, n, 0, "aware", "lukv", "5%"): {"task": "books", "why_not": "no table"} for n in range(2)}
+    summary = Summary(rows.items())
+    assert summary.complete and summary.mean("score", "aware", "lukv", "5%") is None
+    assert summary.mean("score", "aware", "laprox", "5%").n == 2
+    assert summary.refused == ["lukv at 5% was not measured: no table"]
+
+
+def test_a_list_counts_for_as_many_values():
+    rows = {key("facts", 0, n, 3): {"task": "continuation", "kl": [n, 1.0, 2.0]} for n in range(2)}
+    mean = Summary(rows.items()).mean("kl", tasks=["continuation"])
+    assert (mean.mean, mean.n, mean.clusters) == (7 / 6, 6, 2)

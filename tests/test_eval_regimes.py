@@ -8,13 +8,13 @@ import pytest
 from gguf_factory import CHATML
 
 from laprox import KVConfig, Llama
-from laprox.cli.conversation import Conversation
-from laprox.cli.loading import load_vocabulary
+from laprox.chat.conversation import Conversation
+from laprox.chat.loading import load_vocabulary
+from laprox.chat.tokens import last_logits
 from laprox.eval.metrics import kl_divergence, log_softmax
 from laprox.eval.reader import SHORTER, Reader, Setting, Turn
 from laprox.eval.tasks import Question
 from laprox.eval.trials import Prompt, Trials
-from laprox.profiling import last_logits
 
 FIRST = Turn(tuple(range(300, 320)), 5)
 

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
+from laprox.eval.eval_report import evaluation_page
 from laprox.eval.rows import make_header
 from laprox.eval.summary import Summary, key
 from laprox.eval.tasks import TASKS
-from laprox.viz.evaluation import evaluation_page
 
 POLICIES = ["laprox", "snapkv", "adakv", "cake", "lava", "keydiff", "knorm", "streaming", "keydiff:global"]
 

@@ -16,17 +16,17 @@ import pytest
 from gguf_factory import CHATML
 
 from laprox import Llama, _core
+from laprox.chat.loading import load_vocabulary
+from laprox.chat.tokens import last_logits
 from laprox.cli import main
-from laprox.cli.eval_jobs import task_jobs
-from laprox.cli.loading import load_vocabulary
 from laprox.eval import longbench, tasks
+from laprox.eval.jobs import task_jobs
 from laprox.eval.metrics import kl_divergence, log_softmax, recall
 from laprox.eval.rows import Rows
 from laprox.eval.summary import key
 from laprox.eval.tasks import Maker, Paragraph
 from laprox.eval.trials import ALONG
 from laprox.gates import sidecar
-from laprox.profiling import last_logits
 
 PAIRS = 3 * 2  # layers and KV heads of the toy
 LAPROX = [sys.executable, "-m", "laprox"]
@@ -252,7 +252,7 @@ def rows_of(path):
 
 def test_the_command(model, tmp_path):
     output = tmp_path / "rows.jsonl"
-    args = ["--tasks", "niah-single,niah-multikey", "--lengths", "400", "-d", "1", "--regime", "aware,agnostic"]
+    args = ["--tasks", "niah-single,niah-multikey", "--lengths", "400", "--documents", "1", "--regime", "aware,agnostic"]
     done = evaluate(model, output, *args, "--html", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr
     assert "Question inside the window, 400 tokens" in done.stdout and "snapkv" in done.stdout
@@ -301,7 +301,7 @@ def test_an_interrupted_run_goes_on(model, tmp_path):
         "snapkv",
         "-t",
         "1",
-        "-d",
+        "--documents",
         "60",
     ]
     process = subprocess.Popen(
@@ -337,7 +337,7 @@ def test_longbench_by_the_command(toy, tmp_path, bench, dataset, template):
         "--max-prompt",
         "300",
     ]
-    done = evaluate(model, tmp_path / "rows.jsonl", *args, "-d", "0", budgets="20%")
+    done = evaluate(model, tmp_path / "rows.jsonl", *args, "--documents", "0", budgets="20%")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "rows.jsonl")
     assert len(rows) == 2 * 3 and {k[0] for k in rows} == {f"longbench {dataset}"}
@@ -356,7 +356,7 @@ def test_longbench_by_the_command(toy, tmp_path, bench, dataset, template):
         (["--tasks", "niah-single", "--lengths", "1k"], "--lengths is '1k'; accepted: numbers of tokens"),
         (["--tasks", "niah-single", "--lengths", "9000"], "the model was trained for 4,096: shorter --lengths"),
         (["--tasks", "niah-single", "--lengths", "30"], "--lengths has 30, too short for"),
-        (["--tasks", "niah-single", "--policies", "laprox,best"], "kv policy is 'best'; accepted: "),
+        (["--tasks", "niah-single", "--policies", "laprox,best"], '--policies: policy is "best"; accepted: '),
         (["--tasks", "niah-single", "--policies", "full"], "--policies has 'full'"),
         (["--tasks", "niah-single", "--policies", "lukv"], "lukv does not run on this model: "),
         (["--tasks", "niah-single", "--budgets", "5%,lots"], "lots"),
@@ -392,7 +392,7 @@ def asked(gated, tmp_path_factory):
     """Two questions on the full cache and under two policies: their rows."""
     output = tmp_path_factory.mktemp("asked") / "rows.jsonl"
     for name, share in (("laprox", "50%"), ("retention", "30%")):
-        done = evaluate(gated, output, "--tasks", "niah-multikey", "--lengths", "700", "-d", "1", policies=name, budgets=share)
+        done = evaluate(gated, output, "--tasks", "niah-multikey", "--lengths", "700", "--documents", "1", policies=name, budgets=share)
         assert done.returncode == 0, done.stderr
     return rows_of(output)
 
@@ -457,7 +457,7 @@ def test_kl_is_along_the_full_caches_answer(gated, asked, policy, budget):
 
 def test_a_model_that_reads_finds_needles(real_model, tmp_path):
     """And doesn't, where the beginning of the document is dropped."""
-    args = ["--tasks", "niah-single", "--lengths", "300", "-d", "2", "--seed", "2"]
+    args = ["--tasks", "niah-single", "--lengths", "300", "--documents", "2", "--seed", "2"]
     done = evaluate(real_model("smollm2-135m"), tmp_path / "rows.jsonl", *args, policies="streaming", budgets="20%")
     assert done.returncode == 0, done.stderr
     found = {policy: [row["score"] for k, row in rows_of(tmp_path / "rows.jsonl").items() if k[5] == policy] for policy in

@@ -90,7 +90,7 @@ def test_the_server_needs_no_optional_package():
 
 @pytest.mark.parametrize("command", [c.name for c in app.registered_commands])
 def test_help_needs_only_cli(command):
-    done = laprox(command, "--help", blocked=OPTIONAL - set(extras.PACKAGES["cli"]) | {"PIL"})
+    done = laprox(command, "--help", blocked=OPTIONAL - set(extras.PACKAGES["cli"]))
     assert done.returncode == 0 and command in done.stdout, done.stderr
 
 
@@ -114,7 +114,6 @@ def folder(tmp_path):
         (["compare", "m.gguf", "a.txt"], "matplotlib", "report", "laprox compare"),
         (["eval", "m.gguf", "--tasks", "niah-single", "--html", "e.html"], "matplotlib", "report", "laprox eval --html"),
         (["view", "m.gguf", "a.txt", "--html", "v.html"], "matplotlib", "report", "laprox view --html"),
-        (["view", "m.gguf", "a.txt", "--png", "v.png"], "matplotlib", "report", "laprox view --png"),
         (
             ["eval", "m.gguf", "--longbench", "samsum.jsonl", "--prompts", "prompts.json", "--max-lengths", "lengths.json"],
             "rouge", "eval", "ROUGE-L",
@@ -165,7 +164,7 @@ def test_a_conversation_goes_on(monkeypatch):
 
 def test_every_import_is_declared():
     """What another package happens to bring may be gone with its next release, as click was with typer's."""
-    declared = ALWAYS | OPTIONAL | {"PIL"}  # matplotlib's, which can't do without it
+    declared = ALWAYS | OPTIONAL
     for path in Path(package.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -174,6 +173,38 @@ def test_every_import_is_declared():
             for name in names:
                 module = name.partition(".")[0]
                 assert module in declared or module in sys.stdlib_module_names, f"{path}: {module}"
+
+
+# --- rooms -----------------------------------------------------------------------------------------------------------
+
+FOLDER = Path(package.__file__).parent
+ROOMS = {  # folder -> the extras that importing its modules may take
+    "": (), "chat": (), "demo": (), "eval": (), "gates": (), "hub": (), "profile": (), "viz": ("report", "cli"), "cli": ("cli",),
+}  # fmt: skip
+MORE = {  # modules that take more than their room does
+    "eval.compare_report": "report", "eval.eval_report": "report",
+    "gates.attention": "train", "gates.losses": "train", "gates.modules": "train", "gates.training": "train",
+}  # fmt: skip
+
+
+def test_every_room_is_known():
+    assert {path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.py")} - {"."} == ROOMS.keys() - {""}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_needs_its_own_extras_only(room):
+    names = [".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in sorted((FOLDER / room).glob("*.py"))]
+    wanted = [f"laprox.{name}" for name in names if not name.endswith("__") and name not in MORE]
+    allowed = {module for extra in ROOMS[room] for module in extras.PACKAGES[extra]}
+    done = run(f"import importlib\nfor name in {wanted!r}:\n    importlib.import_module(name)\nprint('fine')", OPTIONAL - allowed)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_nothing_but_the_command_imports_the_command():
+    scripts = Path(__file__).parent.parent / "scripts"
+    sources = [path for path in FOLDER.rglob("*.py") if path.parent.name != "cli" and path.name != "__main__.py"]
+    for path in [*sources, *(path for path in scripts.iterdir() if path.is_file() and b"python" in path.read_bytes()[:40])]:
+        assert not re.search(r"^\s*(from|import) laprox\.cli|^\s*from laprox import .*\bcli\b", path.read_text(), re.MULTILINE), path
 
 
 # --- pyproject.toml --------------------------------------------------------------------------------------------------

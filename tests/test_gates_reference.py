@@ -7,13 +7,14 @@ of 32 for Q8_0 and Q4_0.
 
 from __future__ import annotations
 
+import engine
 import gates_factory as made
+import gates_forward
 import numpy as np
 import pytest
 import reference
-from laprox.gates import sidecar
 
-import engine
+from laprox.gates import sidecar
 
 GQA = {"n_head": 8, "n_head_kv": 2}
 MHA = {"n_head": 4, "n_head_kv": 4}
@@ -30,7 +31,7 @@ class Network(reference.Network):
         super().__init__(path, **options)
 
     def _attention(self, il, h, pos):
-        z = self.gates.z(il, h)  # float64, because h is
+        z = gates_forward.z(self.gates, il, h)  # float64, because h is
         for head in range(self.n_head_kv[il]):
             self.said[il, head] = np.concatenate([self.said.get((il, head), np.empty(0)), z[:, head]])
         return super()._attention(il, h, pos)
@@ -42,7 +43,7 @@ class Network(reference.Network):
 
     def scores(self, seen):
         """age x log beta of what is held (DBTrimKV, eviction): {(layer, head): [n]}."""
-        return {pair: (seen + 1 - self.pos[pair]) * sidecar.log_sigmoid(z) for pair, z in self.said.items()}
+        return {pair: (seen + 1 - self.pos[pair]) * gates_forward.log_sigmoid(z) for pair, z in self.said.items()}
 
 
 class Run:

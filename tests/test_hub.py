@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub, sha256
+
 from laprox import hub
 from laprox.hub import cache, fetching, packages, transfer
 from laprox.hub.known import MODELS, KnownModel, Package, Repository

@@ -8,12 +8,13 @@ import threading
 
 import pytest
 from hub_server import Hub, sha256
-from laprox import hub
-from laprox.cli.app import app
-from laprox.hub.known import MODELS, KnownModel, Repository
 from test_cli import LAPROX, run
 from test_hub import closed_port
 from typer.testing import CliRunner
+
+from laprox import hub
+from laprox.cli.app import app
+from laprox.hub.known import MODELS, KnownModel, Repository
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 from hub_server import Hub
+from test_hub import closed_port
+
 from laprox import Llama, hub
 from laprox.cli import downloading, serve
 from laprox.extras import MissingExtra
 from laprox.hub.repositories import Listed, choose, find_file, parts_of
-from test_hub import closed_port
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason='needs huggingface_hub: pip install "laprox[hub]"')
 

@@ -2,10 +2,9 @@
 
 import os
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import worker
 
 MiB = 1 << 20
@@ -65,11 +64,10 @@ def test_resident_memory_falls(toy, rng, tmp_path):
     assert rss_full - rss_kept > freed - 16 * MiB and rss_full - rss_after > freed - 16 * MiB
 
 
-@pytest.mark.parametrize("budget", ["3MiB", "5MiB", "9000kB"])
+@pytest.mark.parametrize("budget, limit", [("3MiB", 3 * MiB), ("5MiB", 5 * MiB), ("9000kB", 9e6)])
 @pytest.mark.parametrize("policy", ["laprox", "streaming"])
-def test_byte_budgets_hold(toy, rng, budget, policy):
+def test_byte_budgets_hold(toy, rng, budget, limit, policy):
     """Never exceeded after a compression, and not a pretext to throw everything away."""
-    limit = engine.parse_budget(budget).value
     with engine.Model(toy(**LARGE), engine.params(budget=budget, policy=policy)) as model:
         with engine.Context(model, n_ctx=4096, n_ubatch=256, type_k="f16") as ctx:
             for n in (2000, 300, 700):

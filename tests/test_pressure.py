@@ -1,9 +1,8 @@
 """A prompt that doesn't fit streams through: when a batch finds no room the cache is compressed and the batch retried."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 from test_compaction import TOLERANCE
 
@@ -67,7 +66,7 @@ def test_chunked_prefill_is_bounded(toy, rng):
     """The same logical context, far fewer bytes at any time, and the same arithmetic."""
     path, tokens = toy(n_layer=2), rng.integers(3, 512, 3000)
     peak = {}
-    for prefill in (engine.DENSE, engine.CHUNKED):
+    for prefill in ("dense", "chunked"):
         with engine.Model(path, engine.params(budget="200", prefill=prefill)) as model:
             with engine.Context(model, n_ctx=4096, n_batch=128) as ctx:
                 peak[prefill] = 0
@@ -77,13 +76,13 @@ def test_chunked_prefill_is_bounded(toy, rng):
                 ctx.compress()
                 assert ctx.stats().entries_held == 200 * 4
                 assert ctx.stats().tokens_seen == 3000
-    assert peak[engine.CHUNKED] < 0.5 * peak[engine.DENSE]
+    assert peak["chunked"] < 0.5 * peak["dense"]
 
 
 def test_chunked_prefill_against_numpy(toy, rng):
     path = toy()
     net = reference.Network(path)
-    with engine.Model(path, engine.params(budget="10%", prefill=engine.CHUNKED)) as model:
+    with engine.Model(path, engine.params(budget="10%", prefill="chunked")) as model:
         with engine.Context(model, n_ctx=4096, n_batch=128) as ctx:
             assert follow(ctx, net, rng.integers(3, 512, 1600), 128) >= 1
 
@@ -197,7 +196,7 @@ def test_no_budget_outgrows_the_context(toy, rng, budget):
 
 @pytest.mark.parametrize("n_batch, most", [(512, 3), (128, 6), (32, 24)])
 def test_chunked_prefill_does_not_compress_every_batch(toy, rng, n_batch, most):
-    params = engine.params(budget="200", prefill=engine.CHUNKED)
+    params = engine.params(budget="200", prefill="chunked")
     with engine.Model(toy(n_layer=1), params) as model, engine.Context(model, n_ctx=8192, n_batch=n_batch) as ctx:
         ctx.decode(rng.integers(3, 512, 3000))
         assert 1 <= ctx.stats().compressions <= most

@@ -11,15 +11,16 @@ import reference
 from gguf_factory import CHATML
 
 from laprox import KVConfig, Llama, _core
-from laprox.calibration import QUESTIONS, read_contexts
+from laprox.chat.loading import load_vocabulary
 from laprox.cli import profile as command
-from laprox.cli.loading import load_vocabulary
-from laprox.profiling import Profiler, Sample, min_keep, observing, pool
+from laprox.profile.contexts import QUESTIONS, read_contexts
+from laprox.profile.measure import Profiler, Sample, min_keep, observing
+from laprox.profile.table import choose
 
 CONFIG = KVConfig(policy="laprox:uniform", window=16, sink=4, recent=16)
 STEPS = 12
 SHAPE = {"chat_template": CHATML, "n_ctx_train": 4096}
-SETTINGS = {"kv_window": 16, "kv_recent": 16, "tokens": STEPS, "threads": 1, "batch_size": 256}
+SETTINGS = {"kv_window": 16, "kv_recent": 16, "n_predict": STEPS, "threads": 1, "batch_size": 256}
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +114,7 @@ def test_what_the_solver_is_given(model, rng, monkeypatch):
             assert np.allclose(utility[2 * layer + head], x[4:-16] / total, rtol=2e-3)
 
 
-def test_pooling(rng):
-    score = rng.standard_normal(50).astype(np.float32)
-    naive = [score[max(0, i - 3) : i + 4].max() for i in range(50)]
-    assert np.array_equal(pool(score, "max", 7), naive)
-    assert np.allclose(pool(score, "average", 7), reference.average_pool(score), rtol=1e-5, atol=1e-6)
-    assert pool(score, "none", 1) is score
-
-
-@pytest.mark.parametrize("scorer", ["snapkv", "keydiff", "expected"])
+@pytest.mark.parametrize("scorer", ["snapkv", "keydiff", "expected", "cake", "tova", "rkv"])
 def test_every_row_evicts_its_share(model, rng, scorer):
     config = replace(CONFIG, policy=f"{scorer}:uniform")
     llm = load(model, observing(config, STEPS))
@@ -193,7 +186,7 @@ def test_an_interrupted_run_goes_on(model, data, curve, tmp_path, monkeypatch, c
         left.pop(0)
 
     with pytest.raises(ValueError, match="its tokens is 12, now it is 7"):
-        command.profile(model, [data], again, **SETTINGS | {"tokens": 7})
+        command.profile(model, [data], again, **SETTINGS | {"n_predict": 7})
     command.profile(model, [data], again, **SETTINGS)
     assert again.read_bytes() == curve.read_bytes()
     assert not again.with_name("again.npy.partial").exists()
@@ -214,7 +207,7 @@ def test_restart(model, data, curve, tmp_path):
     "change, message",
     [
         ({"scorer": "nonesuch"}, "--scorer is 'nonesuch'; accepted: .*laprox"),
-        ({"scorer": "cake"}, "--scorer is 'cake'; accepted: .*laprox"),
+        ({"scorer": "criticalkv"}, "--scorer is 'criticalkv'; accepted: .*laprox"),
         ({"output": "curve.bin"}, "curve.bin: the table is a .npy file"),
         ({"output": "no/such/curve.npy"}, "curve.npy can't be written: No such file"),
         ({"lines": ['{"context": "x", "questions": ["y"]}', "{"]}, "data.jsonl line 2: not JSON"),
@@ -267,7 +260,7 @@ def test_layers_that_are_not_compressed_get_the_uniform_share(toy, words, tmp_pa
 
 def test_from_the_shell(model, words, tmp_path):
     (tmp_path / "notes.txt").write_text(words(60))
-    args = ["-m", "laprox", "profile", model, "-d", tmp_path / "notes.txt", "-o", tmp_path / "c.npy", "--max-samples", "2", "--tokens", "4", "-t", "1"]
+    args = ["-m", "laprox", "profile", model, "-d", tmp_path / "notes.txt", "-o", tmp_path / "c.npy", "--max-samples", "2", "--predict", "4", "-t", "1"]
     done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
@@ -302,7 +295,7 @@ def test_documents_are_read_in_pieces(model, words, tmp_path):
 
 def test_questions_are_taken_evenly():
     samples = [Sample("a", [1], [[1], [2], [3]]), Sample("b", [2], [[4]]), Sample("c", [3], [[5], [6]])]
-    taken = lambda n: [(s.name, len(s.questions)) for s in command.choose(samples, n)]  # noqa: E731
+    taken = lambda n: [(s.name, len(s.questions)) for s in choose(samples, n)]  # noqa: E731
     assert taken(2) == [("a", 1), ("b", 1)]
     assert taken(5) == [("a", 2), ("b", 1), ("c", 2)]
     assert taken(200) == [("a", 3), ("b", 1), ("c", 2)]

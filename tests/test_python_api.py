@@ -2,17 +2,18 @@
 
 import json
 import pickle
+from dataclasses import replace
 
+import llama_cpp  # noqa: E402
 import numpy as np
 import pytest
 from gguf_factory import CHATML
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding  # noqa: E402
 
 from laprox import KVConfig, KVStats, LaproxError, Llama, _core  # before llama_cpp, which finds its libraries through it
 
-import llama_cpp  # noqa: E402
-from llama_cpp.llama_speculative import LlamaPromptLookupDecoding  # noqa: E402
-
 KV = KVConfig(budget="10%", min_tokens=64)
+GONE = replace(KV, archive="off")  # what is evicted
 N = 600  # tokens of a prompt that is compressed
 
 
@@ -80,7 +81,7 @@ def test_short_prompts_stay_exact(load, prompt):
 
 
 def test_follow_ups_stay_exact_until_they_are_long(load, rng, prompt):
-    llm = load()
+    llm = load(kv=GONE)
     greedy(llm, prompt, 4)
     held = llm.kv.stats()
 
@@ -130,7 +131,7 @@ def test_generate_without_reset_goes_on(load, rng, prompt):
 
 
 def test_the_same_prompt_again_reads_nothing_again(load, prompt):
-    llm = load()
+    llm = load(kv=GONE)
     greedy(llm, prompt)
     positions = llm.kv.positions(0, 0).tolist()
     again = greedy(llm, prompt)  # unlike the first time, even the first token comes from what is held
@@ -142,18 +143,18 @@ def test_the_same_prompt_again_reads_nothing_again(load, prompt):
 @pytest.mark.parametrize("common", [0, 5, 300, N - 40, N - 20, N - 1])
 def test_another_prompt_answers_as_if_it_were_the_first(load, rng, prompt, common):
     other = [*prompt[:common], *prompt_of(rng, N)[: N - common]]
-    llm = load()
+    llm = load(kv=GONE)
     greedy(llm, prompt)
-    assert greedy(llm, other) == greedy(load(), other)
+    assert greedy(llm, other) == greedy(load(kv=GONE), other)
 
 
 def test_n_tokens_taken_back_into_the_compressed_part(load, rng, prompt):
-    llm = load()
+    llm = load(kv=GONE)
     greedy(llm, prompt)
     more = prompt_of(rng, 10)
     llm.n_tokens = 300
     llm.eval(more)
-    fresh = load()
+    fresh = load(kv=GONE)
     fresh.eval([*prompt[:300], *more])
     assert llm.kv.stats().tokens_seen == llm.n_tokens == 310
     assert llm.sample(temp=0.0) == fresh.sample(temp=0.0)
@@ -198,7 +199,7 @@ def test_completion_streamed_and_not(load, prompt):
 
 
 def test_chat_and_its_follow_up(load):
-    llm = load()
+    llm = load(kv=GONE)
     messages = [{"role": "user", "content": "word " * 150}]
     answer = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0)["choices"][0]["message"]
     assert llm.kv.stats().compressions == 1
@@ -285,13 +286,13 @@ def test_architectures_and_cache_types(load, prompt, arch, cache):
 
 
 def test_a_state_goes_on_where_it_was(load, rng, prompt):
-    llm = load()
+    llm = load(kv=GONE)
     greedy(llm, prompt, 4)
     state, stats, positions = llm.save_state(), llm.kv.stats(), llm.kv.positions(0, 1).tolist()
     follow_up = [*llm.input_ids[: llm.n_tokens].tolist(), *prompt_of(rng, 20)]
     expected = greedy(llm, follow_up)
 
-    for other in (llm, load()):
+    for other in (llm, load(kv=GONE)):
         greedy(other, prompt_of(rng, 100))
         other.load_state(pickle.loads(pickle.dumps(state)))
         now = other.kv.stats()

@@ -1,16 +1,39 @@
 """KVConfig, and how laprox.Llama takes it."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from laprox import KVConfig, Llama, _core
+from laprox.config import described
 
 
-def test_defaults_are_the_engines():
-    ours, theirs = KVConfig().params(), _core.default_params()
-    for field in dataclasses.fields(KVConfig):
-        assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
+def test_fields_are_the_engines_rows():
+    rows = _core.options()
+    assert [field.name for field in dataclasses.fields(KVConfig)] == [row.name for row in rows]
+    params = KVConfig().params()
+    for row in rows:
+        assert params.get(row.name) == row.initial
+        assert " ".join(f"{row.name}: {described(row.name)}".split()) in " ".join(KVConfig.__doc__.split())
+
+
+def test_the_tables_in_docs_are_current():
+    script = Path(__file__).parent.parent / "scripts" / "docs_options"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "field, value, text",
+    [("window", 16, "16"), ("floor", 0.25, "0.25"), ("floor", 1, "1"), ("prefill", "chunked", "chunked"), ("policy", "snapkv:ada", "snapkv:ada"),
+     ("policy", None, "off"), ("gates", Path("a") / "b.gguf", str(Path("a") / "b.gguf")), ("gates", None, ""), ("min_tokens", np.int64(7), "7")],
+)  # fmt: skip
+def test_values_as_the_engine_reads_them(field, value, text):
+    assert KVConfig(**{field: value}).params().get(field) == text
 
 
 @pytest.mark.parametrize(
@@ -29,7 +52,7 @@ def test_defaults_are_the_engines():
     ],
 )
 def test_budgets(budget, parsed):
-    assert KVConfig(budget=budget).params().budget == pytest.approx(parsed)
+    assert _core.parse_budget(KVConfig(budget=budget, sink=0, recent=1).params().get("budget")) == pytest.approx(parsed)
 
 
 @pytest.mark.parametrize("budget", ["0", 0, 0.0, "-3%", -3, -0.5, "abc", "", "%", "5 %%", "nan", "inf", float("nan"), 1.5, "101%",
@@ -39,20 +62,35 @@ def test_no_budgets(budget):
         KVConfig(budget=budget)
 
 
-@pytest.mark.parametrize("name, least", [("window", 1), ("sink", 0), ("recent", 1), ("min_tokens", 0)])
-@pytest.mark.parametrize("value", [-1, 2**31, 10**30, 1.0, "32", None, True])
-def test_numbers_out_of_range(name, least, value):
-    with pytest.raises(ValueError, match=rf"^kv {name} is .*; accepted: an integer of at least {least}$"):
-        KVConfig(**{name: value})
+@pytest.mark.parametrize("name, least, most", [("window", 1, 1024), ("sink", 0, 2**20), ("recent", 1, 2**20), ("min_tokens", 0, 2**30)])
+def test_numbers_out_of_range(name, least, most):
+    for value in (least, most):
+        assert getattr(KVConfig(**{name: value}, policy="full"), name) == value
+    for value in (least - 1, most + 1, 2**31, 10**30, 1.0, "32", None, True):
+        with pytest.raises(ValueError, match=rf"^kv {name} is .*; accepted: an integer from {least} to {most}$"):
+            KVConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.01, float("nan"), "0.5", None, True])
+def test_shares_out_of_range(value):
+    with pytest.raises(ValueError, match="^kv floor is .*; accepted: a number from 0 to 1$"):
+        KVConfig(floor=value)
+
+
+def test_settings_that_do_not_go_together():
+    """Before a model is loaded."""
+    with pytest.raises(ValueError, match='^kv budget is "20" .less than the 36 tokens .*kv sink 4 and kv recent 32.; accepted: at least 36'):
+        KVConfig(budget=20)
+    assert KVConfig(budget=20, recent=8).on and not KVConfig(budget=20, policy=None).on
 
 
 def test_unknown_policy_names_the_known():
-    with pytest.raises(ValueError, match="^kv policy is 'snap'; accepted: .*laprox.*, off; <scorer> or <scorer>:<allocator>"):
+    with pytest.raises(ValueError, match='^kv policy is "snap"; accepted: off, laprox.*; <scorer> or <scorer>:<allocator>'):
         KVConfig(policy="snap")
 
 
 def test_unknown_prefill_names_the_known():
-    with pytest.raises(ValueError, match="^kv prefill is 'lazy'; accepted: dense, chunked$"):
+    with pytest.raises(ValueError, match='^kv prefill is "lazy"; accepted: dense, chunked$'):
         KVConfig(prefill="lazy")
 
 

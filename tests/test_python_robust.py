@@ -5,13 +5,12 @@ import subprocess
 import sys
 import textwrap
 
+import llama_cpp  # noqa: E402
 import pytest
 from gguf_factory import CHATML
+from llama_cpp import LlamaGrammar  # noqa: E402
 
 from laprox import KVConfig, LaproxError, Llama  # before llama_cpp, which finds its libraries through it
-
-import llama_cpp  # noqa: E402
-from llama_cpp import LlamaGrammar  # noqa: E402
 
 KV = KVConfig(budget="10%", min_tokens=64)
 

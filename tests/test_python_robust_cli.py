@@ -9,8 +9,8 @@ import sys
 import pytest
 from gguf_factory import CHATML
 
-from laprox.cli.conversation import Conversation
-from laprox.cli.loading import load_vocabulary
+from laprox.chat.conversation import Conversation
+from laprox.chat.loading import load_vocabulary
 from laprox.cli.options import chat_template
 from laprox.cli.show import allocated_without, status
 from laprox.kv import KVStats
@@ -222,7 +222,7 @@ def test_the_status_compares_what_is_allocated():
     """Of 100 tokens in a context of 1,000, llama.cpp would have allocated all 1,000."""
     stats = KVStats(100, 600, 600, 1024 * 1000, 1024 * 100, 0, 0, 0.0, 0.0, 0.0)
     assert allocated_without(stats, 1000) == stats.kv_bytes
-    assert "1000.0 KiB now, 1000.0 KiB without laprox" in status(stats, 100, 1.0, 1000)
+    assert "1000 KiB now, 1000 KiB without laprox" in status(stats, 100, 1.0, 1000)
     assert "read again" not in status(stats, 100, 1.0, 1000)
     reread = KVStats(100, 600, 600, 1024, 1024, 0, 0, 0.0, 0.0, 0.0, 1234)
     assert "1,234 tokens read again" in status(reread, 100, 1.0, 1000)

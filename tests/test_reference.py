@@ -1,9 +1,8 @@
 """The oracle itself: the NumPy forward pass against llama.cpp without flash attention, in which nothing is float16."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 
 

@@ -2,95 +2,85 @@
 
 import ctypes as c
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import worker
 from gguf_factory import truncate
 
 
 @pytest.mark.parametrize(
-    "text, unit, value",
+    "name, text",
     [
-        ("5%", engine.FRACTION, 0.05),
-        ("100%", engine.FRACTION, 1.0),
-        ("0.05", engine.FRACTION, 0.05),
-        ("2.5%", engine.FRACTION, 0.025),
-        ("2048", engine.TOKENS, 2048),
-        ("512MiB", engine.BYTES, 512 * 2**20),
-        ("64KiB", engine.BYTES, 64 * 2**10),
-        ("1.5GiB", engine.BYTES, 1.5 * 2**30),
-        ("500kB", engine.BYTES, 500e3),
-        ("20MB", engine.BYTES, 20e6),
-        ("2GB", engine.BYTES, 2e9),
+        ("policy", "nonesuch"), ("policy", ""), ("policy", "snapkv:nobody"), ("policy", "nobody:ada"), ("policy", "snapkv:ada:ada"),
+        ("policy", "snapkv:cake"), ("policy", "custom"), ("policy", "custom:ada"), ("budget", "0"), ("budget", "-5"), ("budget", "120%"),
+        ("window", "0"), ("window", "1025"), ("sink", "-1"), ("recent", "0"), ("min_tokens", "-1"), ("prefill", "lazy"), ("floor", "1.1"),
     ],
-)
-def test_budgets(text, unit, value):
-    budget = engine.parse_budget(text)
-    assert budget.unit == unit and budget.value == pytest.approx(value, rel=1e-12)
+)  # fmt: skip
+def test_settings_out_of_range(name, text):
+    """Named as the user knows them; what was set before stays."""
+    for before, spelled in (("", name), ("kv_", f"kv_{name}"), ("--kv-", f"--kv-{name}".replace("_", "-"))):
+        params = engine.Params(before_names=before)
+        with pytest.raises(engine.Refused) as refused:
+            params.set(name, text)
+        message = str(refused.value)
+        assert message.startswith(f'{spelled} is "{text}"')
+        assert message.endswith("; accepted: " + engine.options()[name].accepted.decode())
+        assert params.get(name) == engine.options()[name].initial.decode()
 
 
-@pytest.mark.parametrize("text", ["0", "0%", "0.0", "-3%", "-5", "abc", "", " ", "5%%", "%", "120%", "nan", "inf", "1e400", "5 apples", "-1MiB", "0MiB", "5TB5"])
-def test_no_budgets(text):
-    with pytest.raises(engine.Refused) as refused:
-        engine.parse_budget(text)
-    assert text.strip() in str(refused.value)
+def test_what_stands_where_none_is_given_can_be_given():
+    params = engine.Params()
+    for name, row in engine.options().items():
+        assert params.get(name) == row.initial.decode()
+        params.set(name, row.initial.decode())
+        params.set(name, None)
+        assert params.get(name) == row.initial.decode()
+    params.check()
 
 
-def broken_params():
-    def change(**fields):
-        p = engine.params()
-        for name, value in fields.items():
-            setattr(p, name, value)
-        return p
-
-    budget = engine.LaproxBudget
-    yield "policy", "nonesuch", change(policy=b"nonesuch")
-    yield "no policy", "policy", change(policy=None)
-    yield "budget 0", "0", change(budget=budget(engine.FRACTION, 0.0))
-    yield "budget above 1", "2", change(budget=budget(engine.FRACTION, 2.0))
-    yield "negative tokens", "-5", change(budget=budget(engine.TOKENS, -5))
-    yield "negative bytes", "-5", change(budget=budget(engine.BYTES, -5))
-    yield "tokens below the protected", "36", change(budget=budget(engine.TOKENS, 35))
-    yield "not a number", "nan", change(budget=budget(engine.TOKENS, float("nan")))
-    yield "unknown unit", "unit", change(budget=budget(7, 1.0))
-    yield "window 0", "window", change(window=0)
-    yield "window < 0", "window", change(window=-1)
-    yield "sink < 0", "sink", change(sink=-1)
-    yield "recent 0", "recent", change(recent=0)
-    yield "min_tokens < 0", "min_tokens", change(min_tokens=-1)
-    yield "prefill", "prefill", change(prefill=9)
-
-
-@pytest.mark.parametrize("word, params", [pytest.param(w, p, id=name) for name, w, p in broken_params()])
-def test_settings_out_of_range(toy, rng, word, params):
-    """By model and by context; both go on with what they had."""
+def test_a_budget_smaller_than_what_is_never_evicted(toy, rng):
+    """Without a model, by model and by context; both go on with what they had."""
+    params = engine.params(budget="35")
+    for wrong in (params.check, lambda: engine.Model(toy(), params)):
+        with pytest.raises(engine.Refused, match='^budget is "35" .less than the 36 tokens .*sink 4 and recent 32.*accepted: at least 36'):
+            wrong()
+    engine.params(budget="36").check()
+    engine.params(budget="35", policy="full").check()
+    engine.params(budget="8", sink=4, recent=4).check()
     with engine.Model(toy(), engine.params(budget="50%")) as model:
-        with pytest.raises(engine.Refused, match=word):
+        with pytest.raises(engine.Refused, match="never evicted"):
             model.set_params(params)
         with engine.Context(model) as ctx:
-            with pytest.raises(engine.Refused, match=word):
+            with pytest.raises(engine.Refused, match="never evicted"):
                 ctx.set_params(params)
-            assert ctx.get_params().budget.value == 0.5
+            assert ctx.get_params().get("budget") == "50%"
             ctx.decode(rng.integers(3, 512, 100))
             ctx.compress()
             assert ctx.stats().entries_held == 50 * 6
 
 
-def test_unknown_policy_names_the_known(toy):
-    with engine.Model(toy()) as model:
-        with pytest.raises(engine.Refused) as refused:
-            model.set_params(engine.params(policy="nonesuch"))
-    assert all(name in str(refused.value) for name in engine.policies())
+def test_off(toy):
+    """Stock llama.cpp for contexts to come; a live one keeps its layout."""
+    with engine.Model(toy(), engine.params()) as model, engine.Context(model) as ctx:
+        with pytest.raises(engine.Refused, match='policy is "off".*accepted: full'):
+            ctx.set_params(engine.params(policy="off"))
+        assert ctx.get_params().get("policy") == "laprox"
+        model.set_params(engine.params(policy="off"))
+        with engine.Context(model) as stock, pytest.raises(engine.Refused, match="without the compressing cache"):
+            stock.get_params()
+
+
+def test_unknown_policy_names_the_known():
+    with pytest.raises(engine.Refused) as refused:
+        engine.params(policy="nonesuch")
+    names = [*engine.policies(), *engine.scorers(), *engine.allocators(), "off"]
+    assert all(name in str(refused.value) for name in names if name != "custom")
 
 
 def test_policies_are_listed():
     assert {"full", "streaming", "laprox"} <= set(engine.policies())
-    assert engine.laprox("api_version") == 2
-    p = engine.laprox("default_params")
-    assert (p.policy, p.window, p.sink, p.recent, p.min_tokens, p.prefill) == (b"laprox", 32, 4, 32, 512, engine.DENSE)
-    assert (p.budget.unit, p.budget.value) == (engine.FRACTION, 0.2)
+    assert engine.laprox("api_version") == 3
 
 
 @pytest.mark.parametrize("arch, reason", [("alibi", "(?i)alibi"), ("embedder", "(?i)embedding|causal|cache"), ("mamba", "(?i)attention"), ("sinks", "(?i)sinks")])
@@ -143,7 +133,7 @@ def test_byte_budget_below_the_protected_entries(toy, rng):
 def test_prefill_of_a_live_context(toy):
     with engine.Model(toy(), engine.params()) as model, engine.Context(model) as ctx:
         with pytest.raises(engine.Refused, match="prefill"):
-            ctx.set_params(engine.params(prefill=engine.CHUNKED))
+            ctx.set_params(engine.params(prefill="chunked"))
 
 
 def test_a_token_of_several_sequences(toy, rng):

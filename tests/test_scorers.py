@@ -3,11 +3,10 @@
 import shutil
 from dataclasses import dataclass
 
-import numpy as np
-import pytest
-
 import engine
+import numpy as np
 import policies_reference as pr
+import pytest
 import reference
 
 MHA = {"n_head": 4, "n_head_kv": 4}
@@ -194,6 +193,26 @@ def test_every_scorer_has_an_oracle():
     """Random has none, custom is anything, and retention is what a trained network says."""
     assert set(engine.scorers()) - {"random", "custom", "retention"} <= set(pr.SCORES)
     assert set(engine.allocators()) == set(pr.ALLOCATORS)
+
+
+# --- finished scores ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scorer", pr.SCORES)
+def test_finished_scores(toy, rng, scorer):
+    """What a head's candidates are ranked by. What is protected has none."""
+    with Run(toy, rng, f"{scorer}:uniform", window=200 if scorer == "expected" else 32, n_ctx=512) as run:
+        run.read(200)
+        run.ctx.score()
+        for il, layer in run.heads().items():
+            for i, (h, want) in enumerate(zip(layer, pr.SCORES[scorer](layer))):
+                got = run.ctx.finished_scores(il, i)
+                assert np.isnan(np.delete(got, range(h.first, h.last))).all() and len(got) == len(h.pos)
+                got, want = got[h.candidates], want.score
+                if scorer == "defensivekv":  # those that come before all others only need to
+                    assert np.array_equal(got > 1, want > 1)
+                    got, want = got[got <= 1], want[want <= 1]
+                assert np.abs(got - want).max() < 10 * DEFAULT.error * np.abs(want).max()
 
 
 # --- raw scores ------------------------------------------------------------------------------------------------------
@@ -554,7 +573,7 @@ def test_unknown_policies(toy, policy, words):
             with pytest.raises(engine.Refused) as refused:
                 holder.set_params(engine.params(policy))
             assert all(word in str(refused.value) for word in words), refused.value
-        assert ctx.get_params().policy == b"laprox"
+        assert ctx.get_params().get("policy") == "laprox"
 
 
 @pytest.fixture
@@ -574,7 +593,7 @@ def refused_profile(toy, rng):
                 said.append(str(refused.value))
                 ctx.decode(rng.integers(3, 512, 100))
                 ctx.compress()
-                assert ctx.stats().entries_held == 36 * 4 and ctx.get_params().policy == b"laprox"
+                assert ctx.stats().entries_held == 36 * 4 and ctx.get_params().get("policy") == "laprox"
         assert said[0] == said[1]
         return said[0]
 

@@ -1,9 +1,8 @@
 """LaProx scores against NumPy float64 on the values that the cache itself holds."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 
 # largest relative error: median, worst

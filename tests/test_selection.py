@@ -1,9 +1,8 @@
 """What is kept: exactly the budget, and exactly what brute force picks from the engine's own scores."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import reference
 from gguf import GGMLQuantizationType as QType
 

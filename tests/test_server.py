@@ -19,7 +19,7 @@ from laprox.gates import sidecar
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
 N_PAIRS = 6  # (layer, KV head) pairs of the toy
-KV = ("--kv-budget", "20%", "--kv-min-tokens", "64")
+KV = ("--kv-budget", "20%", "--kv-min-tokens", "64", "--kv-archive", "off")
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +63,22 @@ def start_and_fail(*options, **kwargs):
         ("--kv-budget", "0", ["more than 0"]),
         ("--kv-budget", "101%", ["more than 100%"]),
         ("--kv-budget", "5 apples", ['unit "apples"']),
-        ("--kv-policy", "best", ['"best" is unknown', "accepted: off, laprox", "snapkv", "allocators"]),
-        ("--kv-policy", "snapkv:nobody", ['"snapkv:nobody" is unknown']),
-        ("--kv-policy", "custom", ['"custom" is unknown']),
-        ("--kv-window", "0", ['"0" is not accepted', "1 to 1024"]),
-        ("--kv-window", "many", ['"many" is not accepted']),
-        ("--kv-sink", "-1", ['"-1" is not accepted']),
+        ("--kv-policy", "best", ["accepted: off, laprox", "snapkv", "allocators"]),
+        ("--kv-policy", "snapkv:nobody", ['there is no allocator "nobody"']),
+        ("--kv-policy", "custom", ["accepted: off, laprox"]),
+        ("--kv-window", "0", ["an integer from 1 to 1024"]),
+        ("--kv-window", "many", ["an integer from 1 to 1024"]),
+        ("--kv-sink", "-1", ["from 0 to"]),
         ("--kv-recent", "0", ["from 1 to"]),
-        ("--kv-min-tokens", "99999999999", ['"99999999999" is not accepted']),
-        ("--kv-floor", "1.5", ['"1.5" is not accepted', "0.0 to 1.0"]),
-        ("--kv-prefill", "sparse", ['"sparse" is unknown', "dense, chunked"]),
+        ("--kv-min-tokens", "99999999999", ["from 0 to 1073741824"]),
+        ("--kv-floor", "1.5", ["a number from 0 to 1"]),
+        ("--kv-prefill", "sparse", ["dense, chunked"]),
     ],
 )
 def test_a_bad_option_names_itself_its_value_and_what_is_accepted(model, option, value, words):
     log = start_and_fail(model, option, value)
     assert f'error while handling argument "{option}"' in log
-    for word in words:
+    for word in [f'{option} is "{value}"', "; accepted: ", *words]:
         assert word in log, log
 
     variable = "LLAMA_ARG_" + option[2:].upper().replace("-", "_")
@@ -87,9 +87,11 @@ def test_a_bad_option_names_itself_its_value_and_what_is_accepted(model, option,
 
 def test_help_has_a_line_for_every_option():
     text = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True).stdout
-    for name in ("budget", "policy", "window", "sink", "recent", "min-tokens", "prefill", "profile", "gates", "floor"):
-        assert f"--kv-{name} " in text
-        assert f"(env: LLAMA_ARG_KV_{name.upper().replace('-', '_')})" in text
+    plain = " ".join(text.split())
+    for row in _core.options():
+        assert f"--kv-{row.name.replace('_', '-')} {row.value} " in plain
+        assert f"(env: LLAMA_ARG_KV_{row.name.upper()})" in plain
+        assert row.help in plain
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_help_has_a_line_for_every_option():
     [
         ((), {}, "off", None),
         (("--kv-budget", "7%"), {}, "laprox", "7%"),
-        (("--kv-policy", "snapkv:ada"), {}, "snapkv:ada", _core.DEFAULT_BUDGET),
+        (("--kv-policy", "snapkv:ada"), {}, "snapkv:ada", "20%"),
         ((), {"LLAMA_ARG_KV_BUDGET": "512"}, "laprox", "512"),
         (("--kv-budget", "9%"), {"LLAMA_ARG_KV_BUDGET": "512", "LLAMA_ARG_KV_POLICY": "keydiff"}, "keydiff", "9%"),
         (("--kv-policy", "off"), {"LLAMA_ARG_KV_BUDGET": "512"}, "off", None),
@@ -109,6 +111,14 @@ def test_props(model, options, env, policy, budget):
         assert kv["version"] >= 2 and "laprox" in kv["capabilities"]["policies"] and "ada" in kv["capabilities"]["allocators"]
         assert (kv["policy"], kv.get("budget")) == (policy, budget)
         assert kv["capabilities"]["request_override"] == (policy != "off")
+        named = {row.name for row in _core.options() if row.kind != "path"} if policy != "off" else {"policy"}
+        assert set(kv) == {"version", "capabilities"} | named
+
+
+def test_props_are_of_the_kinds_that_options_have(model):
+    with Server(model, "-c", "1024", "--kv-policy", "laprox", "--kv-min-tokens", "7", "--kv-floor", "0.1", "--kv-prefill", "chunked") as server:
+        kv = server.get("/props")["kv"]
+        assert (kv["min_tokens"], kv["floor"], kv["prefill"], kv["window"], kv["budget"]) == (7, 0.1, "chunked", 32, "20%")
 
 
 def test_off_is_llama_server(model):
@@ -138,7 +148,8 @@ def test_what_cant_be_compressed_is_refused_at_start(toy, model):
     log = start_and_fail(model, "--kv-budget", "5%", "--mmproj", model)
     assert "several tokens at one position" in log and "--kv-policy off" in log
     assert "flash attention" in start_and_fail(model, "--kv-budget", "5%", "-fa", "off")
-    assert "never evicted" in start_and_fail(model, "--kv-budget", "20")
+    log = start_and_fail(model, "--kv-budget", "20")
+    assert '--kv-budget is "20" (less than the 36 tokens that are never evicted, --kv-sink 4 and --kv-recent 32)' in log
     assert "larger than the context" in start_and_fail(model, "--kv-budget", "3000", "-c", "1024")
     assert "needs a profile" in start_and_fail(model, "--kv-policy", "lukv")
     assert "needs" in start_and_fail(model, "--kv-policy", "retention")
@@ -284,14 +295,14 @@ def test_every_endpoint_takes_and_gives_a_kv_object(fresh, path):
     assert len(events) == 1 and events[0]["kv"]["entries_full"] == kv["entries_full"]
 
     for bad, words in [
-        ({"policy": "best"}, '"best" is unknown; accepted: off, laprox'),
-        ({"budget": "-1"}, "is negative"),
-        ({"budget": "lots"}, "is not a number"),
+        ({"policy": "best"}, 'policy is "best"; accepted: off, laprox'),
+        ({"budget": "-1"}, 'budget is "-1" (negative); accepted'),
+        ({"budget": "lots"}, 'budget is "lots" (not a number); accepted'),
         ({"budget": [1]}, '"budget" is [1]; accepted'),
-        ({"policy": 1.5}, '"1.5" is unknown'),
+        ({"policy": 1.5}, 'policy is "1.5"; accepted'),
         ({"polciy": "snapkv"}, 'unknown name "polciy"; accepted: budget, policy'),
         ("10%", "must be an object"),
-        ({"budget": 20}, "never evicted"),
+        ({"budget": 20}, 'budget is "20" (less than the 36 tokens that are never evicted'),
         ({"budget": 100000}, "larger than the context"),
         ({"policy": "lukv"}, "needs a profile"),
     ]:

@@ -13,7 +13,7 @@ from server import PROGRAM, Server
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
 N_PAIRS = 6  # (layer, KV head) pairs of the model
-KV = ("--kv-budget", "20%", "--kv-min-tokens", "64")
+KV = ("--kv-budget", "20%", "--kv-min-tokens", "64", "--kv-archive", "off")
 SIZES = ("policy", "budget", "tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full", "compressions")
 
 
@@ -211,7 +211,7 @@ def test_children_of_a_request_follow_the_rule(start, alone):
 
 def test_the_question_scores_a_prompt_that_was_compressed_while_it_came_in(model):
     """Chunks are compressed by what is at their end; the last compression is the question's."""
-    with Server(model, "-c", "4096", "--kv-budget", "10%", "--kv-min-tokens", "64", "--kv-prefill", "chunked", "-b", "128") as server:
+    with Server(model, "-c", "4096", "--kv-budget", "10%", "--kv-min-tokens", "64", "--kv-prefill", "chunked", "-b", "128", "--kv-archive", "off") as server:
         for n in (1200, 1290, 2000, 2070):  # wherever the last chunk ends
             kv = server.complete(tokens(n), n=1, cache_prompt=False)["kv"]
             assert kv["entries_held"] == 0.1 * n * N_PAIRS

@@ -9,7 +9,7 @@ from server import PROGRAM, Server
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
-KV = ("--kv-budget", "20%", "--kv-min-tokens", "64")
+KV = ("--kv-budget", "20%", "--kv-min-tokens", "64", "--kv-archive", "off")
 
 
 def tokens(n, seed=0):

@@ -1,9 +1,8 @@
 """Off is stock llama.cpp to the bit; full is stock llama.cpp within rounding; streaming is stock after seq_rm."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 import worker
 
 
@@ -35,7 +34,7 @@ def test_off_again(toy, rng, stock):
     path, tokens = toy(), rng.integers(3, 512, 100).tolist()
     with engine.Model(path, engine.params()) as model:
         with engine.Context(model, type_k="f16") as ctx:
-            assert ctx.get_params().window == 32
+            assert ctx.get_params().get("window") == "32"
         model.set_params(None)
         with engine.Context(model, type_k="f16") as ctx:
             ours = ctx.decode(tokens, all_logits=True)

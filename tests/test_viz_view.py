@@ -3,7 +3,6 @@
 import pytest
 from bs4 import BeautifulSoup
 from gguf_factory import CHATML
-from PIL import Image
 from test_cli import Terminal, fails, run
 
 FAST = ["-t", "1", "--kv-min-tokens", "64", "--kv-budget", "20%"]
@@ -29,16 +28,17 @@ def test_in_a_pipe(model, document):
 
 
 def test_into_files(model, document, tmp_path):
-    html, png = tmp_path / "out.html", tmp_path / "out.png"
-    done = run("view", model, document, "--question", "who <i>?", "--html", html, "--png", png, "--lines", 5, *FAST)
+    html, svg = tmp_path / "out.html", tmp_path / "out.svg"
+    done = run("view", model, document, "--question", "who <i>?", "--html", html, "--svg", svg, *FAST)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "" and done.stderr.splitlines()[1:] == [str(html), str(png)]
+    assert done.stdout == "" and done.stderr.splitlines()[1:] == [str(html), str(svg)]
     soup = BeautifulSoup(html.read_text(), "html.parser")
     assert soup.h1.get_text() == f"What {model.rsplit('/')[-1]} remembers of notes.txt"
     assert "with “who <i>?” in view" in soup.find(class_="lead").get_text()
     text = soup.find(id="text").get_text()
     assert "<b>brown</b>" in text and "question" in text and "who <i>?" in text
-    assert Image.open(png).format == "PNG"
+    picture = BeautifulSoup(svg.read_text(), "xml")
+    assert picture.svg and "<b>brown</b>" in picture.get_text().replace("\xa0", " ") and "Entries kept" in picture.get_text().replace("\xa0", " ")
 
 
 def test_a_short_text_is_kept(model, document):
@@ -52,11 +52,11 @@ def test_what_is_wrong_is_said_before_the_long_work(model, document, tmp_path):
     assert fails("view", model, document, "--html", tmp_path / "no" / "x.html").endswith(
         "can't be written: No such file or directory"
     )
-    assert fails("view", model, document, "--png", tmp_path / "x.jpg").endswith("x.jpg: the picture is a .png file")
+    assert fails("view", model, document, "--svg", tmp_path / "x.png").endswith("x.png: the picture is an .svg file")
     assert "there is nothing to show" in fails("view", model, document, "--kv-policy", "off")
     assert fails("view", model, tmp_path / "none.txt").endswith("none.txt: No such file or directory")
     assert fails("view", tmp_path / "none.gguf", document).endswith("none.gguf: no such file")
-    assert "kv budget" in fails("view", model, document, "--kv-budget", "lots")
+    assert "--kv-budget" in fails("view", model, document, "--kv-budget", "lots")
 
 
 def test_in_a_chat(model, document, tmp_path):

@@ -39,6 +39,13 @@ void register_context(py::module_ & m) {
         require(laprox_compress(context_at(ctx), seq_id));
     }, py::arg("ctx"), py::arg("seq_id") = 0);
 
+    m.def("prompt_done", [](uintptr_t ctx, int32_t n_again, llama_seq_id seq_id) -> std::optional<llama_pos> {
+        py::gil_scoped_release unlock;
+        llama_pos again = -1;
+        require(laprox_prompt_done(context_at(ctx), seq_id, n_again, &again));
+        return again >= 0 ? std::optional<llama_pos>(again) : std::nullopt;
+    }, py::arg("ctx"), py::arg("n_again"), py::arg("seq_id") = 0);
+
     m.def("score", [](uintptr_t ctx, llama_seq_id seq_id) {
         py::gil_scoped_release unlock;
         require(laprox_score(context_at(ctx), seq_id));
@@ -56,6 +63,16 @@ void register_context(py::module_ & m) {
         return begin;
     }, py::arg("ctx"), py::arg("seq_id") = 0);
 
+    m.def("compressed_for", [](uintptr_t ctx, llama_seq_id seq_id) {
+        const llama_pos pos = laprox_compressed_for(context_at(ctx), seq_id);
+        require(pos >= 0);
+        return pos;
+    }, py::arg("ctx"), py::arg("seq_id") = 0);
+
+    m.def("set_archive_in_states", [](uintptr_t ctx, bool on) {
+        require(laprox_set_archive_in_states(context_at(ctx), on));
+    }, py::arg("ctx"), py::arg("on"));
+
     m.def("stats", [](uintptr_t ctx, llama_seq_id seq_id) {
         laprox_stats s;
         require(laprox_get_stats(context_at(ctx), seq_id, &s));
@@ -67,6 +84,10 @@ void register_context(py::module_ & m) {
         result["kv_bytes_full"]   = s.kv_bytes_full;
         result["window_bytes"]    = s.window_bytes;
         result["compressions"]    = s.compressions;
+        result["recalls"]          = s.recalls;
+        result["entries_recalled"] = s.entries_recalled;
+        result["archived_entries"] = s.archived_entries;
+        result["archived_bytes"]   = s.archived_bytes;
         result["score_seconds"]   = s.score_seconds;
         result["select_seconds"]  = s.select_seconds;
         result["compact_seconds"] = s.compact_seconds;

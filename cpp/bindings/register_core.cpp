@@ -1,7 +1,7 @@
 #include "bindings.h"
 
 #include "core/allocate.h"
-#include "core/budget.h"
+#include "core/options.h"
 #include "core/classes.h"
 #include "core/profile.h"
 #include "core/scores.h"
@@ -44,12 +44,6 @@ std::vector<array<T>> to_arrays(const std::vector<std::vector<T>> & vectors) {
         arrays.push_back(to_array(v));
     }
     return arrays;
-}
-
-void check_kernel(int kernel) {
-    if (kernel < 1 || kernel % 2 == 0) {
-        throw py::value_error("kernel is " + std::to_string(kernel) + "; it must be odd and at least 1");
-    }
 }
 
 std::vector<laprox::head_candidates> candidates(const array<int32_t> & layer, const array<int32_t> & head,
@@ -134,6 +128,12 @@ array<double> solve_profile(const std::vector<array<float>> & scores, const std:
     return to_matrix(evicted, laprox::profile_rows);
 }
 
+laprox::budget budget_of(const std::string & text) {
+    laprox::option_texts texts;
+    texts.set(laprox::find_option("budget"), text); // says what is wrong
+    return texts.values().budget;
+}
+
 std::pair<array<double>, std::map<std::string, std::string>> read_profile(const std::filesystem::path & path) {
     laprox::profile_file file;
     try {
@@ -149,20 +149,14 @@ std::pair<array<double>, std::map<std::string, std::string>> read_profile(const 
 
 void register_core(py::module_ & m) {
     m.def("budget_entries", [](const std::string & budget, int64_t n_seen, int64_t n_pairs) {
-        return laprox::budget_entries(laprox::parse_budget(budget), n_seen, n_pairs);
+        return laprox::budget_entries(budget_of(budget), n_seen, n_pairs);
     }, py::arg("budget"), py::arg("n_seen"), py::arg("n_pairs"));
 
-    m.def("average_pool", [](const array<float> & score, int kernel) {
-        check_kernel(kernel);
-        const std::vector<float> in = to_vector(score);
-        return to_array(laprox::average_pool(in.data(), in.size(), kernel));
-    }, py::arg("score"), py::arg("kernel"));
-
-    m.def("max_pool", [](const array<float> & score, int kernel) {
-        check_kernel(kernel);
-        const std::vector<float> in = to_vector(score);
-        return to_array(laprox::max_pool(in.data(), in.size(), kernel));
-    }, py::arg("score"), py::arg("kernel"));
+    m.def("parse_budget", [](const std::string & text) {
+        static const char * const units[] = { "fraction", "tokens", "bytes" };
+        const laprox::budget budget = budget_of(text);
+        return std::make_pair(units[(int) budget.unit], budget.value);
+    }, py::arg("text"));
 
     m.def("normalise_layer", [](const std::vector<array<float>> & heads) {
         std::vector<std::vector<float>> scores;
@@ -172,14 +166,6 @@ void register_core(py::module_ & m) {
         laprox::normalise_layer(scores);
         return to_arrays(scores);
     }, py::arg("heads"));
-
-    m.def("allocators", [] {
-        std::vector<std::string> names;
-        for (int32_t i = 0; i < laprox::n_allocators(); i++) {
-            names.push_back(laprox::allocator_at(i).name);
-        }
-        return names;
-    });
 
     m.def("allocate", &allocate, py::arg("allocator"), py::arg("layer"), py::arg("head"), py::arg("pos"),
           py::arg("score"), py::arg("n_keep"), py::kw_only(), py::arg("second") = py::none(),

@@ -76,12 +76,14 @@ void register_inspect(py::module_ & m) {
         return pos;
     }, py::arg("ctx"), py::arg("layer"), py::arg("head"), py::arg("seq_id") = 0);
 
-    m.def("scores", [](uintptr_t address, int32_t layer, int32_t head, llama_seq_id seq_id) {
-        llama_context * ctx = context_at(address);
-        py::array_t<float> score(counted(laprox_scores(ctx, seq_id, layer, head, nullptr, 0)));
-        counted(laprox_scores(ctx, seq_id, layer, head, score.mutable_data(), score.size()));
-        return score;
-    }, py::arg("ctx"), py::arg("layer"), py::arg("head"), py::arg("seq_id") = 0);
+    for (const auto & [name, read] : { std::make_pair("scores", laprox_scores), std::make_pair("finished_scores", laprox_finished_scores) }) {
+        m.def(name, [read = read](uintptr_t address, int32_t layer, int32_t head, llama_seq_id seq_id) {
+            llama_context * ctx = context_at(address);
+            py::array_t<float> score(counted(read(ctx, seq_id, layer, head, nullptr, 0)));
+            counted(read(ctx, seq_id, layer, head, score.mutable_data(), score.size()));
+            return score;
+        }, py::arg("ctx"), py::arg("layer"), py::arg("head"), py::arg("seq_id") = 0);
+    }
 
     m.def("entries", [](uintptr_t address, int32_t layer, int32_t head, llama_seq_id seq_id) {
         llama_context * ctx = context_at(address);

@@ -1,73 +1,32 @@
 #include "bindings.h"
 
-#include <array>
-#include <optional>
+#include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace laprox_python {
 
 namespace {
 
-constexpr std::array<std::pair<laprox_prefill, const char *>, 2> prefill_names = {{
-    { LAPROX_PREFILL_DENSE,   "dense"   },
-    { LAPROX_PREFILL_CHUNKED, "chunked" },
-}};
-
-constexpr std::array<std::pair<laprox_budget_unit, const char *>, 3> unit_names = {{
-    { LAPROX_BUDGET_FRACTION, "fraction" },
-    { LAPROX_BUDGET_TOKENS,   "tokens"   },
-    { LAPROX_BUDGET_BYTES,    "bytes"    },
-}};
-
-constexpr std::array<std::pair<laprox_pooling, const char *>, 3> pooling_names = {{
-    { LAPROX_POOLING_NONE,    "none"    },
-    { LAPROX_POOLING_AVERAGE, "average" },
-    { LAPROX_POOLING_MAX,     "max"     },
-}};
-
-template <typename E, size_t N>
-std::string name_of(const std::array<std::pair<E, const char *>, N> & names, E value) {
-    for (const auto & [v, name] : names) {
-        if (v == value) {
-            return name;
-        }
-    }
-    return std::to_string(static_cast<int>(value)); // a newer libllama
-}
-
-template <typename E, size_t N>
-E value_of(const std::array<std::pair<E, const char *>, N> & names, const std::string & text, const char * what) {
-    std::string accepted;
-    for (const auto & [v, name] : names) {
-        if (text == name) {
-            return v;
-        }
-        accepted += accepted.empty() ? name : std::string(", ") + name;
-    }
-    throw py::value_error(std::string(what) + " is '" + text + "'; accepted: " + accepted);
-}
-
-// laprox_params, owning the strings that they point to.
 struct params {
-    std::string policy;
-    std::optional<std::string> profile;
-    std::optional<std::string> gates;
-    laprox_params values;
+    std::unique_ptr<laprox_params, decltype(&laprox_params_free)> c;
 
-    laprox_params c() const {
-        laprox_params result = values;
-        result.policy  = policy.c_str();
-        result.profile = profile ? profile->c_str() : nullptr;
-        result.gates   = gates   ? gates->c_str()   : nullptr;
-        return result;
-    }
+    explicit params(laprox_params * owned) : c(owned, laprox_params_free) {}
 };
 
-params params_from_c(const laprox_params & c) {
-    const auto optional = [](const char * text) { return text ? std::optional<std::string>(text) : std::nullopt; };
-    return { c.policy, optional(c.profile), optional(c.gates), c };
+// A setting that is wrong is an argument that is wrong, before there is a model.
+void require_value(bool accepted) {
+    if (!accepted) {
+        throw py::value_error(laprox_last_error());
+    }
+}
+
+// The C API would not see what follows a NUL.
+const char * whole(const std::string & name, const std::string & text) {
+    if (text.find('\0') != std::string::npos) {
+        throw py::value_error(name + " has a NUL character in it");
+    }
+    return text.c_str();
 }
 
 // The C API's lists: a count, and a name for each index.
@@ -77,19 +36,6 @@ std::vector<std::string> listed(int32_t n, const char * (*at)(int32_t)) {
         names.push_back(at(i));
     }
     return names;
-}
-
-laprox_budget parse_budget(const std::string & text) {
-    if (text.find('\0') != std::string::npos) { // the C API would not see what follows
-        throw refusal("budget has a NUL character in it");
-    }
-    laprox_budget budget;
-    require(laprox_parse_budget(text.c_str(), &budget));
-    return budget;
-}
-
-py::tuple as_tuple(const laprox_budget & budget) {
-    return py::make_tuple(name_of(unit_names, budget.unit), budget.value);
 }
 
 }
@@ -103,65 +49,52 @@ void register_settings(py::module_ & m) {
     m.def("scorers",    [] { return listed(laprox_scorer_count(),    laprox_scorer_name);    });
     m.def("allocators", [] { return listed(laprox_allocator_count(), laprox_allocator_name); });
 
-    m.def("scorer_pooling", [](const std::string & scorer) {
-        for (int32_t i = 0; i < laprox_scorer_count(); i++) {
-            if (scorer == laprox_scorer_name(i)) {
-                int32_t kernel;
-                const laprox_pooling how = laprox_scorer_pooling(i, &kernel);
-                return py::make_tuple(name_of(pooling_names, how), kernel);
-            }
+    py::class_<laprox_option>(m, "Option")
+        .def_readonly("name", &laprox_option::name)
+        .def_readonly("kind", &laprox_option::kind)
+        .def_readonly("initial", &laprox_option::initial)
+        .def_readonly("accepted", &laprox_option::accepted)
+        .def_readonly("value", &laprox_option::value)
+        .def_readonly("help", &laprox_option::help);
+
+    m.def("options", [] {
+        std::vector<laprox_option> rows;
+        for (int32_t i = 0; i < laprox_option_count(); i++) {
+            rows.push_back(laprox_option_at(i));
         }
-        throw py::value_error("there is no scorer '" + scorer + "'");
-    }, py::arg("scorer"));
-
-    m.attr("DEFAULT_BUDGET") = LAPROX_DEFAULT_BUDGET;
-    m.attr("PREFILLS") = py::make_tuple(prefill_names[0].second, prefill_names[1].second);
-
-    m.def("parse_budget", [](const std::string & text) { return as_tuple(parse_budget(text)); }, py::arg("text"));
+        return rows;
+    });
 
     py::class_<params>(m, "Params")
-        .def(py::init([](std::string policy, const std::string & budget, int32_t window, int32_t sink, int32_t recent,
-                         int32_t min_tokens, const std::string & prefill, std::optional<std::string> profile,
-                         std::optional<std::string> gates, float floor) {
-                 return params{ std::move(policy), std::move(profile), std::move(gates),
-                                { nullptr, parse_budget(budget), window, sink, recent, min_tokens,
-                                  value_of(prefill_names, prefill, "prefill"), nullptr, nullptr, floor } };
-             }),
-             py::kw_only(), py::arg("policy"), py::arg("budget"), py::arg("window"), py::arg("sink"), py::arg("recent"),
-             py::arg("min_tokens"), py::arg("prefill"), py::arg("profile") = py::none(),
-             py::arg("gates") = py::none(), py::arg("floor") = 0.0f)
-        .def_readonly("policy", &params::policy)
-        .def_property_readonly("budget", [](const params & p) { return as_tuple(p.values.budget); })
-        .def_property_readonly("window", [](const params & p) { return p.values.window; })
-        .def_property_readonly("sink", [](const params & p) { return p.values.sink; })
-        .def_property_readonly("recent", [](const params & p) { return p.values.recent; })
-        .def_property_readonly("min_tokens", [](const params & p) { return p.values.min_tokens; })
-        .def_property_readonly("prefill", [](const params & p) { return name_of(prefill_names, p.values.prefill); })
-        .def_readonly("profile", &params::profile)
-        .def_readonly("gates", &params::gates)
-        .def_property_readonly("floor", [](const params & p) { return p.values.floor; });
-
-    m.def("default_params", [] { return params_from_c(laprox_default_params()); });
+        .def(py::init([](const std::string & before_names) { return params(laprox_params_new(before_names.c_str())); }),
+             py::arg("before_names") = "")
+        .def("set", [](params & p, const std::string & name, const std::string & text) {
+            require_value(laprox_params_set(p.c.get(), whole(name, name), whole(name, text)));
+        }, py::arg("name"), py::arg("text"))
+        .def("set_custom", [](params & p, const std::string & allocator) {
+            require_value(laprox_params_set_custom(p.c.get(), whole("allocator", allocator)));
+        }, py::arg("allocator"))
+        .def("get", [](const params & p, const std::string & name) {
+            const char * text = laprox_params_get(p.c.get(), name.c_str());
+            require_value(text);
+            return std::string(text);
+        }, py::arg("name"))
+        .def("check", [](const params & p) { require_value(laprox_params_check(p.c.get())); });
 
     m.def("model_check", [](uintptr_t model) { require(laprox_model_check(model_at(model))); }, py::arg("model"));
 
     m.def("model_set_params", [](uintptr_t model, const params * p) {
-        laprox_params c;
-        if (p) {
-            c = p->c();
-        }
-        require(laprox_model_set_params(model_at(model), p ? &c : nullptr));
+        require(laprox_model_set_params(model_at(model), p ? p->c.get() : nullptr));
     }, py::arg("model"), py::arg("params").none(true));
 
     m.def("set_params", [](uintptr_t ctx, const params & p) {
-        const laprox_params c = p.c();
-        require(laprox_set_params(context_at(ctx), &c));
+        require(laprox_set_params(context_at(ctx), p.c.get()));
     }, py::arg("ctx"), py::arg("params"));
 
     m.def("get_params", [](uintptr_t ctx) {
-        laprox_params c;
-        require(laprox_get_params(context_at(ctx), &c));
-        return params_from_c(c);
+        params p(laprox_get_params(context_at(ctx)));
+        require(p.c != nullptr);
+        return p;
     }, py::arg("ctx"));
 }
 

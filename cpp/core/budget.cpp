@@ -8,11 +8,11 @@
 
 namespace laprox {
 
-static const char * accepted =
-    "accepted: a share of what was seen (\"5%\" or \"0.05\"), tokens per KV head (\"2048\") or bytes (\"512MiB\")";
+const char * const accepted_budgets =
+    "a share of what was seen (\"5%\" or \"0.05\"), tokens per KV head (\"2048\") or bytes (\"512MiB\")";
 
-[[noreturn]] static void refuse(const std::string & text, const std::string & why) {
-    throw std::invalid_argument("budget \"" + text + "\" " + why + "; " + accepted);
+[[noreturn]] static void refuse(const std::string & why) {
+    throw std::invalid_argument(why);
 }
 
 static std::string trim(const std::string & text) {
@@ -32,13 +32,13 @@ budget parse_budget(const std::string & text) {
 
     // strtod alone would also take "inf", "nan" and hexadecimal
     if (s.empty() || s.find_first_not_of("0123456789.") == 0) {
-        refuse(text, s.rfind('-', 0) == 0 ? "is negative" : "is not a number");
+        refuse(s.rfind('-', 0) == 0 ? "negative" : "not a number");
     }
     char * end = nullptr;
     const double number = std::strtod(s.c_str(), &end);
     const std::string unit = trim(end);
     if (s.find_first_of("xX") != std::string::npos || !std::isfinite(number)) {
-        refuse(text, "is not a number");
+        refuse("not a number");
     }
 
     budget result { budget_unit::tokens, number };
@@ -52,31 +52,23 @@ budget parse_budget(const std::string & text) {
             }
         }
         if (!found) {
-            refuse(text, "has the unknown unit \"" + unit + "\"");
+            refuse("unknown unit \"" + unit + "\"");
         }
         result = { budget_unit::bytes, std::floor(number*found->scale) };
     } else if (number < 1.0 || s.find('.') != std::string::npos) {
         result.unit = budget_unit::fraction;
     }
 
-    try {
-        check_budget(result);
-    } catch (const std::invalid_argument & e) {
-        refuse(text, e.what());
+    if (!(result.value > 0)) {
+        refuse("it must be more than 0");
+    }
+    if (result.unit == budget_unit::fraction && result.value > 1.0) {
+        refuse("more than 100% of what was seen");
+    }
+    if (result.unit != budget_unit::fraction && (result.value < 1.0 || result.value > 1e15 || result.value != std::floor(result.value))) {
+        refuse("not a whole number of tokens or bytes");
     }
     return result;
-}
-
-void check_budget(const budget & b) {
-    if (!(b.value > 0)) {
-        throw std::invalid_argument("must be more than 0");
-    }
-    if (b.unit == budget_unit::fraction && b.value > 1.0) {
-        throw std::invalid_argument("is more than 100% of what was seen");
-    }
-    if (b.unit != budget_unit::fraction && (b.value < 1.0 || b.value > 1e15 || b.value != std::floor(b.value))) {
-        throw std::invalid_argument("is not a whole number of tokens or bytes");
-    }
 }
 
 int64_t budget_entries(const budget & b, int64_t n_seen, int64_t n_pairs) {

@@ -14,11 +14,10 @@ struct budget {
     double      value; // fraction: 0 < value <= 1; tokens per KV head; bytes
 };
 
-// "5%", "0.05", "2048", "512MiB". Throws std::invalid_argument, which names the text and what would be accepted.
-budget parse_budget(const std::string & text);
+extern const char * const accepted_budgets;
 
-// Throws std::invalid_argument unless the value is in range for its unit.
-void check_budget(const budget & b);
+// "5%", "0.05", "2048", "512MiB". Throws std::invalid_argument, which says what is wrong with the text.
+budget parse_budget(const std::string & text);
 
 // Entries that a sequence may keep. n_seen: tokens evaluated; n_pairs: (layer, KV head) pairs.
 // Byte budgets have no such number: the engine searches for the largest one whose allocation fits.

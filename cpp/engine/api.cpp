@@ -2,29 +2,26 @@
 
 #include "laprox.h"
 #include "engine/cache.h"
+#include "engine/error.h"
 #include "engine/hooks.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
+#include <iterator>
 #include <stdexcept>
 
 namespace laprox {
 
-static thread_local std::string last_error;
-
-void set_last_error(const std::string & reason) {
-    last_error = reason;
-}
-
 // Runs f; an exception becomes the last error and the value of `refused`.
 template <typename R, typename F> static R guarded(R refused, F f) {
     try {
-        last_error.clear();
+        set_last_error("");
         return f();
     } catch (const std::exception & e) {
-        last_error = e.what();
+        set_last_error(e.what());
         return refused;
     }
 }
@@ -37,25 +34,21 @@ static cache & cache_of(const llama_context * ctx) {
     return *kv;
 }
 
-static cache & cache_of(const llama_context * ctx, llama_seq_id seq_id) {
-    cache & kv = cache_of(ctx);
-    kv.stream_index(seq_id); // throws if there is no such sequence
-    return kv;
+static const sequence & sequence_of(const llama_context * ctx, llama_seq_id seq_id) {
+    return cache_of(ctx).at(seq_id);
 }
 
-// Index of a layer in the cache.
-static size_t find_layer(const cache & kv, int32_t il, int32_t head) {
-    for (size_t ikv = 0; ikv < kv.get_layers().size(); ikv++) {
-        const layer_info & layer = kv.get_layers()[ikv];
-        if ((int32_t) layer.il == il) {
-            if (head < 0 || head >= (int32_t) layer.n_head_kv) {
-                throw std::invalid_argument("KV head " + std::to_string(head) + " doesn't exist in layer " + std::to_string(il) +
-                        "; accepted: 0 to " + std::to_string(layer.n_head_kv - 1));
-            }
-            return ikv;
-        }
+// Place of a layer in the cache.
+static size_t find_layer(const std::vector<layer_info> & layers, int32_t il, int32_t head) {
+    const auto layer = std::find_if(layers.begin(), layers.end(), [&](const layer_info & l) { return (int32_t) l.il == il; });
+    if (layer == layers.end()) {
+        throw std::invalid_argument("layer " + std::to_string(il) + " isn't in the compressed cache");
     }
-    throw std::invalid_argument("layer " + std::to_string(il) + " isn't in the compressed cache");
+    if (head < 0 || head >= (int32_t) layer->n_head_kv) {
+        throw std::invalid_argument("KV head " + std::to_string(head) + " doesn't exist in layer " + std::to_string(il) +
+                "; accepted: 0 to " + std::to_string(layer->n_head_kv - 1));
+    }
+    return layer - layers.begin();
 }
 
 }
@@ -67,24 +60,60 @@ int32_t laprox_api_version(void) {
 }
 
 const char * laprox_last_error(void) {
-    return last_error.c_str();
+    return last_error().c_str();
 }
 
-laprox_params laprox_default_params(void) {
-    laprox_budget budget;
-    laprox_parse_budget(LAPROX_DEFAULT_BUDGET, &budget);
-    return {
-        /*.policy     =*/ "laprox",
-        /*.budget     =*/ budget,
-        /*.window     =*/ 32,
-        /*.sink       =*/ 4,
-        /*.recent     =*/ 32,
-        /*.min_tokens =*/ 512,
-        /*.prefill    =*/ LAPROX_PREFILL_DENSE,
-        /*.profile    =*/ nullptr,
-        /*.gates      =*/ nullptr,
-        /*.floor      =*/ 0.0f,
-    };
+int32_t laprox_option_count(void) {
+    return (int32_t) std::size(options);
+}
+
+struct laprox_option laprox_option_at(int32_t i) {
+    static const std::vector<std::string> accepted = [] {
+        std::vector<std::string> texts;
+        for (const option & row : options) {
+            texts.push_back(accepted_texts(row));
+        }
+        return texts;
+    }();
+    if (i < 0 || i >= laprox_option_count()) {
+        return {};
+    }
+    const option & row = options[i];
+    return { row.name, row.kind, row.initial, accepted[i].c_str(), row.value, row.help };
+}
+
+laprox_params * laprox_params_new(const char * before_names) {
+    return new laprox_params { option_texts(before_names ? before_names : "") };
+}
+
+void laprox_params_free(laprox_params * params) {
+    delete params;
+}
+
+bool laprox_params_set(laprox_params * params, const char * name, const char * text) {
+    return guarded(false, [&] {
+        const option & row = find_option(name);
+        set_option(params->given, row, text ? text : row.initial);
+        return true;
+    });
+}
+
+bool laprox_params_set_custom(laprox_params * params, const char * allocator) {
+    return guarded(false, [&] {
+        set_custom(params->given, allocator);
+        return true;
+    });
+}
+
+const char * laprox_params_get(const laprox_params * params, const char * name) {
+    return guarded<const char *>(nullptr, [&] { return params->given.get(find_option(name)).c_str(); });
+}
+
+bool laprox_params_check(const laprox_params * params) {
+    return guarded(false, [&] {
+        read_settings(params->given);
+        return true;
+    });
 }
 
 int32_t laprox_policy_count(void) {
@@ -108,26 +137,12 @@ const char * laprox_scorer_name(int32_t i) {
     return i >= 0 && i < n_scorers() ? scorer_at(i).name : nullptr;
 }
 
-enum laprox_pooling laprox_scorer_pooling(int32_t i, int32_t * kernel) {
-    const bool known = i >= 0 && i < n_scorers();
-    *kernel = known ? scorer_at(i).kernel : 1;
-    return known ? (enum laprox_pooling) scorer_at(i).pool : LAPROX_POOLING_NONE;
-}
-
 int32_t laprox_allocator_count(void) {
     return n_allocators();
 }
 
 const char * laprox_allocator_name(int32_t i) {
     return i >= 0 && i < n_allocators() ? allocator_at(i).name : nullptr;
-}
-
-bool laprox_parse_budget(const char * text, laprox_budget * out) {
-    return guarded(false, [&] {
-        const budget b = parse_budget(text ? text : "");
-        *out = { (laprox_budget_unit) b.unit, b.value };
-        return true;
-    });
 }
 
 bool laprox_model_check(const llama_model * model) {
@@ -142,21 +157,31 @@ bool laprox_model_check(const llama_model * model) {
 
 bool laprox_model_set_params(llama_model * model, const laprox_params * params) {
     return guarded(false, [&] {
-        if (params) {
+        const bool on = params && read_settings(params->given).policy.name != policy_off;
+        if (on) {
             const std::string reason = reason_not_compressible(*model);
             if (!reason.empty()) {
                 throw std::runtime_error(reason);
             }
-            model->laprox->config = make_settings(*model, *params);
+            model->laprox->config = make_settings(*model, params->given);
         } else if (model->laprox) {
             model->laprox->config = {};
             model->laprox->gates.reset();
         }
         if (model->laprox) {
-            model->laprox->enabled = params != nullptr;
+            model->laprox->enabled = on;
         }
         return true;
     });
+}
+
+// Settings of a context that lives.
+static settings live_settings(const llama_context & ctx, const laprox_params & params) {
+    settings s = make_settings(ctx.get_model(), params.given);
+    if (s.policy.name == policy_off) {
+        params.given.refuse(find_option("policy"), policy_off, "the context has a compressing cache", "full, which evicts nothing, or another policy");
+    }
+    return s;
 }
 
 bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
@@ -165,32 +190,26 @@ bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
             throw std::invalid_argument("params is NULL; a live context can't do without them");
         }
         cache & kv = cache_of(ctx);
-        kv.set_settings(make_settings(ctx->get_model(), *params));
+        kv.set_settings(live_settings(*ctx, *params));
         return true;
     });
 }
 
 bool laprox_seq_set_params(llama_context * ctx, llama_seq_id seq_id, const laprox_params * params) {
     return guarded(false, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        kv.set_settings(seq_id, params ? std::make_shared<settings>(make_settings(ctx->get_model(), *params)) : nullptr);
+        cache & kv = cache_of(ctx);
+        kv.at(seq_id);
+        kv.set_settings(seq_id, params ? std::make_shared<settings>(live_settings(*ctx, *params)) : nullptr);
         return true;
     });
 }
 
-bool laprox_seq_get_params(llama_context * ctx, llama_seq_id seq_id, laprox_params * out) {
-    return guarded(false, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        *out = to_params(kv.config_of(kv.stream_index(seq_id)));
-        return true;
-    });
+laprox_params * laprox_seq_get_params(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded<laprox_params *>(nullptr, [&] { return new laprox_params { sequence_of(ctx, seq_id).config().given }; });
 }
 
-bool laprox_get_params(const llama_context * ctx, laprox_params * out) {
-    return guarded(false, [&] {
-        *out = to_params(cache_of(ctx).get_settings());
-        return true;
-    });
+laprox_params * laprox_get_params(const llama_context * ctx) {
+    return guarded<laprox_params *>(nullptr, [&] { return new laprox_params { cache_of(ctx).get_settings().given }; });
 }
 
 bool laprox_model_fingerprint(const llama_model * model, char out[17]) {
@@ -210,31 +229,47 @@ bool laprox_set_scorer(llama_context * ctx, laprox_scorer_callback callback, voi
 
 bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
     return guarded(false, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        kv.run(*ctx, [&](llama_context & lctx) { kv.compress(lctx, seq_id); });
+        cache_of(ctx).compress(*ctx, seq_id);
+        return true;
+    });
+}
+
+bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again) {
+    return guarded(false, [&] {
+        cache & kv = cache_of(ctx);
+        *again = kv.prompt_done(*ctx, seq_id, n_again);
+        if (*again >= 0 && !llama_memory_seq_rm(ctx->get_memory(), seq_id, *again, -1)) {
+            kv.end_turn(seq_id); // layers that can't go back
+            *again = -1;
+        }
         return true;
     });
 }
 
 llama_pos laprox_tail_begin(llama_context * ctx, llama_seq_id seq_id) {
     return guarded<llama_pos>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const stream & st = kv.get_stream(kv.stream_index(seq_id));
-        return st.n_absorbed > 0 ? st.tail_begin : 0;
+        const sequence & seq = sequence_of(ctx, seq_id);
+        return seq.remembers() ? 0 : seq.tail_begin();
     });
 }
 
 llama_pos laprox_compressed_for(llama_context * ctx, llama_seq_id seq_id) {
     return guarded<llama_pos>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        return kv.get_stream(kv.stream_index(seq_id)).compressed_for;
+        const sequence & seq = sequence_of(ctx, seq_id);
+        return seq.remembers() ? 0 : seq.compressed_for();
+    });
+}
+
+bool laprox_set_archive_in_states(llama_context * ctx, bool on) {
+    return guarded(false, [&] {
+        cache_of(ctx).set_archive_in_states(on);
+        return true;
     });
 }
 
 bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
     return guarded(false, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        kv.run(*ctx, [&](llama_context & lctx) { kv.score(lctx, seq_id); });
+        cache_of(ctx).score(*ctx, seq_id);
         return true;
     });
 }
@@ -242,14 +277,13 @@ bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
 bool laprox_get_stats(llama_context * ctx, llama_seq_id seq_id, laprox_stats * out) {
     return guarded(false, [&] {
         if (seq_id != -1) {
-            cache & kv = cache_of(ctx, seq_id);
-            *out = kv.stats(kv.stream_index(seq_id));
+            *out = sequence_of(ctx, seq_id).stats();
             return true;
         }
         cache & kv = cache_of(ctx);
         *out = {};
-        for (uint32_t strm = 0; strm < kv.n_streams(); strm++) {
-            const laprox_stats s = kv.stats(strm);
+        for (const sequence * seq : kv.sequences_of(-1)) {
+            const laprox_stats s = seq->stats();
             out->tokens_seen     += s.tokens_seen;
             out->entries_held    += s.entries_held;
             out->entries_full    += s.entries_full;
@@ -257,6 +291,10 @@ bool laprox_get_stats(llama_context * ctx, llama_seq_id seq_id, laprox_stats * o
             out->kv_bytes_full   += s.kv_bytes_full;
             out->window_bytes    += s.window_bytes;
             out->compressions    += s.compressions;
+            out->recalls         += s.recalls;
+            out->entries_recalled += s.entries_recalled;
+            out->archived_entries += s.archived_entries;
+            out->archived_bytes = kv.get_archive_space() ? kv.get_archive_space()->used() : 0;
             out->score_seconds   += s.score_seconds;
             out->select_seconds  += s.select_seconds;
             out->compact_seconds += s.compact_seconds;
@@ -278,8 +316,8 @@ int32_t laprox_layers(llama_context * ctx, int32_t * il, int32_t * n_head_kv, in
 
 bool laprox_head_shape(llama_context * ctx, int32_t il, int32_t * n_head, int32_t * n_embd_head_k, int32_t * n_embd_head_v) {
     return guarded(false, [&] {
-        const cache & kv = cache_of(ctx);
-        const layer_info & layer = kv.get_layers()[find_layer(kv, il, 0)];
+        const auto & layers = cache_of(ctx).get_layers();
+        const layer_info & layer = layers[find_layer(layers, il, 0)];
         const auto set = [](int32_t * out, uint32_t value) {
             if (out) {
                 *out = value;
@@ -294,8 +332,8 @@ bool laprox_head_shape(llama_context * ctx, int32_t il, int32_t * n_head, int32_
 
 float laprox_kq_scale(llama_context * ctx, int32_t il) {
     return guarded(0.0f, [&] {
-        const cache & kv = cache_of(ctx);
-        const float scale = kv.kq_scale(find_layer(kv, il, 0));
+        const common & shared = cache_of(ctx).shared();
+        const float scale = shared.kq_scales[find_layer(shared.layers, il, 0)];
         if (scale == 0.0f) {
             throw std::runtime_error("layer " + std::to_string(il) + " hasn't attended yet");
         }
@@ -305,36 +343,47 @@ float laprox_kq_scale(llama_context * ctx, int32_t il) {
 
 int64_t laprox_positions(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, llama_pos * pos, int64_t cap) {
     return guarded<int64_t>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const auto held = kv.held_by(kv.stream_index(seq_id), find_layer(kv, il, head), head);
-        std::copy_n(held.pos.begin(), std::min<int64_t>(std::max<int64_t>(cap, 0), held.pos.size()), pos);
-        return (int64_t) held.pos.size();
+        const sequence & seq = sequence_of(ctx, seq_id);
+        const auto held = seq.store(find_layer(seq.shared.layers, il, head)).positions_of(head, seq.tail());
+        std::copy_n(held.begin(), std::clamp<int64_t>(cap, 0, held.size()), pos);
+        return (int64_t) held.size();
+    });
+}
+
+// Writes what `of` makes of a KV head's scores.
+template <typename F> static int64_t read_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * score, int64_t cap, F of) {
+    return guarded<int64_t>(-1, [&] {
+        const sequence & seq = sequence_of(ctx, seq_id);
+        const size_t ikv = find_layer(seq.shared.layers, il, head);
+        if (seq.scores.empty()) {
+            throw std::runtime_error("what is held now hasn't been scored: call laprox_score() first");
+        }
+        const std::vector<float> mine = of(seq.scores[ikv].heads[head]);
+        std::copy_n(mine.begin(), std::clamp<int64_t>(cap, 0, mine.size()), score);
+        return (int64_t) mine.size();
     });
 }
 
 int64_t laprox_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * score, int64_t cap) {
-    return guarded<int64_t>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const size_t   ikv  = find_layer(kv, il, head);
-        const uint32_t strm = kv.stream_index(seq_id);
-        const auto   & scores = kv.get_stream(strm).scores;
-        if (scores.empty()) {
-            throw std::runtime_error("what is held now hasn't been scored: call laprox_score() first");
-        }
-        const auto & mine = scores[ikv][head];
-        std::copy_n(mine.begin(), std::min<int64_t>(std::max<int64_t>(cap, 0), mine.size()), score);
-        return (int64_t) mine.size();
+    return read_scores(ctx, seq_id, il, head, score, cap, [](const layer_scores::head & h) { return h.numbers.front(); });
+}
+
+int64_t laprox_finished_scores(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * score, int64_t cap) {
+    return read_scores(ctx, seq_id, il, head, score, cap, [](const layer_scores::head & h) {
+        std::vector<float> all(h.numbers.front().size(), NAN);
+        std::copy(h.score.begin(), h.score.end(), all.begin() + h.first);
+        return all;
     });
 }
 
 int64_t laprox_entries(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head, float * k, float * v, int64_t cap) {
     return guarded<int64_t>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const size_t  ikv = find_layer(kv, il, head);
-        const int64_t n   = kv.held_by(kv.stream_index(seq_id), ikv, head).pos.size();
+        const sequence & seq = sequence_of(ctx, seq_id);
+        const size_t  ikv = find_layer(seq.shared.layers, il, head);
+        const int64_t n   = seq.store(ikv).n_kept(head) + (int64_t) seq.n_tail();
         if (n <= cap) {
             ctx->synchronize();
-            kv.entries(seq_id, ikv, head, k, v);
+            seq.entries(ikv, head, k, v);
         }
         return n;
     });
@@ -342,13 +391,16 @@ int64_t laprox_entries(llama_context * ctx, llama_seq_id seq_id, int32_t il, int
 
 int64_t laprox_queries(llama_context * ctx, llama_seq_id seq_id, int32_t il, float * q, llama_pos * pos, int64_t cap) {
     return guarded<int64_t>(-1, [&] {
-        cache & kv = cache_of(ctx, seq_id);
-        const size_t  ikv = find_layer(kv, il, 0);
-        const int64_t n   = kv.window_slots(kv.stream_index(seq_id)).size();
+        const sequence & seq = sequence_of(ctx, seq_id);
+        const size_t   ikv    = find_layer(seq.shared.layers, il, 0);
+        const observed window = seq.observed_queries();
+        const int64_t  n      = window.pos.size();
         if (n <= cap) {
             ctx->synchronize();
-            const auto positions = kv.queries(seq_id, ikv, q);
-            std::copy(positions.begin(), positions.end(), pos);
+            std::copy(window.pos.begin(), window.pos.end(), pos);
+            if (q) {
+                seq.queries(ikv, window, q);
+            }
         }
         return n;
     });

@@ -2,7 +2,7 @@
 
 #include "engine/cache.h"
 #include "engine/gates.h"
-#include "engine/window.h"
+#include "engine/graph_input.h"
 
 #include "llama-graph.h"
 #include "llama-model.h"
@@ -12,21 +12,10 @@
 
 namespace laprox {
 
-std::vector<uint32_t> cache::streams_of(const llama_ubatch & ubatch) const {
-    if (streams.size() == 1) {
-        return { 0 };
-    }
-    std::vector<uint32_t> result; // in the order of their tokens, which needn't be ascending
-    for (uint32_t s = 0; s < ubatch.n_seqs_unq; s++) {
-        result.push_back(ubatch.seq_id[s*(ubatch.n_tokens/ubatch.n_seqs_unq)][0]);
-    }
-    return result;
-}
-
 // The rows that a ubatch is written to differ by layer once heads hold different numbers of entries. One input
 // holds them all: for each layer a run of n_tokens*n_head_kv row indices, token-major.
 ggml_tensor * cache::build_input_rows(ggml_context * ctx, const llama_ubatch & ubatch, const char * name) const {
-    ggml_tensor * rows = ggml_new_tensor_2d(ctx, GGML_TYPE_I64, ubatch.n_tokens, n_pairs);
+    ggml_tensor * rows = ggml_new_tensor_2d(ctx, GGML_TYPE_I64, ubatch.n_tokens, all.n_pairs);
     ggml_set_input(rows);
     ggml_set_name(rows, name);
     return rows;
@@ -35,11 +24,11 @@ ggml_tensor * cache::build_input_rows(ggml_context * ctx, const llama_ubatch & u
 void cache::set_input_rows(ggml_tensor * dst, const llama_kv_cache::slot_info & sinfo) const {
     std::vector<int64_t> rows;
     rows.reserve(ggml_nelements(dst));
-    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
+    for (size_t ikv = 0; ikv < all.layers.size(); ikv++) {
         for (size_t s = 0; s < sinfo.n_stream(); s++) {
-            const layer_store & store = *streams[sinfo.strm[s]].layers[ikv];
+            const layer_store & store = sequences[sinfo.strm[s]].store(ikv);
             for (uint32_t cell : sinfo.idxs[s]) {
-                for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
+                for (uint32_t head = 0; head < all.layers[ikv].n_head_kv; head++) {
                     rows.push_back((int64_t) store.tail_row(head) + cell);
                 }
             }
@@ -101,23 +90,23 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
     }
     ggml_context * ctx = g.ctx0;
 
-    const size_t       ikv   = layer_index(il);
-    const layer_info & layer = layers[ikv];
-    window_input     & win   = window_input::of(g, *this);
+    const size_t       ikv   = layer_of.at(il);
+    const layer_info & layer = all.layers[ikv];
+    graph_input      & input = graph_input::of(g, *this);
 
-    const int64_t n_tokens = win.n_tokens;
+    const int64_t n_tokens = input.n_tokens;
     const int64_t n_head   = layer.n_head;
     const int64_t n_gqa    = layer.n_gqa();
 
     size_t first_row = 0; // of this layer in k_rows and v_rows
     for (size_t i = 0; i < ikv; i++) {
-        first_row += layers[i].n_head_kv*g.n_tokens;
+        first_row += all.layers[i].n_head_kv*g.n_tokens;
     }
 
     // a layer that reads another one's cache is not the owner of its entries: only the owner's queries score them
     const bool owner = (int) layer.il == il;
     if (owner) {
-        kq_scales[ikv] = kq_scale;
+        all.kq_scales[ikv] = kq_scale; // nobody but the graph says it
     }
 
     ggml_tensor * marks = nullptr; // of the gates: [1, n_head_kv, n_tokens]
@@ -127,9 +116,9 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
     }
 
     ggml_tensor * result = nullptr;
-    for (size_t s = 0; s < win.streams.size(); s++) {
-        const uint32_t      strm  = win.streams[s];
-        const layer_store & store = *streams[strm].layers[ikv];
+    for (size_t s = 0; s < input.sequences.size(); s++) {
+        const sequence    & seq   = *input.sequences[s];
+        const layer_store & store = seq.store(ikv);
 
         const auto write = [&](ggml_tensor * pool, ggml_tensor * cur, ggml_tensor * rows) {
             if (!cur) {
@@ -149,13 +138,12 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
         ggml_tensor * q = tokens_of(ctx, q_cur, s*n_tokens, n_tokens);
 
         if (owner) {
-            ggml_tensor * ring  = windows[ikv];
-            ggml_tensor * slice = ggml_view_2d(ctx, ring, ring->ne[0], ring->ne[1], ring->nb[1], strm*ring->nb[2]);
-            ggml_tensor * slots = ggml_view_1d(ctx, win.slots, win.n_observed, s*win.slots->nb[1]);
-            ggml_tensor * last  = tokens_of(ctx, q, n_tokens - win.n_observed, win.n_observed);
-            ggml_build_forward_expand(g.gf, ggml_set_rows(ctx, slice, flatten(ctx, last, ring->ne[0]), slots));
-            if (queries_seen) {
-                queries_seen->observe(g, win, *this, ikv, s, q);
+            ggml_tensor * window = seq.window.rows[ikv];
+            ggml_tensor * slots  = ggml_view_1d(ctx, input.slots, input.n_observed, s*input.slots->nb[1]);
+            ggml_tensor * last   = tokens_of(ctx, q, n_tokens - input.n_observed, input.n_observed);
+            ggml_build_forward_expand(g.gf, ggml_set_rows(ctx, window, flatten(ctx, last, window->ne[0]), slots));
+            if (seq.sums) {
+                seq.sums->observe(g, input, layer, ikv, s, q);
             }
         }
 
@@ -165,10 +153,10 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
 
         const auto class_mask = [&](const store_class & cls) {
             if (!cls.kept_mask) {
-                return win.tail_mask(ctx, s, layer.buft, tail, 1);
+                return input.tail_mask(ctx, s, layer.buft, tail, 1);
             }
             const int64_t n_masks = cls.kept_mask->ne[3];
-            ggml_tensor * repeated = win.tail_mask(ctx, s, layer.buft, tail, n_masks);
+            ggml_tensor * repeated = input.tail_mask(ctx, s, layer.buft, tail, n_masks);
             ggml_tensor * kept = n_tokens == 1 ? cls.kept_mask
                 : ggml_repeat_4d(ctx, cls.kept_mask, cls.n_view, n_tokens, 1, n_masks);
             return ggml_concat(ctx, kept, repeated, 0);

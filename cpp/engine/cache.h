@@ -1,22 +1,18 @@
 // The compressing KV cache: what llama_kv_cache delegates to while a policy is set.
 //
-// llama_kv_cache keeps its cells, which describe the *tail*: one cell per recent token. This class owns the
-// storage (one layer_store per layer and stream), knows what was kept of the tokens before the tail, and
-// compresses. A stream holds one sequence.
+// llama_kv_cache keeps its cells and places batches in them. This class has a sequence (sequence.h) for each of its streams,
+// hands every call of llama_memory_i to those it is about, and builds attention over what they hold.
 
 #pragma once
 
-#include "core/allocate.h"
-#include "engine/query_stats.h"
-#include "engine/scorer.h"
-#include "engine/settings.h"
-#include "engine/store.h"
+#include "engine/sequence.h"
 
 #include "llama-kv-cache.h"
 #include "llama-memory.h"
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -29,44 +25,6 @@ class llama_io_write_i;
 class llama_io_read_i;
 
 namespace laprox {
-
-class head_graph;
-class state_reader;
-class window_input;
-
-static const uint32_t tail_block = 256; // llama.cpp pads the number of cells it attends to this
-
-constexpr int32_t max_drafts = 64; // tokens verified at once, of which any may be taken back
-
-// What one sequence holds.
-struct stream {
-    std::shared_ptr<const settings> own; // its own settings; null: the cache's
-
-    std::vector<std::unique_ptr<layer_store>> layers;
-
-    // [layer][head]: ascending positions of the kept rows. All of them are below `tail_begin`.
-    std::vector<std::vector<std::vector<llama_pos>>> kept;
-    llama_pos tail_begin  = 0; // first position that was never part of a compression
-    int64_t   n_absorbed  = 0; // tokens that left the tail
-    llama_pos compressed_for = 0; // positions there were when entries were last chosen; 0: all are held
-    llama_pos gen_begin   = -1; // where text began to be generated, or was last compressed; -1: a prompt is coming in
-    llama_pos gen_end     = -1; // where it ends so far, tokens that llama.cpp only tries to place not included
-
-    // The observation window: queries per layer; slot i holds the query of position window_pos[i], -1: none.
-    std::vector<llama_pos> window_pos;
-    int64_t n_summed   = 0; // queries in the sums of query_stats
-
-    // Scores of what is held, if laprox_score() was called since it last changed: [layer][head][entry by position]
-    std::vector<std::vector<std::vector<float>>> scores;
-
-    uint64_t generation = 0; // changes with the storage; graphs built for another one can't be reused
-    uint32_t n_wanted   = 0; // tail cells that the last batch found no room for
-
-    int64_t n_compressions = 0;
-    int64_t t_score_us     = 0;
-    int64_t t_select_us    = 0;
-    int64_t t_compact_us   = 0;
-};
 
 class cache {
 public:
@@ -84,12 +42,9 @@ public:
     //
 
     void clear();
-    // Whether that can be removed: the part of a sequence that was compressed only goes as a whole.
     bool can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
     // False: refused, nothing changed.
     bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1);
-    // Whether that is all of a sequence.
-    bool covers(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
     // Whether a sequence has had a token there that a sliding window at `next` looks back to.
     bool misses(llama_seq_id seq_id, llama_pos pos, llama_pos next) const;
     // False: there was no room; the destination is empty.
@@ -101,17 +56,20 @@ public:
 
     llama_memory_context_ptr init_update(llama_context * lctx, bool optimize);
 
-    void state_write(llama_io_write_i & io, llama_seq_id seq_id) const;
+    // state.cpp
+    void state_write(llama_io_write_i & io, llama_seq_id seq_id);
     void state_read (llama_io_read_i  & io, llama_seq_id seq_id);
 
     //
-    // placing a batch
+    // batches
     //
 
     // Whether the cells found for a ubatch have storage behind them, and no compression is due before it.
     bool fits(const llama_kv_cache::slot_info & sinfo) const;
     // A batch found no room: how much the next update has to make.
     void note_pressure(const std::vector<llama_ubatch> & ubatches);
+    // A ubatch is computed next.
+    void apply(const llama_ubatch & ubatch);
 
     //
     // graph (attention.cpp)
@@ -127,165 +85,63 @@ public:
             float kq_scale, int il);
 
     //
-    // compression (compress.cpp); throws std::runtime_error with the reason, the cache is as it was
+    // compression; throws std::runtime_error with the reason, the cache is as it was
     //
 
     void compress(llama_context & lctx, llama_seq_id seq_id);
     void score   (llama_context & lctx, llama_seq_id seq_id);
+    // A prompt is in: see laprox_prompt_done(). The first position to be evaluated again, of at most n_again; -1: none.
+    llama_pos prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t n_again);
+    void end_turn(llama_seq_id seq_id) { mine(seq_id).end_turn(); }
 
-    // The scorer of policy "custom".
-    void set_scorer(laprox_scorer_callback callback, void * user_data) { custom = callback; custom_data = user_data; }
-    // Throws std::runtime_error where there is none, or it refuses.
-    void call_scorer(llama_context & lctx, uint32_t strm, int32_t il, int32_t head, const std::vector<llama_pos> & pos, float * score) const;
-
-    // Do that between batches, by way of llama_context's memory update.
-    void run(llama_context & lctx, std::function<void(llama_context &)> what);
+    void set_archive_in_states(bool on) { all.archive_in_states = on; }
+    const archive_space * get_archive_space() const { return all.space.get(); }
+    void set_scorer(laprox_scorer_callback callback, void * user_data);
 
     // The llama_memory_i update: what was requested, and room for the batch that found none.
     bool update(llama_context & lctx);
 
     //
+    // settings
+    //
+
+    const settings & get_settings() const { return all.config; }
+    void set_settings(const settings & s);
+    // Of one sequence, instead of the context's; null: the context's again.
+    void set_settings(llama_seq_id seq_id, std::shared_ptr<const settings> s);
+
+    //
     // looking inside
     //
 
-    const settings & get_settings() const { return config; }
-    void set_settings(const settings & s);
+    const common & shared() const { return all; }
+    const std::vector<layer_info> & get_layers() const { return all.layers; }
 
-    // Of one sequence, instead of the context's; null: the context's again.
-    const settings & config_of(uint32_t strm) const { return streams[strm].own ? *streams[strm].own : config; }
-    void set_settings(llama_seq_id seq_id, std::shared_ptr<const settings> s);
-
-    const std::vector<layer_info> & get_layers() const { return layers; }
-    uint32_t n_streams() const { return streams.size(); }
-    const stream & get_stream(uint32_t strm) const { return streams[strm]; }
-    // A stream holds the sequence of its number, and there are as many as sequences.
-    bool     has_sequence(llama_seq_id seq_id) const { return seq_id >= 0 && (size_t) seq_id < streams.size(); }
-    uint32_t stream_index(llama_seq_id seq_id) const;
-
-    int64_t n_seen(uint32_t strm) const;
-    int64_t n_kept(uint32_t strm) const; // entries before the tail
-    llama_pos next_position(uint32_t strm) const { return last_position(strm) + 1; }
-
-    // Where the policy the context was made with needs them; else null.
-    const query_stats * get_query_stats() const { return queries_seen.get(); }
-    laprox_stats stats(uint32_t strm) const;
-
-    // Slots of the observed queries, oldest first; at most settings::window.
-    std::vector<uint32_t> window_slots(uint32_t strm) const;
-    // Where to put the next n queries: empty slots, then the oldest.
-    std::vector<uint32_t> free_slots(uint32_t strm, size_t n) const;
-
-    // Ascending positions held by a KV head, and the row of each (relative to held_row()). Who asks for many heads finds
-    // the tail's cells once.
-    struct held { std::vector<llama_pos> pos; std::vector<uint32_t> row; };
-    held held_by(uint32_t strm, size_t ikv, uint32_t head) const { return held_by(strm, ikv, head, cells_by_position(strm)); }
-    held held_by(uint32_t strm, size_t ikv, uint32_t head, const std::vector<uint32_t> & tail) const;
-    std::vector<uint32_t> cells_by_position(uint32_t strm) const;
-    // Row of the entry that is the n-th by position.
-    uint32_t row_of(uint32_t strm, size_t ikv, uint32_t head, size_t n, const std::vector<uint32_t> & tail) const {
-        const size_t n_kept = streams[strm].kept[ikv][head].size();
-        return n < n_kept ? n : n_kept + tail[n - n_kept];
-    }
-
-    void entries(llama_seq_id seq_id, size_t ikv, uint32_t head, float * k, float * v) const;
-    float kq_scale(size_t ikv) const { return kq_scales[ikv]; }
-    std::vector<llama_pos> queries(llama_seq_id seq_id, size_t ikv, float * q) const;
-
-    // Throws std::out_of_range if the layer isn't compressed.
-    size_t layer_index(int32_t il) const { return layer_of.at(il); }
+    size_t n_sequences() const { return sequences.size(); }
+    bool has_sequence(llama_seq_id seq_id) const { return seq_id >= 0 && (size_t) seq_id < sequences.size(); }
+    // Throws std::out_of_range if there is no such sequence.
+    const sequence & at(llama_seq_id seq_id) const;
+    // Those that a ubatch is of, in the order of their tokens.
+    std::vector<sequence *> sequences_of(const llama_ubatch & ubatch);
+    // One, or all for any negative number.
+    std::vector<sequence *> sequences_of(llama_seq_id seq_id);
 
 private:
-    friend class window_input;
-    friend class head_graph;
-
-    // [layer][head]: held rows that stay, ascending; and the tail cells that stay in the tail
-    struct selection {
-        std::vector<std::vector<std::vector<uint32_t>>> rows;
-        std::vector<uint32_t> cells;
-    };
-
-    // What may be evicted, scored; and what may not.
-    struct candidates {
-        const allocator * share;
-        allocation request;
-        // [layer][head]: how many entries are before the candidates; and which of the entries behind are candidates, none: all
-        std::vector<std::vector<size_t>> first;
-        std::vector<std::vector<std::vector<uint32_t>>> index;
-        selection kept;                          // attention sinks, and the tail
-        int64_t   n_kept = 0;                    // entries of `kept`
-    };
-
-    std::vector<uint32_t> streams_of(const llama_ubatch & ubatch) const;
-    // What any layer of a stream has room for.
-    uint32_t tail_rows(uint32_t strm) const;
-    // Tokens per KV head that a sequence can come to hold: its kept ones fit into the context, and a tail block may be behind them.
-    int64_t  most_held() const { return (int64_t) kv_size + tail_block; }
-    uint32_t used_tail(uint32_t strm) const { return cells[strm].used_max_p1(); }
-    uint32_t tail_limit(uint32_t strm) const;
-    uint32_t tail_limit_in_bytes(uint32_t strm) const;
-    bool overgrown(uint32_t strm) const;
-    void make_room(llama_context & lctx, uint32_t strm);
-    size_t stream_bytes(uint32_t strm) const;
-    size_t byte_limit(uint32_t strm) const;
+    sequence & mine(llama_seq_id seq_id) { return const_cast<sequence &>(at(seq_id)); }
+    // Do that between batches, by way of llama_context's memory update.
+    void run(llama_context & lctx, std::function<void()> what);
     void check_settings(const settings & s) const;
     void refuse_while_scoring() const;
 
-    void reset_stream(uint32_t strm);
-    // Other storage: graphs that were built for what it replaces can't run again.
-    void replace_storage(uint32_t strm, std::vector<std::unique_ptr<layer_store>> fresh);
-    void forget(uint32_t strm);
-    template <typename F> void visit_layout(F field) const;
-    void read_stream(state_reader & in, uint32_t strm);
-    llama_pos last_position(uint32_t strm) const;
-    void grow_tail(llama_context & lctx, uint32_t strm, uint32_t n_tail);
-    // Replace the storage of a stream; everything is allocated and filled before anything is dropped.
-    void relayout(llama_context & lctx, uint32_t strm, const selection & keep, uint32_t n_tail);
-    void compress_stream(llama_context & lctx, uint32_t strm, int64_t n_budget_seen, int64_t n_least);
-    candidates find_candidates(uint32_t strm, score_table scores, int n_threads) const;
-    head_counts count_bytes(const candidates & from, int64_t n_most, uint32_t n_tail, size_t limit) const;
-    selection   choose(uint32_t strm, const candidates & from, const head_counts & counts) const;
-    score_table read_scores(llama_context & lctx, uint32_t strm);
-    static std::vector<std::vector<uint32_t>> kept_lengths(const selection & keep);
-    size_t bytes_for(const std::vector<std::vector<uint32_t>> & n_kept, uint32_t n_tail) const;
-
-    const llama_model   & model;
-    const llama_hparams & hparams;
-
-    settings config;
-    const std::shared_ptr<const gate_set> gates; // null: none
-    std::array<char, 17> print {}; // the model's fingerprint
-
-    std::vector<layer_info> layers;
-    std::vector<float>      kq_scales; // [layer], as the graph used them
-    std::unordered_map<int32_t, int32_t> layer_of; // also of layers that read another one's cache
-    int64_t n_pairs = 0;  // (layer, KV head)
-
-    const bool rotated_k; // llama.cpp rotates the K and V that it quantises (Hadamard)
-    const bool rotated_v;
-
-    const uint32_t kv_size;
-
-    llama_kv_cells_vec    & cells;
-    std::vector<uint32_t> & cell_heads;
-    std::vector<stream> streams;
-
-    // the context that computes on this cache, known from its first batch on
-    llama_context * lctx = nullptr;
-
-    laprox_scorer_callback custom = nullptr;
-    void * custom_data = nullptr;
-    bool scoring = false; // a scorer of the user's may be running
+    common all;
+    std::deque<sequence> sequences; // one per stream of llama.cpp, by number
+    std::unordered_map<int32_t, int32_t> layer_of; // place of a layer, also of one that reads another one's cache
+    const std::shared_ptr<const gate_set> gates;   // null: none
+    std::array<char, 17> print {};                 // the model's fingerprint
 
     // what update() is to do beside making room, and what became of it
-    std::function<void(llama_context &)> request;
+    std::function<void()> request;
     std::string refusal;
-
-    // F32 [d_k*n_head, n_slots, n_stream] per layer
-    uint32_t n_slots;
-    std::vector<ggml_tensor *> windows;
-    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> window_buffers;
-
-    std::unique_ptr<query_stats> queries_seen;
 };
 
 }

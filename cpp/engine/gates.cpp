@@ -1,4 +1,5 @@
 #include "engine/gates.h"
+#include "engine/error.h"
 #include "engine/settings.h"
 
 #include "ggml-cpp.h"
@@ -253,10 +254,8 @@ ggml_tensor * gate_set::build(ggml_context * ctx, ggml_cgraph * gf, uint32_t il)
         }
     }
     if (!x || il >= layers.size() || !layers[il].in) {
-        const std::string reason = "gates " + path + " read the attention block's normed input, and layer " + std::to_string(il) +
-            " of this architecture has none by that name or no gate";
-        set_last_error(reason);
-        throw std::runtime_error("laprox: " + reason);
+        refuse("gates " + path + " read the attention block's normed input, and layer " + std::to_string(il) +
+                " of this architecture has none by that name or no gate");
     }
     const layer_gate & gate = layers[il];
     const auto linear = [&](ggml_tensor * w, ggml_tensor * b, ggml_tensor * t) { return ggml_add(ctx, ggml_mul_mat(ctx, w, t), b); };

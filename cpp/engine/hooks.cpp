@@ -1,5 +1,6 @@
 #include "engine/hooks.h"
 #include "engine/cache.h"
+#include "engine/error.h"
 #include "engine/state_io.h"
 #include "core/placement.h"
 
@@ -36,7 +37,7 @@ static bool loses_window(const llama_memory_i & memory, const cache & kv, llama_
     auto * hybrid = dynamic_cast<const llama_memory_hybrid_iswa *>(&memory);
     auto * iswa   = hybrid ? hybrid->get_mem_attn() : dynamic_cast<const llama_kv_cache_iswa *>(&memory);
     const llama_pos last = kv.seq_pos_max(seq_id);
-    if (!iswa || kv.covers(seq_id, p0, p1) || p0 > last || (p1 >= 0 && p1 <= last)) {
+    if (!iswa || kv.at(seq_id).covers(p0, p1) || p0 > last || (p1 >= 0 && p1 <= last)) {
         return false;
     }
     const llama_pos first = iswa->get_swa()->seq_pos_min(seq_id);
@@ -71,8 +72,8 @@ bool seq_cp(llama_memory_i * memory, llama_seq_id src, llama_seq_id dst, llama_p
     }
     std::string reason;
     if (!kv->has_sequence(src) || !kv->has_sequence(dst)) {
-        reason = "sequence " + std::to_string(kv->has_sequence(src) ? dst : src) + " doesn't exist; accepted: 0 to " + std::to_string(kv->n_streams() - 1);
-    } else if (!kv->covers(src, p0, p1)) {
+        reason = "sequence " + std::to_string(kv->has_sequence(src) ? dst : src) + " doesn't exist; accepted: 0 to " + std::to_string(kv->n_sequences() - 1);
+    } else if (!kv->at(src).covers(p0, p1)) {
         reason = "the compressing cache can only copy whole sequences";
     }
     if (!reason.empty()) {
@@ -125,7 +126,7 @@ bool seq_pos_max(llama_memory_i * memory, llama_seq_id seq_id, llama_pos & pos) 
 void state_write(llama_memory_i & memory, llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     const cache * kv = cache_in(&memory);
     if (kv && seq_id != -1) {
-        kv->stream_index(seq_id); // throws if there is no such sequence
+        kv->at(seq_id); // throws if there is no such sequence
     }
     if (!kv || flags != 0) { // parts that stay in this process
         memory.state_write(io, seq_id, flags);
@@ -139,7 +140,7 @@ void state_write(llama_memory_i & memory, llama_io_write_i & io, llama_seq_id se
 void state_read(llama_memory_i & memory, llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     const cache * kv = cache_in(&memory);
     if (kv && seq_id != -1) {
-        kv->stream_index(seq_id);
+        kv->at(seq_id);
     }
     if (!kv || flags != 0) {
         memory.state_read(io, seq_id, flags);
@@ -201,8 +202,7 @@ void check_attention(const llama_context & ctx) {
     }
     const std::string reason = reason_misplaced(places);
     if (!reason.empty()) {
-        set_last_error(reason);
-        throw std::runtime_error("laprox: " + reason);
+        refuse(reason);
     }
 }
 

@@ -9,40 +9,33 @@
 
 #include <vector>
 
+struct llama_cparams;
 struct llama_model;
 struct llm_graph_context;
 
 namespace laprox {
 
-class cache;
-class window_input;
-class workbench;
+class graph_input;
 
 class query_stats {
 public:
     // Throws std::runtime_error where queries can't be rotated back, or there is no room.
-    query_stats(const llama_model & model, const std::vector<layer_info> & layers, uint32_t n_stream);
+    query_stats(const llama_model & model, const std::vector<layer_info> & layers);
 
-    // In the model's graph: add queries q [d, n_head, n_tokens] of a stream to its sums.
-    void observe(const llm_graph_context & g, window_input & win, const cache & kv, size_t ikv, size_t s, ggml_tensor * q) const;
+    // In the model's graph: add queries q [d, n_head, n_tokens] of its sequence, the s-th of the graph, to the sums of a layer.
+    void observe(const llm_graph_context & g, graph_input & input, const layer_info & layer, size_t ikv, size_t s, ggml_tensor * q) const;
 
-    void clear(uint32_t strm);
-    void copy (uint32_t src, uint32_t dst);
+    void clear();
+    void copy(const query_stats & from);
 
-    // F32 [d, d + 1, n_head, n_stream] per layer: sum of u u^T, then sum of u
-    std::vector<ggml_tensor *> sums;
+    layer_tensors sums; // F32 [d, d + 1, n_head]: sum of u u^T, then sum of u
+    int64_t n_summed = 0;
 
 private:
     const llama_model & model;
-    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;
 };
 
-// The queries of one group over the next `n_future` positions, as a Gaussian after the mean rotation.
-struct future_queries {
-    std::vector<float> mean;       // [n_gqa, d]
-    std::vector<float> covariance; // [n_gqa, d, d]
-};
-
-future_queries expect_queries(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head, int32_t n_future);
+// As the model rotates its queries: all of `cur` [d, n, n_tokens] at positions `pos` [n_tokens].
+ggml_tensor * rope_as_model(ggml_context * ctx, const llama_model & model, const llama_cparams & cparams, int32_t il, ggml_tensor * cur, ggml_tensor * pos);
 
 }

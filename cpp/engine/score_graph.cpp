@@ -46,25 +46,18 @@ static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
 }
 
-head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head,
-        const cache::held & have, mask & dense) :
-        bench(bench), kv(kv), layer(kv.layers[ikv]), strm(strm), ikv(ikv), head(head), runner(bench) {
-    const stream      & st    = kv.streams[strm];
-    const layer_store & store = *st.layers[ikv];
+head_graph::head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos) :
+        bench(bench), from(from), head(head), pos(pos), n(pos.size()), n_gqa(from.layer().n_gqa()),
+        shared(from.seq.shared), layer(from.layer()), runner(bench) {
+    const layer_store & store = from.store;
 
-    pos      = have.pos;
-    n        = (int64_t) pos.size();
-    n_gqa    = layer.n_gqa();
-    n_before = std::max<int64_t>(0, n - std::min<int64_t>(kv.config_of(strm).recent, kv.cells[strm].get_used()));
+    n_before = std::max<int64_t>(0, n - std::min<int64_t>(from.seq.config().recent, from.tail.cell.size()));
 
-    bool in_place = true;
-    for (size_t i = 0; i < have.row.size(); i++) {
-        in_place = in_place && have.row[i] == i;
-    }
+    const std::vector<uint32_t> held = store.rows_of(head, from.tail);
     ggml_tensor * index = nullptr;
-    if (!in_place) {
+    if (held.back() + 1 != held.size() || !std::is_sorted(held.begin(), held.end())) {
         ints.emplace_back();
-        for (uint32_t row : have.row) {
+        for (uint32_t row : held) {
             ints.back().push_back((int32_t) (store.held_row(head) + row));
         }
         index = runner.input(GGML_TYPE_I32, n, 1, ints.back().data());
@@ -77,23 +70,22 @@ head_graph::head_graph(workbench & bench, const cache & kv, uint32_t strm, size_
     v = rows(store.v);
     z = store.z ? rows(store.z) : nullptr;
 
-    std::vector<uint32_t> slots = kv.window_slots(strm);
-    // a query older than all that is held sees nothing here
-    slots.erase(std::remove_if(slots.begin(), slots.end(), [&](uint32_t slot) { return st.window_pos[slot] < pos.front(); }), slots.end());
-    n_window = (int64_t) slots.size();
+    ints.emplace_back();
+    for (size_t i = 0; i < from.window.slot.size(); i++) {
+        if (from.window.pos[i] >= pos.front()) { // a query older than all that is held sees nothing here
+            ints.back().push_back((int32_t) from.window.slot[i]);
+            query_pos.push_back(from.window.pos[i]);
+        }
+    }
+    n_window = (int64_t) query_pos.size();
     if (n_window == 0) {
         return;
     }
-    ints.emplace_back(slots.begin(), slots.end());
-    ggml_tensor * ring = kv.windows[ikv];
     const int64_t d_q  = n_gqa*layer.d_k;
-    ggml_tensor * mine = ggml_view_2d(ctx(), ring, d_q, ring->ne[1], ring->nb[1], strm*ring->nb[2] + head*d_q*ring->nb[0]);
+    ggml_tensor * mine = ggml_view_2d(ctx(), from.queries, d_q, from.queries->ne[1], from.queries->nb[1], head*d_q*from.queries->nb[0]);
     q = ggml_get_rows(ctx(), mine, runner.input(GGML_TYPE_I32, n_window, 1, ints.back().data()));
 
-    for (uint32_t slot : slots) {
-        query_pos.push_back(st.window_pos[slot]);
-    }
-    head_graph::mask & data = store.n_kept[head] == 0 ? dense : own_mask;
+    score_source::mask & data = store.n_kept(head) == 0 ? from.unbroken : own_mask;
     if (data.empty()) {
         data.reserve(n*n_window);
         for (int64_t t = 0; t < n_window; t++) {
@@ -140,9 +132,9 @@ ggml_tensor * head_graph::products(int64_t first_query, int64_t n_queries, int64
     ggml_tensor * a = ggml_mul_mat(ctx(), multiplied, ggml_reshape_2d(ctx(), part, d, n_queries*m));
     ggml_prec_set_acc(a, GGML_PREC_F32);
     a = ggml_reshape_3d(ctx(), a, n, n_queries, m);
-    *scale = kv.kq_scales[ikv];
-    if (kv.hparams.attn_soft_cap) {
-        const float cap = kv.hparams.f_attn_logit_softcapping;
+    *scale = shared.kq_scales[from.ikv];
+    if (shared.hparams.attn_soft_cap) {
+        const float cap = shared.hparams.f_attn_logit_softcapping;
         a = ggml_scale(ctx(), ggml_tanh(ctx(), ggml_scale(ctx(), a, *scale/cap)), cap);
         *scale = 1.0f;
     }
@@ -184,11 +176,11 @@ ggml_tensor * head_graph::plain_rows(ggml_tensor * pool, int64_t first, int64_t 
 }
 
 ggml_tensor * head_graph::keys(int64_t first, int64_t m) {
-    return plain_rows(k, first, m, kv.rotated_k ? rotation_block_k(layer.d_k) : 0);
+    return plain_rows(k, first, m, shared.rotated_k ? rotation_block_k(layer.d_k) : 0);
 }
 
 ggml_tensor * head_graph::values(int64_t first, int64_t m) {
-    return plain_rows(v, first, m, kv.rotated_v ? rotation_block_v(layer.d_v) : 0);
+    return plain_rows(v, first, m, shared.rotated_v ? rotation_block_v(layer.d_v) : 0);
 }
 
 ggml_tensor * head_graph::in_runs(int64_t floats_per_entry, const std::function<ggml_tensor * (int64_t first, int64_t m)> & f) {
@@ -210,7 +202,7 @@ ggml_tensor * head_graph::value_norms() {
     const int64_t d = layer.d_v;
     const float * mine = output_grams(bench, layer.il).data() + head*n_gqa*d*d;
     std::vector<float> grams(mine, mine + n_gqa*d*d);
-    if (kv.rotated_v) { // turning d x d once is cheaper than turning every value back
+    if (shared.rotated_v) { // turning d x d once is cheaper than turning every value back
         for (int64_t i = 0; i < n_gqa; i++) {
             const auto one = rotated_gram(mine + i*d*d, d);
             std::copy(one.begin(), one.end(), grams.begin() + i*d*d);
@@ -225,34 +217,6 @@ ggml_tensor * head_graph::value_norms() {
         ggml_tensor * squares = ggml_clamp(ctx(), ggml_sum_rows(ctx(), gv), 0.0f, INFINITY); // rounding can make them negative
         return ggml_cont(ctx(), ggml_transpose(ctx(), ggml_reshape_2d(ctx(), ggml_sqrt(ctx(), squares), n_gqa, m)));
     });
-}
-
-ggml_tensor * head_graph::expected_logits(int32_t n_future) {
-    const int64_t d = layer.d_k;
-    const float   s = kv.kq_scales[ikv];
-    future_queries future = expect_queries(bench, kv, strm, ikv, head, n_future);
-    ggml_tensor * mean = constant(d, n_gqa, std::move(future.mean));
-    ggml_tensor * cov  = constant(d, d*n_gqa, std::move(future.covariance));
-    return in_runs(d*n_gqa, [&](int64_t first, int64_t m) {
-        ggml_tensor * part   = keys(first, m);
-        ggml_tensor * linear = ggml_mul_mat(ctx(), part, mean); // [m, n_gqa]
-        ggml_prec_set_acc(linear, GGML_PREC_F32);
-        ggml_tensor * spread = ggml_mul_mat(ctx(), cov, part);
-        ggml_prec_set_acc(spread, GGML_PREC_F32);
-        spread = ggml_mul(ctx(), ggml_reshape_3d(ctx(), spread, d, n_gqa, m), ggml_view_3d(ctx(), part, d, 1, m, part->nb[1], part->nb[1], 0));
-        spread = ggml_cont(ctx(), ggml_transpose(ctx(), ggml_reshape_2d(ctx(), ggml_sum_rows(ctx(), spread), n_gqa, m)));
-        return ggml_add(ctx(), ggml_scale(ctx(), linear, s), ggml_scale(ctx(), spread, 0.5f*s*s));
-    });
-}
-
-ggml_tensor * head_graph::after_sinks() {
-    std::vector<float> seen(n*n_gqa);
-    for (int64_t i = 0; i < n; i++) {
-        for (int64_t h = 0; h < n_gqa; h++) {
-            seen[h*n + i] = pos[i] < kv.config_of(strm).sink ? -INFINITY : 0.0f;
-        }
-    }
-    return constant(n, n_gqa, std::move(seen));
 }
 
 ggml_tensor * head_graph::projected_l1() {

@@ -2,9 +2,8 @@
 
 #pragma once
 
-#include "engine/cache.h"
 #include "engine/graph.h"
-#include "engine/query_stats.h"
+#include "engine/sequence.h"
 
 #include "ggml.h"
 
@@ -14,23 +13,40 @@
 
 namespace laprox {
 
-class head_graph {
-public:
+// What the scores of a layer's entries are made of.
+struct score_source {
     using mask = std::vector<ggml_fp16_t>; // [n, n_window]
 
-    // The entries of a KV head in ascending position, and the observed queries. `dense`: the mask of heads that nothing was
-    // evicted from, which is the same for all; made when first needed.
-    head_graph(workbench & bench, const cache & kv, uint32_t strm, size_t ikv, uint32_t head, const cache::held & have, mask & dense);
+    const sequence    & seq;   // for its settings, its positions and the sums of its queries
+    size_t              ikv;
+    const layer_store & store; // the entries: what the sequence holds or, with others among them, a store made for this
+    const tail_view   & tail;  // which of the store's tail rows are entries
+    const observed    & window;
+    ggml_tensor       * queries; // F32 [d_k*n_head, n_slots]: the window's
+    mask & unbroken; // of heads that nothing was evicted from, the same for all; made when first needed
+
+    const layer_info & layer() const { return seq.shared.layers[ikv]; }
+};
+
+class head_graph {
+public:
+    // The entries of a KV head, at ascending positions, and the queries that look at them.
+    head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos);
 
     ggml_context * ctx() const { return runner.ctx; }
 
     // [n, n_numbers] on the host
     std::vector<std::vector<float>> run(ggml_tensor * numbers);
 
-    int64_t n;        // entries
-    int64_t n_before; // of them before the recent tokens
+    workbench & bench;
+    const score_source & from;
+    const uint32_t head;
+    const std::vector<llama_pos> & pos; // of the entries
+
+    const int64_t n; // entries
+    const int64_t n_gqa;
+    int64_t n_before; // entries before the recent tokens
     int64_t n_window; // queries
-    int64_t n_gqa;
 
     // Entries that an observed query sees: the first so many.
     int64_t n_visible(int64_t query) const;
@@ -53,11 +69,6 @@ public:
 
     ggml_tensor * gate_logits(); // [n]
     ggml_tensor * value_norms(); // ||v W_h||_2: [n, n_gqa]
-    // Expected Attention: the log of E[exp(q k)] for queries of the next n_future positions: [n, n_gqa]
-    ggml_tensor * expected_logits(int32_t n_future);
-    // -inf for attention sinks, else 0: [n, n_gqa]
-    ggml_tensor * after_sinks();
-
     ggml_tensor * projected_l1(); // mean over the group of ||v W_h||_1: [n]
 
     ggml_tensor * constant(int64_t ne0, int64_t ne1, std::vector<float> data);
@@ -68,13 +79,8 @@ private:
     int64_t heads_at_once(int64_t n_queries) const;
     ggml_tensor * plain_rows(ggml_tensor * pool, int64_t first, int64_t m, int64_t block);
 
-    workbench   & bench;
-    const cache & kv;
+    const common     & shared;
     const layer_info & layer;
-    const uint32_t strm;
-    const size_t   ikv;
-    const uint32_t head;
-    std::vector<llama_pos> pos;       // of the entries
     std::vector<llama_pos> query_pos; // of the observed queries
 
     graph_runner runner;
@@ -87,7 +93,7 @@ private:
 
     std::deque<std::vector<float>>       floats; // data of inputs, until the graph has run
     std::deque<std::vector<int32_t>>     ints;
-    mask own_mask;
+    score_source::mask own_mask;
 };
 
 // [n, m, r] -> [n, 1, r], by halves: coalesced on a GPU, and deterministic.

@@ -6,26 +6,10 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <stdexcept>
 
 namespace laprox {
-
-static void check_range(const char * name, int32_t value, int32_t low, int32_t high) {
-    if (value < low || value > high) {
-        throw std::invalid_argument(std::string(name) + " = " + std::to_string(value) + " is out of range; accepted: " +
-                std::to_string(low) + " to " + std::to_string(high));
-    }
-}
-
-// A C caller may put any number into an enum; reading one of no enumerator's as the enum is undefined.
-template <typename T> static int32_t number_in(const T & value) {
-    static_assert(sizeof(T) == sizeof(int32_t), "an enum of C is an int");
-    int32_t number;
-    std::memcpy(&number, &value, sizeof(number));
-    return number;
-}
 
 std::string fingerprint(const llama_model & model) {
     uint64_t hash = 0xcbf29ce484222325ull; // FNV-1a
@@ -116,63 +100,70 @@ static std::shared_ptr<const budget_profile> load_profile(const llama_model & mo
     return std::make_shared<budget_profile>(std::move(file.table));
 }
 
-settings make_settings(const llama_model & model, const laprox_params & params) {
-    settings s {};
-    s.policy = find_policy(params.policy ? params.policy : "");
+static bool is_policy(const option & row) {
+    return std::string(row.kind) == "policy";
+}
 
-    check_range("budget.unit", number_in(params.budget.unit), 0, 2);
-    s.budget = { (budget_unit) params.budget.unit, params.budget.value };
-    try {
-        check_budget(s.budget);
-    } catch (const std::invalid_argument & e) {
-        throw std::invalid_argument("budget " + std::to_string(params.budget.value) + " " + e.what());
+std::string accepted_texts(const option & row) {
+    return is_policy(row) ? policy_off + (", " + accepted_policies()) : accepted_values(row);
+}
+
+// A text that is a policy's name; of what is typed, a custom scorer is none.
+static policy check_policy(const option_texts & given, const option & row, const std::string & text, bool typed) {
+    if (text == policy_off) {
+        return { text };
     }
+    try {
+        const policy found = find_policy(text);
+        if (typed && found.score && std::string(found.score->name) == custom_scorer) {
+            throw std::invalid_argument("a scorer of your own has no name");
+        }
+        return found;
+    } catch (const std::invalid_argument & e) {
+        given.refuse(row, text, e.what(), accepted_texts(row));
+    }
+}
 
-    check_range("window",     params.window,     1, max_window);
-    check_range("sink",       params.sink,       0, 1 << 20);
-    check_range("recent",     params.recent,     1, 1 << 20); // the last token anchors the sequence's position
-    check_range("min_tokens", params.min_tokens, 0, 1 << 30);
-    s.window     = params.window;
-    s.sink       = params.sink;
-    s.recent     = params.recent;
-    s.min_tokens = params.min_tokens;
+void set_option(option_texts & given, const option & row, const std::string & text) {
+    if (is_policy(row)) {
+        check_policy(given, row, text, true);
+    }
+    given.set(row, text);
+}
 
-    check_range("prefill", number_in(params.prefill), LAPROX_PREFILL_DENSE, LAPROX_PREFILL_CHUNKED);
-    s.chunked = params.prefill == LAPROX_PREFILL_CHUNKED;
+void set_custom(option_texts & given, const std::string & allocator) {
+    const option & row = find_option("policy");
+    const std::string text = std::string(custom_scorer) + ":" + allocator;
+    check_policy(given, row, text, false);
+    given.set(row, text);
+}
+
+settings read_settings(const option_texts & given) {
+    settings s {};
+    static_cast<option_values &>(s) = given.values();
+    s.given   = given;
+    s.policy  = check_policy(given, find_option("policy"), s.policy_name, false);
+    s.chunked = s.prefill == "chunked";
 
     if (s.budget.unit == budget_unit::tokens && s.evicts() && s.budget.value < s.sink + s.recent) {
-        throw std::invalid_argument("budget of " + std::to_string((int64_t) s.budget.value) + " tokens is less than the " +
-                std::to_string(s.sink + s.recent) + " that are never evicted (sink " + std::to_string(s.sink) +
-                " + recent " + std::to_string(s.recent) + "); accepted: at least that many");
+        const option & row = find_option("budget");
+        const std::string least = std::to_string(s.sink + s.recent);
+        given.refuse(row, given.get(row), "less than the " + least + " tokens that are never evicted, " +
+                given.spell(find_option("sink")) + " " + std::to_string(s.sink) + " and " +
+                given.spell(find_option("recent")) + " " + std::to_string(s.recent), "at least " + least + " tokens");
     }
-    s.profile = params.profile ? params.profile : "";
-    if (s.policy.share && s.policy.share->needs && std::string(s.policy.share->needs) == "profile") {
-        s.table = load_profile(model, s);
-    }
-    s.gates = params.gates ? params.gates : "";
-    if (!s.gates.empty() || (s.evicts() && s.policy.score->needs_gates())) {
-        s.gate = load_gates(model, s);
-    }
-    if (!(params.floor >= 0.0f && params.floor <= 1.0f)) {
-        throw std::invalid_argument("floor = " + std::to_string(params.floor) + " is out of range; accepted: 0 to 1");
-    }
-    s.floor = params.floor;
     return s;
 }
 
-laprox_params to_params(const settings & s) {
-    return {
-        /*.policy     =*/ s.policy.name.c_str(),
-        /*.budget     =*/ { (laprox_budget_unit) s.budget.unit, s.budget.value },
-        /*.window     =*/ s.window,
-        /*.sink       =*/ s.sink,
-        /*.recent     =*/ s.recent,
-        /*.min_tokens =*/ s.min_tokens,
-        /*.prefill    =*/ s.chunked ? LAPROX_PREFILL_CHUNKED : LAPROX_PREFILL_DENSE,
-        /*.profile    =*/ s.profile.empty() ? nullptr : s.profile.c_str(),
-        /*.gates      =*/ s.gates.empty() ? nullptr : s.gates.c_str(),
-        /*.floor      =*/ s.floor,
-    };
+settings make_settings(const llama_model & model, const option_texts & given) {
+    settings s = read_settings(given);
+    if (s.policy.share && s.policy.share->needs && std::string(s.policy.share->needs) == "profile") {
+        s.table = load_profile(model, s);
+    }
+    if (!s.gates.empty() || (s.evicts() && s.policy.score->needs_gates())) {
+        s.gate = load_gates(model, s);
+    }
+    return s;
 }
 
 std::string reason_not_compressible(const llama_model & model) {

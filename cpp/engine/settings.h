@@ -1,11 +1,11 @@
-// What the user asked for, checked; and what the engine keeps beside a loaded model.
+// What the user asked for, checked, in the one place where it is; and what the engine keeps beside a loaded model.
 
 #pragma once
 
 #include "laprox.h"
-#include "core/budget.h"
+#include "core/options.h"
 #include "core/profile.h"
-#include "engine/policy.h"
+#include "engine/policies/policy.h"
 #include "engine/weights.h"
 
 #include <map>
@@ -19,35 +19,37 @@ struct llama_cparams;
 struct llama_hparams;
 struct llama_model;
 
+// What laprox.h's pointers point to.
+struct laprox_params {
+    laprox::option_texts given;
+};
+
 namespace laprox {
 
 class gate_set;
 
-static const int32_t max_window = 1024; // queries
+constexpr const char * policy_off = "off"; // stock llama.cpp's cache
 
-struct settings {
+// The settings in force, as values. A policy's files are loaded.
+struct settings : option_values {
+    option_texts   given;
     laprox::policy policy;
-    laprox::budget budget;
-    int32_t window;
-    int32_t sink;
-    int32_t recent;
-    int32_t min_tokens;
-    bool    chunked;
-    float   floor;
-
-    // paths; empty: MODEL.kv-profile.npy and MODEL.kv-gates.gguf beside the model
-    std::string profile;
-    std::string gates;
-    std::shared_ptr<const budget_profile> table;   // of those files, where they are needed
+    bool           chunked;
+    std::shared_ptr<const budget_profile> table; // of the files that `profile` and `gates` name, where they are needed
     std::shared_ptr<const gate_set>       gate;
 
     bool evicts() const { return policy.score != nullptr; }
 };
 
-// Throws std::invalid_argument, which names the setting, its value and what would be accepted.
-settings make_settings(const llama_model & model, const laprox_params & params);
-// Points into `s`.
-laprox_params to_params(const settings & s);
+// These throw std::invalid_argument, which names the setting, what was given and what would be accepted.
+void set_option(option_texts & given, const option & row, const std::string & text);
+void set_custom(option_texts & given, const std::string & allocator);
+// What can be said without a model.
+settings read_settings(const option_texts & given);
+settings make_settings(const llama_model & model, const option_texts & given);
+
+// What can be given for a setting, in words.
+std::string accepted_texts(const option & row);
 
 // Why this model can't be compressed; empty if it can.
 std::string reason_not_compressible(const llama_model & model);
@@ -81,8 +83,5 @@ bool enabled(const llama_model & model);
 // Several sequences in one cache each keep their own entries, so each gets a stream of its own even where
 // --kv-unified asked for a common pool; storage is allocated as they grow.
 void adjust_cparams(const llama_model & model, llama_cparams & cparams);
-
-// What laprox_last_error() returns on this thread from now on.
-void set_last_error(const std::string & reason);
 
 }

@@ -1,19 +1,23 @@
-// Saving and restoring what streams hold: a compressed sequence is as small in a file as in memory.
+// Saving and restoring what sequences hold: a compressed one is as small in a file as in memory. What is written and what is
+// read is visited by the same code, in the same order; a reader checks what it got before it goes on.
 
 #include "engine/cache.h"
+#include "engine/error.h"
 #include "engine/state_io.h"
 
 #include "llama-context.h"
+#include "llama-impl.h"
 
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 namespace laprox {
 
 static const uint32_t state_magic   = 0x5358504c; // "LPXS"
-static const uint32_t state_version = 3;
+static const uint32_t state_version = 4;
 
 // Far above any text, and low enough to count on from.
 static const llama_pos max_position = std::numeric_limits<llama_pos>::max() - (1 << 24);
@@ -25,10 +29,10 @@ static void expect(const char * what, int64_t saved, int64_t here) {
     }
 }
 
-// The layout that two contexts must share; visited alike by writing and reading.
-template <typename F> void cache::visit_layout(F field) const {
-    field("the number of compressed layers", layers.size());
-    for (const layer_info & layer : layers) {
+// The layout that two contexts must share.
+template <typename F> static void visit_layout(const common & shared, F field) {
+    field("the number of compressed layers", shared.layers.size());
+    for (const layer_info & layer : shared.layers) {
         field("a layer's index",        layer.il);
         field("the number of heads",    layer.n_head);
         field("the number of KV heads", layer.n_head_kv);
@@ -39,81 +43,268 @@ template <typename F> void cache::visit_layout(F field) const {
         field("the V cache type",       layer.type_v);
     }
     // after the types, which decide about it unless LLAMA_ATTN_ROT_DISABLE does
-    field("a rotation of keys (1: yes)",   rotated_k);
-    field("a rotation of values (1: yes)", rotated_v);
+    field("a rotation of keys (1: yes)",   shared.rotated_k);
+    field("a rotation of values (1: yes)", shared.rotated_v);
 }
 
-// Runs of neighbouring cells, as (first cell, number of cells).
-static std::vector<std::pair<uint32_t, uint32_t>> runs_of(const std::vector<uint32_t> & cells) {
-    std::vector<std::pair<uint32_t, uint32_t>> runs;
-    for (uint32_t cell : cells) {
-        if (!runs.empty() && runs.back().first + runs.back().second == cell) {
-            runs.back().second++;
-        } else {
-            runs.emplace_back(cell, 1);
+[[noreturn]] static void damaged(const char * what) {
+    throw std::runtime_error(std::string("the saved state is damaged: ") + what);
+}
+
+//
+// a sequence
+//
+
+struct sequence::books {
+    struct token { llama_pos pos; llama_kv_cell_ext ext; };
+
+    llama_pos tail_start, chosen_for, gen_begin;
+    int64_t   n_absorbed, n_kept;
+    std::vector<token> tail; // ascending
+    uint32_t  n_queries; // in the window
+    int64_t   n_summed;
+
+    void check(const common & shared, uint32_t n_cells) const;
+};
+
+// The tokens of an image may share a position.
+static bool shares_positions(const common & shared) {
+    return shared.hparams.n_pos_per_embd() > 1;
+}
+
+void sequence::books::check(const common & shared, uint32_t n_cells) const {
+    if (tail_start < 0 || tail_start > max_position || n_absorbed < 0 || n_absorbed > (shares_positions(shared) ? max_position : tail_start) ||
+            (n_absorbed == 0 && tail_start > 0) || chosen_for < tail_start || chosen_for > max_position ||
+            gen_begin < -1 || gen_begin > max_position || n_kept < 0 || n_kept > n_absorbed*shared.n_pairs) {
+        damaged("its token counts disagree");
+    }
+    const int64_t n_held = (n_kept + shared.n_pairs - 1)/shared.n_pairs + n_cells; // per KV head
+    if (n_cells > shared.kv_size || n_held > shared.most_held()) {
+        throw std::runtime_error("the saved state holds " + std::to_string(n_held) + " tokens per KV head, " + std::to_string(n_cells) +
+                " of them recent, the context has room for " + std::to_string(shared.kv_size) + "; accepted: a context (-c, n_ctx) of at least " +
+                std::to_string(GGML_PAD(n_held, 256)) + " tokens per sequence");
+    }
+}
+
+// `kept`: positions of each KV head's kept entries, by layer and head.
+template <typename IO, typename Positions> void sequence::visit(IO & io, const common & shared, books & b, const std::vector<Positions *> & kept) {
+    const bool sharing = shares_positions(shared);
+    const auto disordered = [&](llama_pos before, llama_pos after) { return sharing ? before > after : before >= after; };
+
+    io.field(b.tail_start);
+    io.field(b.n_absorbed);
+    io.field(b.chosen_for);
+    io.field(b.gen_begin);
+    io.field(b.n_kept);
+    uint32_t n_cells = b.tail.size();
+    io.field(n_cells);
+    if constexpr (IO::reads) {
+        b.check(shared, n_cells);
+        b.tail.resize(n_cells);
+    }
+    for (books::token & token : b.tail) {
+        io.field(token.pos);
+        io.field(token.ext);
+        if (IO::reads && (token.pos < b.tail_start || token.pos > max_position)) {
+            damaged("a recent token lies before the compressed ones, or beyond any text");
         }
     }
-    return runs;
+    if (IO::reads && std::adjacent_find(b.tail.begin(), b.tail.end(), [&](const auto & p, const auto & q) { return disordered(p.pos, q.pos); }) != b.tail.end()) {
+        damaged("recent positions are out of order");
+    }
+
+    int64_t n_visited = 0;
+    for (Positions * pos : kept) {
+        uint32_t n = pos->size();
+        io.field(n);
+        n_visited += n;
+        if (IO::reads && (n > b.n_absorbed || n_visited > b.n_kept)) {
+            damaged("a head holds more entries than tokens were seen");
+        }
+        io.list(*pos, n);
+        if (IO::reads && (std::adjacent_find(pos->begin(), pos->end(), disordered) != pos->end() ||
+                (n > 0 && (pos->front() < 0 || pos->back() >= b.tail_start + sharing)))) {
+            damaged("kept positions are out of order");
+        }
+    }
+    if (IO::reads && n_visited != b.n_kept) {
+        damaged("its numbers of entries disagree");
+    }
 }
 
-void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
+template <typename IO> void sequence::visit_query(IO & io, uint32_t slot) const {
+    for (size_t ikv = 0; ikv < stores.size(); ikv++) {
+        io.rows(window.rows[ikv], slot, 1);
+    }
+}
+
+// Entries by position: a head's kept rows, then these cells of its tail.
+template <typename IO> void sequence::visit_rows(IO & io, const layer_store & store, const std::vector<uint32_t> & tail_cells) {
+    for (ggml_tensor * pool : store.pools) {
+        for (uint32_t head = 0; head < store.kept.size(); head++) {
+            io.rows(pool, store.held_row(head), store.n_kept(head));
+            for (size_t i = 0; i < tail_cells.size();) { // neighbouring cells at once
+                size_t n = 1;
+                while (i + n < tail_cells.size() && tail_cells[i + n] == tail_cells[i] + n) {
+                    n++;
+                }
+                io.rows(pool, store.tail_row(head) + tail_cells[i], n);
+                i += n;
+            }
+        }
+    }
+}
+
+void sequence::write(state_writer & out) const {
+    const tail_view held   = tail();
+    const observed  window_now = observed_queries();
+    books b { tail_start, chosen_for, gen_begin, n_gone, n_kept(), {}, (uint32_t) window_now.slot.size(), sums ? sums->n_summed : 0 };
+    for (size_t i = 0; i < held.cell.size(); i++) {
+        b.tail.push_back({ held.pos[i], cells.ext_get(held.cell[i]) });
+    }
+    std::vector<const std::vector<llama_pos> *> kept;
+    for (const auto & store : stores) {
+        for (const auto & pos : store->kept) {
+            kept.push_back(&pos);
+        }
+    }
+    visit(out, shared, b, kept);
+
+    // the observation window, so that what was restored can be compressed again before new tokens come
+    out.field(b.n_queries);
+    for (uint32_t i = 0; i < b.n_queries; i++) {
+        llama_pos pos = window_now.pos[i];
+        out.field(pos);
+        visit_query(out, window_now.slot[i]);
+    }
+    out.field(b.n_summed);
+    for (size_t ikv = 0; b.n_summed > 0 && ikv < stores.size(); ikv++) {
+        out.rows(sums->sums[ikv], 0, ggml_nrows(sums->sums[ikv]));
+    }
+    for (const auto & store : stores) {
+        visit_rows(out, *store, held.cell);
+    }
+
+    const uint8_t archived = shared.archive_in_states && remembers();
+    out.field(archived);
+    if (archived) {
+        out.list(left.pos(), left.pos().size());
+        left.visit([&](const std::vector<uint8_t> & rows) { out.write(rows.data(), rows.size()); });
+    }
+}
+
+// What was archived; where there is no archive here or it has no room, it is read and let go.
+void sequence::read_archive(state_reader & in) {
+    uint8_t archived;
+    in.field(archived);
+    if (archived > 1) {
+        damaged("it neither has an archive nor lacks one");
+    }
+    if (!archived) {
+        return;
+    }
+    std::vector<llama_pos> pos;
+    in.list(pos, n_gone);
+    const bool sharing = shares_positions(shared);
+    const auto disordered = [&](llama_pos before, llama_pos after) { return sharing ? before > after : before >= after; };
+    if (pos.empty() || pos.front() < 0 || pos.back() >= tail_start + sharing || std::adjacent_find(pos.begin(), pos.end(), disordered) != pos.end()) {
+        damaged("archived positions are out of order");
+    }
+    const auto next = [&](size_t, size_t, uint32_t, uint8_t * rows, size_t size) { in.read(rows, size); };
+    try {
+        if (shared.space) {
+            left.add(shared.space, pos, next);
+            return;
+        }
+    } catch (const archive_full & e) {
+        LLAMA_LOG_WARN("laprox: what was evicted from sequence %u can't come back: %s\n", id, e.what());
+    }
+    left.skip(pos.size(), next);
+}
+
+void sequence::read(state_reader & in) {
+    books b {};
+    std::vector<layer_store::positions> kept;
+    std::vector<std::vector<llama_pos> *> kept_of_heads;
+    for (const layer_info & layer : shared.layers) {
+        kept.emplace_back(layer.n_head_kv);
+    }
+    for (auto & heads : kept) {
+        for (auto & pos : heads) {
+            kept_of_heads.push_back(&pos);
+        }
+    }
+    visit(in, shared, b, kept_of_heads);
+
+    in.field(b.n_queries);
+    if (b.n_queries > max_window) {
+        damaged("it has more queries than a window can have");
+    }
+    for (uint32_t i = 0; i < b.n_queries; i++) {
+        llama_pos pos;
+        in.field(pos);
+        if (pos < 0 || pos > max_position) {
+            damaged("a query has no position");
+        }
+        visit_query(in, window.take(&pos, 1).front());
+    }
+    in.field(b.n_summed);
+    if (b.n_summed < 0 || b.n_summed > (int64_t) 1 << 40) {
+        damaged("its number of queries summed up is none");
+    }
+    for (size_t ikv = 0; b.n_summed > 0 && ikv < stores.size(); ikv++) {
+        const layer_info & layer = shared.layers[ikv];
+        if (sums) {
+            in.rows(sums->sums[ikv], 0, ggml_nrows(sums->sums[ikv]));
+        } else { // another policy has no use for them
+            std::vector<float> unused((size_t) layer.d_k*(layer.d_k + 1)*layer.n_head);
+            in.read(unused.data(), unused.size()*sizeof(float));
+        }
+    }
+    if (sums) {
+        sums->n_summed = b.n_summed;
+    }
+
+    const uint32_t n_cells = b.tail.size();
+    std::vector<uint32_t> first_cells(n_cells);
+    std::iota(first_cells.begin(), first_cells.end(), 0);
+    std::vector<std::unique_ptr<layer_store>> fresh;
+    for (size_t ikv = 0; ikv < stores.size(); ikv++) {
+        fresh.push_back(std::make_unique<layer_store>(shared.layers[ikv], std::move(kept[ikv]), std::min<uint32_t>(shared.kv_size, GGML_PAD(n_cells + 1, tail_block))));
+        visit_rows(in, *fresh.back(), first_cells);
+    }
+    replace_all(std::move(fresh));
+    tail_start   = b.tail_start;
+    n_gone       = b.n_absorbed;
+    chosen_for   = b.chosen_for;
+    gen_begin    = b.gen_begin;
+    compressions = b.n_absorbed > 0;
+
+    for (uint32_t cell = 0; cell < n_cells; cell++) {
+        cells.pos_set(cell, b.tail[cell].pos);
+        cells.ext_set(cell, b.tail[cell].ext);
+        cells.seq_add(cell, (llama_seq_id) id);
+    }
+    cell_head = n_cells;
+    gen_end   = next_position();
+    end_turn();
+    read_archive(in);
+}
+
+//
+// the cache
+//
+
+void cache::state_write(llama_io_write_i & io, llama_seq_id seq_id) {
     state_writer out(io);
     out.put(state_magic);
     out.put(state_version);
     out.put(print);
-    visit_layout([&](const char *, int64_t value) { out.put(value); });
-    out.put((uint32_t) (seq_id < 0 ? streams.size() : 1));
-
-    for (uint32_t strm = 0; strm < streams.size(); strm++) {
-        if (seq_id >= 0 && seq_id != (llama_seq_id) strm) {
-            continue;
-        }
-        const stream & st = streams[strm];
-        const std::vector<uint32_t> tail = cells_by_position(strm);
-
-        out.put(st.tail_begin);
-        out.put(st.n_absorbed);
-        out.put(st.compressed_for);
-        out.put(st.gen_begin);
-        out.put(n_kept(strm));
-        out.put((uint32_t) tail.size());
-        for (uint32_t cell : tail) {
-            out.put(cells[strm].pos_get(cell));
-            out.put(cells[strm].ext_get(cell));
-        }
-        for (const auto & layer_kept : st.kept) {
-            for (const auto & head_kept : layer_kept) {
-                out.put((uint32_t) head_kept.size());
-                out.write(head_kept.data(), head_kept.size()*sizeof(llama_pos));
-            }
-        }
-        // the observation window, so that what was restored can be compressed again before new tokens come
-        const std::vector<uint32_t> slots = window_slots(strm);
-        out.put((uint32_t) slots.size());
-        for (uint32_t slot : slots) {
-            out.put(st.window_pos[slot]);
-            for (const ggml_tensor * ring : windows) {
-                out.rows(ring, (size_t) strm*n_slots + slot, 1);
-            }
-        }
-        out.put(st.n_summed);
-        if (st.n_summed > 0) {
-            for (const ggml_tensor * sums : queries_seen->sums) {
-                const size_t n = sums->ne[1]*sums->ne[2];
-                out.rows(sums, strm*n, n);
-            }
-        }
-        for (size_t ikv = 0; ikv < layers.size(); ikv++) {
-            const layer_store & store = *st.layers[ikv];
-            for (const ggml_tensor * pool : store.pools) {
-                for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-                    out.rows(pool, store.held_row(head), store.n_kept[head]);
-                    for (const auto & [first, n] : runs_of(tail)) {
-                        out.rows(pool, store.tail_row(head) + first, n);
-                    }
-                }
-            }
-        }
+    visit_layout(all, [&](const char *, int64_t value) { out.put(value); });
+    const auto written = sequences_of(seq_id);
+    out.put((uint32_t) written.size());
+    for (const sequence * seq : written) {
+        seq->write(out);
     }
     out.finish();
     if (auto * frame = dynamic_cast<framed_writer *>(&io)) {
@@ -129,15 +320,10 @@ static std::string printable(const std::array<char, 17> & text) {
 }
 
 void cache::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
-    std::vector<uint32_t> targets;
-    for (uint32_t strm = 0; strm < streams.size(); strm++) {
-        if (seq_id < 0 || seq_id == (llama_seq_id) strm) {
-            targets.push_back(strm);
-        }
-    }
-    const auto empty = [&] {
-        for (uint32_t strm : targets) {
-            forget(strm);
+    const auto targets = sequences_of(seq_id);
+    const auto empty   = [&] {
+        for (sequence * seq : targets) {
+            seq->clear();
         }
     };
     empty();
@@ -152,10 +338,10 @@ void cache::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
             throw std::runtime_error("the saved state is of another model (" + printable(saved_print) +
                     " there, " + print.data() + " here)");
         }
-        visit_layout([&](const char * what, int64_t here) { expect(what, in.get<int64_t>(), here); });
+        visit_layout(all, [&](const char * what, int64_t here) { expect(what, in.get<int64_t>(), here); });
         expect("the number of sequences", in.get<uint32_t>(), targets.size());
-        for (uint32_t strm : targets) {
-            read_stream(in, strm);
+        for (sequence * seq : targets) {
+            seq->read(in);
         }
         in.finish();
         if (auto * frame = dynamic_cast<framed_reader *>(&io)) {
@@ -166,128 +352,6 @@ void cache::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
         set_last_error(e.what());
         throw;
     }
-}
-
-void cache::read_stream(state_reader & in, uint32_t strm) {
-    const auto damaged = [](const char * what) { throw std::runtime_error(std::string("the saved state is damaged: ") + what); };
-    // the tokens of an image may share a position
-    const bool shared = hparams.n_pos_per_embd() > 1;
-    const auto ascending = [&](const std::vector<llama_pos> & pos) {
-        const auto wrong = [&](llama_pos a, llama_pos b) { return shared ? a > b : a >= b; };
-        return std::adjacent_find(pos.begin(), pos.end(), wrong) == pos.end();
-    };
-
-    const auto tail_begin = in.get<llama_pos>();
-    const auto n_absorbed = in.get<int64_t>();
-    const auto compressed_for = in.get<llama_pos>();
-    const auto gen_begin  = in.get<llama_pos>();
-    const auto n_entries  = in.get<int64_t>();
-    const auto n_cells    = in.get<uint32_t>();
-    if (tail_begin < 0 || tail_begin > max_position || n_absorbed < 0 || n_absorbed > (shared ? max_position : tail_begin) ||
-            (n_absorbed == 0 && tail_begin > 0) || compressed_for < tail_begin || compressed_for > max_position ||
-            gen_begin < -1 || gen_begin > max_position || n_entries < 0 || n_entries > n_absorbed*n_pairs) {
-        damaged("its token counts disagree");
-    }
-    const int64_t n_held = (n_entries + n_pairs - 1)/n_pairs + n_cells; // per KV head
-    if (n_cells > kv_size || n_held > most_held()) {
-        throw std::runtime_error("the saved state holds " + std::to_string(n_held) + " tokens per KV head, " + std::to_string(n_cells) +
-                " of them recent, the context has room for " + std::to_string(kv_size) + "; accepted: a context (-c, n_ctx) of at least " +
-                std::to_string(GGML_PAD(n_held, 256)) + " tokens per sequence");
-    }
-
-    llama_kv_cells tail;
-    tail.resize(n_cells);
-    std::vector<llama_pos> tail_pos;
-    for (uint32_t cell = 0; cell < n_cells; cell++) {
-        const auto pos = in.get<llama_pos>();
-        const auto ext = in.get<llama_kv_cell_ext>();
-        if (pos < tail_begin || pos > max_position) {
-            damaged("a recent token lies before the compressed ones, or beyond any text");
-        }
-        tail.pos_set(cell, pos);
-        tail.ext_set(cell, ext);
-        tail.seq_add(cell, (llama_seq_id) strm);
-        tail_pos.push_back(pos);
-    }
-    if (!ascending(tail_pos)) {
-        damaged("recent positions are out of order");
-    }
-
-    std::vector<std::vector<std::vector<llama_pos>>> kept(layers.size());
-    std::vector<std::vector<uint32_t>> lengths(layers.size());
-    int64_t n_read = 0;
-    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
-        for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-            const auto n = in.get<uint32_t>();
-            n_read += n;
-            if (n > n_absorbed || n_read > n_entries) {
-                damaged("a head holds more entries than tokens were seen");
-            }
-            std::vector<llama_pos> pos = in.list<llama_pos>(n);
-            if (!ascending(pos) || (n > 0 && (pos.front() < 0 || pos.back() >= tail_begin + shared))) {
-                damaged("kept positions are out of order");
-            }
-            lengths[ikv].push_back(n);
-            kept[ikv].push_back(std::move(pos));
-        }
-    }
-    if (n_read != n_entries) {
-        damaged("its numbers of entries disagree");
-    }
-
-    stream & st = streams[strm];
-    const auto n_queries = in.get<uint32_t>();
-    if (n_queries > max_window) {
-        damaged("it has more queries than a window can have");
-    }
-    for (uint32_t i = 0; i < n_queries; i++) {
-        const auto pos = in.get<llama_pos>();
-        if (pos < 0 || pos > max_position) {
-            damaged("a query has no position");
-        }
-        const uint32_t slot = free_slots(strm, 1).front();
-        st.window_pos[slot] = pos;
-        for (ggml_tensor * ring : windows) {
-            in.rows(ring, (size_t) strm*n_slots + slot, 1);
-        }
-    }
-    const auto n_summed = in.get<int64_t>();
-    if (n_summed < 0 || n_summed > (int64_t) 1 << 40) {
-        damaged("its number of queries summed up is none");
-    }
-    for (size_t ikv = 0; n_summed > 0 && ikv < layers.size(); ikv++) {
-        const size_t n = (size_t) (layers[ikv].d_k + 1)*layers[ikv].n_head;
-        if (queries_seen) {
-            in.rows(queries_seen->sums[ikv], strm*n, n);
-        } else { // another policy has no use for them
-            std::vector<float> unused(n*layers[ikv].d_k);
-            in.read(unused.data(), unused.size()*sizeof(float));
-        }
-    }
-    st.n_summed = queries_seen ? n_summed : 0;
-
-    std::vector<std::unique_ptr<layer_store>> fresh;
-    const uint32_t n_tail = std::min<uint32_t>(kv_size, GGML_PAD(n_cells + 1, tail_block));
-    for (size_t ikv = 0; ikv < layers.size(); ikv++) {
-        fresh.push_back(std::make_unique<layer_store>(layers[ikv], lengths[ikv], n_tail));
-        const layer_store & store = *fresh.back();
-        for (ggml_tensor * pool : store.pools) {
-            for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
-                in.rows(pool, store.held_row(head), (size_t) store.n_kept[head] + n_cells);
-            }
-        }
-    }
-    replace_storage(strm, std::move(fresh));
-    st.kept       = std::move(kept);
-    st.tail_begin = tail_begin;
-    st.n_absorbed = n_absorbed;
-    st.compressed_for = compressed_for;
-    st.gen_begin  = gen_begin;
-    st.n_compressions = n_absorbed > 0;
-
-    cells[strm].set(0, tail);
-    cell_heads[strm] = n_cells;
-    st.gen_end = next_position(strm);
 }
 
 }

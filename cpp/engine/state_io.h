@@ -28,14 +28,22 @@ private:
     uint32_t n_pending = 0;
 };
 
-// Our own part, through the host.
+// Our own part, through the host. A writer and a reader have the same calls, so that one visitor serves both.
 class state_writer {
 public:
+    static constexpr bool reads = false;
+
     explicit state_writer(llama_io_write_i & io) : io(io) {}
 
     void write(const void * data, size_t size);
     template <typename T> void put(const T & value) {
         write(&value, sizeof(value));
+    }
+    template <typename T> void field(const T & value) {
+        put(value);
+    }
+    template <typename T> void list(const std::vector<T> & values, size_t n) {
+        write(values.data(), n*sizeof(T));
     }
     void rows(const ggml_tensor * t, size_t first, size_t n);
     void finish();
@@ -47,6 +55,8 @@ private:
 
 class state_reader {
 public:
+    static constexpr bool reads = true;
+
     explicit state_reader(llama_io_read_i & io) : io(io) {}
 
     void read(void * data, size_t size);
@@ -55,15 +65,16 @@ public:
         read(&value, sizeof(value));
         return value;
     }
+    template <typename T> void field(T & value) {
+        read(&value, sizeof(value));
+    }
     // A list whose length came from the file: memory is taken as its elements come, not on the length's word.
-    template <typename T> std::vector<T> list(size_t n) {
-        std::vector<T> result;
-        while (result.size() < n) {
-            const size_t before = result.size();
-            result.resize(std::min(n, before + 65536));
-            read(result.data() + before, (result.size() - before)*sizeof(T));
+    template <typename T> void list(std::vector<T> & values, size_t n) {
+        while (values.size() < n) {
+            const size_t before = values.size();
+            values.resize(std::min(n, before + 65536));
+            read(values.data() + before, (values.size() - before)*sizeof(T));
         }
-        return result;
     }
     void rows(ggml_tensor * t, size_t first, size_t n);
     void finish();

@@ -48,9 +48,9 @@ size_t layer_store::bytes_for(const layer_info & layer, const std::vector<uint32
     return bytes + (plan.classes.size() + 5)*256 + 2*layer.n_head_kv*sizeof(int32_t);
 }
 
-layer_store::layer_store(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail) :
-        n_tail(n_tail), n_kept(n_kept), tail_rows(layer.n_head_kv) {
-    row_plan plan = plan_rows(layer, n_kept, n_tail);
+layer_store::layer_store(const layer_info & layer, positions kept_positions, uint32_t n_tail) :
+        n_tail(n_tail), kept(std::move(kept_positions)), tail_rows(layer.n_head_kv) {
+    row_plan plan = plan_rows(layer, n_kept(), n_tail);
     classes = std::move(plan.classes);
 
     ggml_init_params params { 16*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
@@ -70,7 +70,7 @@ layer_store::layer_store(const layer_info & layer, const std::vector<uint32_t> &
     for (auto & cls : classes) {
         const uint32_t n = cls.plan.heads.size();
         if (cls.n_view > 0) {
-            const auto as_first = [&](uint32_t head) { return n_kept[head] == n_kept[cls.plan.heads.front()]; };
+            const auto as_first = [&](uint32_t head) { return n_kept(head) == n_kept(cls.plan.heads.front()); };
             const bool equal = std::all_of(cls.plan.heads.begin(), cls.plan.heads.end(), as_first);
             cls.kept_mask = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, cls.n_view, 1, 1, equal ? 1 : n);
         }
@@ -114,7 +114,7 @@ void layer_store::set_masks() {
         }
         std::vector<ggml_fp16_t> mask;
         for (int64_t i = 0; i < cls.kept_mask->ne[3]; i++) {
-            const uint32_t n = n_kept[cls.plan.heads[i]];
+            const uint32_t n = n_kept(cls.plan.heads[i]);
             mask.insert(mask.end(), cls.n_view - n, ggml_fp32_to_fp16(-INFINITY));
             mask.insert(mask.end(), n,              ggml_fp32_to_fp16(0.0f));
         }
@@ -123,9 +123,59 @@ void layer_store::set_masks() {
 }
 
 void layer_store::drop_kept() {
-    if (std::any_of(n_kept.begin(), n_kept.end(), [](uint32_t n) { return n > 0; })) {
-        n_kept.assign(n_kept.size(), 0);
+    if (std::any_of(kept.begin(), kept.end(), [](const auto & pos) { return !pos.empty(); })) {
+        kept.assign(kept.size(), {});
         set_masks();
+    }
+}
+
+std::vector<uint32_t> layer_store::n_kept() const {
+    std::vector<uint32_t> result;
+    for (const auto & pos : kept) {
+        result.push_back(pos.size());
+    }
+    return result;
+}
+
+std::vector<llama_pos> layer_store::positions_of(uint32_t head, const tail_view & tail) const {
+    std::vector<llama_pos> result;
+    result.reserve(n_kept(head) + tail.pos.size());
+    result.insert(result.end(), kept[head].begin(), kept[head].end());
+    result.insert(result.end(), tail.pos.begin(), tail.pos.end());
+    return result;
+}
+
+std::vector<uint32_t> layer_store::rows_of(uint32_t head, const tail_view & tail) const {
+    std::vector<uint32_t> result(n_kept(head) + tail.cell.size());
+    for (size_t entry = 0; entry < result.size(); entry++) {
+        result[entry] = row_of(head, entry, tail);
+    }
+    return result;
+}
+
+layer_tensors::layer_tensors(const std::vector<layer_info> & layers, const char * name, const std::string & what, const make & tensor) {
+    for (const layer_info & layer : layers) {
+        ggml_context_ptr ctx { ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }) };
+        tensors.push_back(tensor(ctx.get(), layer));
+        ggml_format_name(tensors.back(), "laprox_%s_l%u", name, layer.il);
+        ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), layer.buft) };
+        if (!buffer) {
+            throw std::runtime_error("no room on " + std::string(ggml_backend_buft_name(layer.buft)) + " for " + what);
+        }
+        ggml_backend_buffer_clear(buffer.get(), 0);
+        buffers.emplace_back(std::move(ctx), std::move(buffer));
+    }
+}
+
+void layer_tensors::clear() {
+    for (auto & [ctx, buffer] : buffers) {
+        ggml_backend_buffer_clear(buffer.get(), 0);
+    }
+}
+
+void layer_tensors::copy(const layer_tensors & from) {
+    for (size_t ikv = 0; ikv < tensors.size(); ikv++) {
+        ggml_backend_tensor_copy(from[ikv], tensors[ikv]);
     }
 }
 

@@ -12,8 +12,11 @@
 #include "core/classes.h"
 
 #include "ggml-cpp.h"
+#include "llama.h"
 
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <vector>
 
 namespace laprox {
@@ -44,25 +47,44 @@ struct store_class {
     ggml_tensor * kept_mask = nullptr;
 };
 
+// The tokens of a tail in ascending position.
+struct tail_view {
+    std::vector<uint32_t>  cell;
+    std::vector<llama_pos> pos;
+};
+
 class layer_store {
 public:
+    using positions = std::vector<std::vector<llama_pos>>; // [head]
+
     // Empty until filled. Throws std::runtime_error when the device has no room.
-    layer_store(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail);
+    layer_store(const layer_info & layer, positions kept, uint32_t n_tail);
 
     // Bytes that such a store takes, without allocating it (alignment aside).
     static size_t bytes_for(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail);
 
     size_t bytes() const { return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0; }
 
-    // First row of the tail of a KV head; its kept rows are the n_kept[head] rows before.
+    uint32_t n_kept(uint32_t head) const { return kept[head].size(); }
+    std::vector<uint32_t> n_kept() const; // by head
+
+    // First row of the tail of a KV head; its kept rows are the n_kept(head) rows before.
     size_t tail_row(uint32_t head) const { return tail_rows[head]; }
-    size_t held_row(uint32_t head) const { return tail_rows[head] - n_kept[head]; }
+    size_t held_row(uint32_t head) const { return tail_rows[head] - n_kept(head); }
+
+    // The entries of a KV head in ascending position, those of the tail last: where they are in the text, and their rows, relative
+    // to held_row().
+    std::vector<llama_pos> positions_of(uint32_t head, const tail_view & tail) const;
+    std::vector<uint32_t> rows_of(uint32_t head, const tail_view & tail) const;
+    uint32_t row_of(uint32_t head, size_t entry, const tail_view & tail) const {
+        return entry < n_kept(head) ? entry : n_kept(head) + tail.cell[entry - n_kept(head)];
+    }
 
     // Nothing is kept any more: the rows stay where they are, masked. Can't fail.
     void drop_kept();
 
     const uint32_t n_tail;
-    std::vector<uint32_t> n_kept; // by head
+    positions kept; // ascending, of the rows before the tail
 
     ggml_tensor * k = nullptr; // [d_k, n_rows]
     ggml_tensor * v = nullptr; // [d_v, n_rows]
@@ -82,6 +104,24 @@ private:
 
     ggml_context_ptr        ctx;
     ggml_backend_buffer_ptr buffer;
+};
+
+// One tensor per layer, where the layer's cache is; zeros at first.
+class layer_tensors {
+public:
+    using make = std::function<ggml_tensor * (ggml_context * ctx, const layer_info & layer)>;
+
+    // Throws std::runtime_error where a device has no room for `what` they are.
+    layer_tensors(const std::vector<layer_info> & layers, const char * name, const std::string & what, const make & tensor);
+
+    ggml_tensor * operator[](size_t ikv) const { return tensors[ikv]; }
+    void clear();
+    void copy(const layer_tensors & from);
+    size_t bytes(size_t ikv) const { return ggml_backend_buffer_get_size(buffers[ikv].second.get()); }
+
+private:
+    std::vector<ggml_tensor *> tensors;
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;
 };
 
 }

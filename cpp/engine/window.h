@@ -1,53 +1,42 @@
-// The observation window of a graph: where the queries of the latest tokens are written, and what makes a graph
-// that was built for one cache layout unfit for another.
+// The observation window of a sequence: the queries of its latest tokens, in a ring of slots.
 
 #pragma once
 
-#include "engine/cache.h"
+#include "engine/store.h"
 
-#include "llama-graph.h"
+#include "llama.h"
 
-#include <map>
+#include <cstdint>
 #include <vector>
 
 namespace laprox {
 
-class window_input : public llm_graph_input_i {
+// Observed queries, oldest first.
+struct observed {
+    std::vector<uint32_t>  slot;
+    std::vector<llama_pos> pos;
+};
+
+class query_window {
 public:
-    // The input of this graph for this cache, made on first use.
-    static window_input & of(const llm_graph_context & g, cache & kv);
+    // Throws std::runtime_error where a device has no room for them.
+    query_window(const std::vector<layer_info> & layers, int32_t n_observed, uint32_t n_slots);
 
-    void set_input(const llama_ubatch * ubatch) override;
-    bool can_reuse(const llm_graph_params & params) override;
+    void clear();
+    void remove(llama_pos p0, llama_pos p1);
+    void copy(const query_window & from);
 
-    std::vector<uint32_t> streams; // that take part in the ubatch, in its order
-    int64_t n_tokens;              // per stream
-    int64_t n_observed;            // of them, the last ones, whose queries are written
+    // Slots for n tokens more: empty ones, then the oldest. What was there is gone.
+    std::vector<uint32_t> take(const llama_pos * pos, size_t n);
 
-    ggml_tensor * slots = nullptr; // I64 [n_observed, n_streams]
+    // The latest, at most n.
+    observed latest(size_t n) const;
 
-    // where all queries are summed up
-    ggml_tensor * back   = nullptr; // I32 [n_tokens*n_streams]: minus their positions
-    ggml_tensor * weight = nullptr; // F32, alike: 0 for attention sinks, else 1
-
-    // What undoes llama.cpp's rotation of keys and queries [block, block]; null where it doesn't rotate.
-    ggml_tensor * key_rotation(ggml_context * ctx, const cache & kv, int64_t d_k);
-
-    // The tail's mask for as many heads of a stream (by index): F16 [n_tail, n_tokens, 1, n_heads]. Made once for the largest
-    // class of heads on a device; the others get a part of it.
-    ggml_tensor * tail_mask(ggml_context * ctx, size_t s, ggml_backend_buffer_type_t buft, ggml_tensor * tail, int64_t n_heads);
+    layer_tensors rows; // F32 [d_k*n_head, n_slots]
+    const uint32_t n_slots;
 
 private:
-    window_input(cache & kv, const llm_graph_context & g);
-
-    std::vector<uint64_t> generations() const;
-    bool generated(const llama_ubatch & ubatch, size_t s) const;
-
-    cache & kv;
-    std::vector<uint64_t> built_for;
-    std::map<int64_t, ggml_tensor *> rotations; // by block
-    std::map<std::pair<size_t, ggml_backend_buffer_type_t>, ggml_tensor *> repeated; // tail masks
-    std::map<size_t, ggml_tensor *> single;
+    std::vector<llama_pos> position; // of the query in a slot; -1: none
 };
 
 }

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 // Bumped when a function or a struct below changes its meaning.
-#define LAPROX_API_VERSION 2
+#define LAPROX_API_VERSION 3
 
 LLAMA_API int32_t laprox_api_version(void);
 
@@ -30,46 +30,42 @@ LLAMA_API const char * laprox_last_error(void);
 // settings
 //
 
-enum laprox_budget_unit {
-    LAPROX_BUDGET_FRACTION = 0, // of the entries seen: 0 < value <= 1
-    LAPROX_BUDGET_TOKENS   = 1, // average entries per (layer, KV head)
-    LAPROX_BUDGET_BYTES    = 2, // bytes allocated for the cache: tail, padding and masks included
+// One setting: what it is called, what can be given, and what it does. Everything is text that stays as long as the library.
+struct laprox_option {
+    const char * name;     // "min_tokens"; --kv-min-tokens and LLAMA_ARG_KV_MIN_TOKENS to llama-server
+    const char * kind;     // "policy", "budget", "integer", "number", "choice" or "path"
+    const char * initial;  // where none is given; of a path "": the file beside the model
+    const char * accepted; // "an integer from 1 to 1024"
+    const char * value;    // stands for the value in `help` and in usage lines: "N"
+    const char * help;
 };
 
-// The budget where none is named, as text: the one place where it is written. docs/results.md says why this one.
-#define LAPROX_DEFAULT_BUDGET "20%"
+// The settings there are. 0 <= i < count; zeroes beyond.
+LLAMA_API int32_t              laprox_option_count(void);
+LLAMA_API struct laprox_option laprox_option_at   (int32_t i);
 
-struct laprox_budget {
-    enum laprox_budget_unit unit;
-    double value;
-};
+// A text for each setting.
+struct laprox_params;
 
-enum laprox_prefill {
-    LAPROX_PREFILL_DENSE   = 0, // cache the whole prompt, then compress once; peak = full cache
-    LAPROX_PREFILL_CHUNKED = 1, // compress whenever a small physical cache is full; bounded peak
-};
+// All as they are where none is given. `before_names` stands before the names of settings in refusals, as the user knows them:
+// NULL (window), "kv_" or "--kv-" (ending with a -, in the names, too: --kv-min-tokens). To be freed; NULL is never returned.
+LLAMA_API struct laprox_params * laprox_params_new (const char * before_names);
+LLAMA_API void                   laprox_params_free(struct laprox_params * params);
 
-// How a scorer smooths its scores along tokens.
-enum laprox_pooling {
-    LAPROX_POOLING_NONE    = 0,
-    LAPROX_POOLING_AVERAGE = 1,
-    LAPROX_POOLING_MAX     = 2,
-};
+// Set one by its name; text == NULL: as where none is given. Refuses what isn't accepted, and leaves it as it was.
+//   budget: "5%" or "0.05" of the entries seen, "2048" tokens on average per (layer, KV head), or "512MiB" (also KiB, GiB, kB, MB,
+//           GB) allocated for the cache: tail, padding and masks included
+//   policy: one of laprox_policy_name(), a scorer, or "<scorer>:<allocator>"; "off": laprox_model_set_params turns the cache off
+LLAMA_API bool laprox_params_set(struct laprox_params * params, const char * name, const char * text);
 
-struct laprox_params {
-    const char * policy;         // one of laprox_policy_name(), or "<scorer>:<allocator>"
-    struct laprox_budget budget;
-    int32_t window;              // observation window: the last `window` queries score the entries
-    int32_t sink;                // attention sinks: the first `sink` tokens are never evicted
-    int32_t recent;              // the last `recent` tokens are never evicted (at least 1)
-    int32_t min_tokens;          // nothing is evicted from a sequence of at most this many tokens
-    enum laprox_prefill prefill;
-    const char * profile;        // LU-KV's table (.npy) for the allocator "profile"; NULL: MODEL.kv-profile.npy beside the model
-    const char * gates;          // retention gates (.gguf) for the scorer "retention"; NULL: MODEL.kv-gates.gguf beside the model
-    float floor;                 // allocators global and global-raw: the share of the average that every head keeps, 0 to 1
-};
+// The policy "custom:<allocator>": a scorer of your own, which laprox_set_scorer() gives to each context.
+LLAMA_API bool laprox_params_set_custom(struct laprox_params * params, const char * allocator);
 
-LLAMA_API struct laprox_params laprox_default_params(void);
+// The text in force; NULL if there is no such setting. Stays until it is set again.
+LLAMA_API const char * laprox_params_get(const struct laprox_params * params, const char * name);
+
+// Whether the settings go together, which takes no model: a budget in tokens holds what is never evicted.
+LLAMA_API bool laprox_params_check(const struct laprox_params * params);
 
 // The named policies this build has, and what they are made of. A policy is a scorer (what does the output lose without
 // this entry?) and an allocator (who keeps how many under one budget?): "snapkv:ada". A scorer alone, "snapkv", is its
@@ -79,14 +75,10 @@ LLAMA_API const char * laprox_policy_name    (int32_t i);
 LLAMA_API const char * laprox_policy_meaning (int32_t i); // "snapkv:pyramid"
 LLAMA_API int32_t      laprox_scorer_count   (void);
 LLAMA_API const char * laprox_scorer_name    (int32_t i);
-LLAMA_API enum laprox_pooling laprox_scorer_pooling(int32_t i, int32_t * kernel); // of raw scores; none where it is part of more
 LLAMA_API int32_t      laprox_allocator_count(void);
 LLAMA_API const char * laprox_allocator_name (int32_t i);
 
-// "5%", "0.05", "2048" (tokens), "512MiB" (also KiB, GiB, kB, MB, GB). Refuses anything else, 0 and negative values.
-LLAMA_API bool laprox_parse_budget(const char * text, struct laprox_budget * out);
-
-// Turn the compressing cache on for contexts made from this model afterwards; params == NULL turns it off.
+// Turn the compressing cache on for contexts made from this model afterwards; params == NULL, or policy "off", turns it off.
 // Refuses unknown policies, values out of range, and models that can't be compressed.
 LLAMA_API bool laprox_model_set_params(struct llama_model * model, const struct laprox_params * params);
 
@@ -97,21 +89,33 @@ LLAMA_API bool laprox_model_check(const struct llama_model * model);
 // `gates` can't change any more, `window` can't grow, and scorer "expected" must have been there from the start.
 LLAMA_API bool laprox_set_params(struct llama_context * ctx, const struct laprox_params * params);
 
-// The context's settings; false when it was made without the compressing cache. Strings live until they change.
-LLAMA_API bool laprox_get_params(const struct llama_context * ctx, struct laprox_params * out);
+// A copy of the context's settings, to be freed; NULL when it was made without the compressing cache.
+LLAMA_API struct laprox_params * laprox_get_params(const struct llama_context * ctx);
 
 // The same for one sequence, instead of the context's settings; NULL: the context's again. It stays when the sequence is
 // removed. A byte budget is then this sequence's alone.
 LLAMA_API bool laprox_seq_set_params(struct llama_context * ctx, llama_seq_id seq_id, const struct laprox_params * params);
-LLAMA_API bool laprox_seq_get_params(struct llama_context * ctx, llama_seq_id seq_id, struct laprox_params * out);
+LLAMA_API struct laprox_params * laprox_seq_get_params(struct llama_context * ctx, llama_seq_id seq_id);
 
 //
 // compression
 //
 
-// The prompt is in: evict down to the budget and give the memory back. Succeeds without evicting when the
-// sequence is within min_tokens or within its budget.
+// Evict down to the budget now and give the memory back. Succeeds without evicting when the sequence is within min_tokens
+// or within its budget.
 LLAMA_API bool laprox_compress(struct llama_context * ctx, llama_seq_id seq_id);
+
+// The prompt is in, and what is evaluated next is generated: compress if it is time. What came since the last compression
+// stays exact until it is more than min_tokens; but where entries were chosen while the prompt came in, its end, the question,
+// has its say, too. To be called after every prompt, also one that goes on with what is held.
+//
+// Where entries were evicted before and an archive has them, those that this prompt needs come back, by its last queries.
+// Then *again is the first position, at most n_again before the end, that has been cut off for the caller to evaluate again, on
+// what is held now; after that the function is to be called again, until *again is -1. n_again = 0: nothing is cut off.
+LLAMA_API bool laprox_prompt_done(struct llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again);
+
+// Whether states carry the archive, beside what is held. They don't unless they are asked to.
+LLAMA_API bool laprox_set_archive_in_states(struct llama_context * ctx, bool on);
 
 struct laprox_stats {
     int64_t tokens_seen;    // positions evaluated and not removed
@@ -121,6 +125,10 @@ struct laprox_stats {
     int64_t kv_bytes_full;  // what llama.cpp would need to cache the tokens seen
     int64_t window_bytes;   // allocated for the observation window's queries
     int64_t compressions;
+    int64_t recalls;          // passes in which entries were chosen for a later prompt, from the archive, too
+    int64_t entries_recalled; // that came back from it
+    int64_t archived_entries; // of tokens that are not in the tail any more, held ones included
+    int64_t archived_bytes;   // taken by the archive; of sequences that share some of it, counted for each, but once in their sum
     double  score_seconds;
     double  select_seconds;
     double  compact_seconds;
@@ -174,9 +182,16 @@ LLAMA_API int64_t laprox_positions(struct llama_context * ctx, llama_seq_id seq_
 LLAMA_API bool laprox_score(struct llama_context * ctx, llama_seq_id seq_id);
 
 // Result of the last laprox_score() for a KV head, aligned with laprox_positions(): raw scores, before pooling and
-// normalisation, and before the heads of a layer are looked at together (tova, criticalkv, defensivekv, cake, lava, rkv). Returns their number, -1 if there are none for what is held now.
+// normalisation, and before the heads of a layer are looked at together. Returns their number, -1 if there are none for what is
+// held now.
 LLAMA_API int64_t laprox_scores(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
                                 float * score, int64_t cap);
+
+// The same, finished: what a KV head's entries are ranked by, pooled, and with the heads of a layer looked at together where the
+// scorer does so. NaN for what is never ranked: attention sinks and recent tokens. Where a selection has two stages
+// (criticalkv), those of the first.
+LLAMA_API int64_t laprox_finished_scores(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
+                                         float * score, int64_t cap);
 
 // K rows [n, n_embd_head_k] and V rows [n, n_embd_head_v] of a KV head as float32, aligned with laprox_positions()
 // and without the rotation that llama.cpp applies to quantised caches. Either pointer may be NULL.

@@ -13,6 +13,8 @@ void server_kv_histogram::add(double value) {
 
 void server_kv_metrics::add(const laprox_stats & before, const laprox_stats & after) {
     n_compressions  += std::max<int64_t>(0, after.compressions - before.compressions);
+    n_recalls       += std::max<int64_t>(0, after.recalls - before.recalls);
+    n_recalled      += std::max<int64_t>(0, after.entries_recalled - before.entries_recalled);
     score_seconds   += std::max(0.0, after.score_seconds   - before.score_seconds);
     select_seconds  += std::max(0.0, after.select_seconds  - before.select_seconds);
     compact_seconds += std::max(0.0, after.compact_seconds - before.compact_seconds);
@@ -51,8 +53,13 @@ std::string server_kv_metrics::to_prometheus() const {
     value("gauge", "entries_held",  "KV cache entries (one K row and one V row) held in all slots", held.entries_held);
     value("gauge", "entries_full",  "KV cache entries that an uncompressed cache would hold", held.entries_full);
 
+    value("gauge", "archived_entries", "KV cache entries in the archives of all slots, held ones included", held.archived_entries);
+    value("gauge", "archived_bytes",   "Memory or disk that the archives take", held.archived_bytes);
+
     value("counter", "compressions_total",         "Compressions of a slot's KV cache", n_compressions);
     value("counter", "compressions_refused_total", "Compressions that failed and left the cache as it was", n_refused);
+    value("counter", "recalls_total",              "Times that entries were chosen for a later prompt, from the archive, too", n_recalls);
+    value("counter", "entries_recalled_total",     "Entries that came back from the archive", n_recalled);
     value("counter", "tokens_reread_total",        "Cached prompt tokens evaluated again, because they were compressed for another prompt", n_reread);
     value("counter", "score_seconds_total",        "Time spent scoring entries", score_seconds);
     value("counter", "select_seconds_total",       "Time spent selecting the entries that stay", select_seconds);

@@ -27,6 +27,8 @@ struct server_kv_metrics {
     uint64_t n_compressions = 0;
     uint64_t n_refused      = 0; // compressions that failed; the cache stayed as it was
     uint64_t n_reread       = 0; // cached prompt tokens evaluated again: they were compressed for another prompt
+    uint64_t n_recalls       = 0;
+    uint64_t n_recalled      = 0; // entries
     double   score_seconds   = 0;
     double   select_seconds  = 0;
     double   compact_seconds = 0;

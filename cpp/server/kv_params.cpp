@@ -1,12 +1,18 @@
 #include "server/kv_params.h"
 
+#include "core/options.h"
+
 #include "arg.h"
 #include "common.h"
 #include "log.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <array>
+#include <cctype>
+#include <iterator>
+#include <list>
 #include <stdexcept>
+#include <utility>
 
 static const char * const policy_off    = "off";
 static const char * const policy_custom = "custom"; // a callback, which no command line can give
@@ -25,34 +31,6 @@ std::vector<std::string> common_kv_policies()   { return names(laprox_policy_cou
 std::vector<std::string> common_kv_scorers()    { return names(laprox_scorer_count(),    laprox_scorer_name); }
 std::vector<std::string> common_kv_allocators() { return names(laprox_allocator_count(), laprox_allocator_name); }
 
-static bool contains(const std::vector<std::string> & list, const std::string & name) {
-    return std::find(list.begin(), list.end(), name) != list.end();
-}
-
-void common_kv_check_budget(const std::string & budget) {
-    laprox_budget parsed;
-    if (budget.find('\0') != std::string::npos) {
-        throw std::invalid_argument("budget has a zero byte");
-    }
-    if (!laprox_parse_budget(budget.c_str(), &parsed)) {
-        throw std::invalid_argument(laprox_last_error());
-    }
-}
-
-void common_kv_check_policy(const std::string & policy) {
-    const auto scorers    = common_kv_scorers();
-    const auto allocators = common_kv_allocators();
-
-    const size_t colon = policy.find(':');
-    const bool   known = colon == std::string::npos ?
-        policy == policy_off || contains(common_kv_policies(), policy) || contains(scorers, policy) :
-        contains(scorers, policy.substr(0, colon)) && contains(allocators, policy.substr(colon + 1));
-    if (!known) {
-        throw std::invalid_argument("policy \"" + policy + "\" is unknown; accepted: " + policy_off + ", " + string_join(common_kv_policies(), ", ") +
-                ", or <scorer>:<allocator> of the scorers " + string_join(scorers, ", ") + " and the allocators " + string_join(allocators, ", "));
-    }
-}
-
 //
 // common_params_kv
 //
@@ -63,145 +41,82 @@ common_params_kv & common_kv() {
 }
 
 bool common_params_kv::on() const {
-    return policy.empty() ? !budget.empty() : policy != policy_off;
+    return given.count("policy") ? given.at("policy") != policy_off : given.count("budget") > 0;
 }
 
 std::string common_params_kv::policy_name() const {
-    return on() ? resolve().policy : policy_off;
+    return on() ? text("policy") : policy_off;
 }
 
-std::string common_params_kv::budget_text() const {
-    return budget.empty() ? LAPROX_DEFAULT_BUDGET : budget;
+std::string common_params_kv::text(const std::string & name) const {
+    const auto it = given.find(name);
+    return it != given.end() ? it->second : laprox::find_option(name).initial;
 }
 
-laprox_params common_params_kv::resolve() const {
-    laprox_params params = laprox_default_params();
-    if (!policy.empty()) {
-        params.policy = policy.c_str();
-    }
-    laprox_parse_budget(budget_text().c_str(), &params.budget);
-    if (prefill == "chunked") {
-        params.prefill = LAPROX_PREFILL_CHUNKED;
-    }
-    if (!profile.empty()) {
-        params.profile = profile.c_str();
-    }
-    if (!gates.empty()) {
-        params.gates = gates.c_str();
-    }
-    if (floor >= 0) {
-        params.floor = floor;
-    }
-    for (const auto & [given, value] : { std::pair { window, &params.window }, { sink, &params.sink }, { recent, &params.recent }, { min_tokens, &params.min_tokens } }) {
-        if (given >= 0) {
-            *value = given;
+common_kv_settings common_params_kv::resolve(const char * before_names) const {
+    common_kv_settings settings(laprox_params_new(before_names), laprox_params_free);
+    for (const auto & [name, value] : given) {
+        if (value.find('\0') != std::string::npos) {
+            throw std::invalid_argument(before_names + name + " has a zero byte");
+        }
+        if (!laprox_params_set(settings.get(), name.c_str(), value.c_str())) {
+            throw std::invalid_argument(laprox_last_error());
         }
     }
-    return params;
+    return settings;
 }
 
 //
 // options
 //
 
-static int32_t parse_number(const std::string & value, int32_t low, int32_t high) {
-    const bool digits = !value.empty() && value.size() <= 9 && value.find_first_not_of("0123456789") == std::string::npos;
-    const int32_t number = digits ? std::stoi(value) : -1;
-    if (!digits || number < low || number > high) {
-        throw std::invalid_argument("\"" + value + "\" is not accepted; accepted: a number from " + std::to_string(low) + " to " + std::to_string(high));
+static const char * const flag_prefix = "--kv-";
+
+static std::string spelled(const std::string & prefix, const std::string & name, char space, bool upper) {
+    std::string result = prefix;
+    for (const char c : name) {
+        result += c == '_' ? space : upper ? (char) std::toupper(c) : c;
     }
-    return number;
+    return result;
 }
 
-static float parse_share(const std::string & value) {
-    char * end = nullptr;
-    const float number = std::strtof(value.c_str(), &end);
-    if (value.empty() || value.find_first_not_of("0123456789.") != std::string::npos || *end != 0 || number > 1) {
-        throw std::invalid_argument("\"" + value + "\" is not accepted; accepted: a number from 0.0 to 1.0");
+// What stands where none is given, in words. The cache is compressed where a budget or a policy is given.
+static std::string initial_in_words(const laprox_option & row) {
+    const std::string name = row.name;
+    if (name == "budget") {
+        return std::string(row.initial) + " with --kv-policy, otherwise everything";
     }
-    return number;
+    return name == "policy" ? std::string(row.initial) + " with --kv-budget, otherwise " + policy_off : row.initial;
+}
+
+// llama.cpp's handlers are plain functions: one for each row.
+template <size_t i> static void take(common_params &, const std::string & value) {
+    common_params_kv one;
+    one.given[laprox::options[i].name] = value;
+    one.resolve(flag_prefix); // throws what is wrong with it
+    common_kv().given[laprox::options[i].name] = value; // an argument, after the environment
+}
+
+template <size_t... i> static auto handlers(std::index_sequence<i...>) {
+    return std::array { &take<i>... };
 }
 
 void common_kv_add_args(const std::function<void(common_arg)> & add_opt) {
-    const laprox_params def = laprox_default_params();
-
-    add_opt(common_arg(
-        {"--kv-budget"}, "N",
-        "what the KV cache of a prompt may keep: a share of its entries (5%), tokens per KV head on average (2048), or bytes (512MiB) (default: " LAPROX_DEFAULT_BUDGET " with --kv-policy, otherwise everything)",
-        [](common_params &, const std::string & value) {
-            common_kv_check_budget(value);
-            common_kv().budget = value;
+    static std::list<std::string> names; // common_arg points to them
+    const auto handle = handlers(std::make_index_sequence<std::size(laprox::options)>());
+    for (size_t i = 0; i < handle.size(); i++) {
+        const laprox_option row = laprox_option_at(i);
+        const char * flag = names.emplace_back(spelled(flag_prefix, row.name, '-', false)).c_str();
+        const char * env  = names.emplace_back(spelled("LLAMA_ARG_KV_", row.name, '_', true)).c_str();
+        std::string help = row.help;
+        if (const std::string initial = initial_in_words(row); !initial.empty()) {
+            help += " (default: " + initial + ")";
         }
-    ).set_env("LLAMA_ARG_KV_BUDGET").set_examples({LLAMA_EXAMPLE_SERVER}));
-    add_opt(common_arg(
-        {"--kv-policy"}, "NAME",
-        string_format("how the entries that stay are chosen: %s, or <scorer>:<allocator> (default: %s with --kv-budget, otherwise off)\n"
-            "scorers: %s; allocators: %s", string_join(common_kv_policies(), ", ").c_str(), def.policy,
-            string_join(common_kv_scorers(), ", ").c_str(), string_join(common_kv_allocators(), ", ").c_str()),
-        [](common_params &, const std::string & value) {
-            common_kv_check_policy(value);
-            common_kv().policy = value;
+        if (std::string(row.kind) == "policy") {
+            help += std::string("\naccepted: ") + row.accepted;
         }
-    ).set_env("LLAMA_ARG_KV_POLICY").set_examples({LLAMA_EXAMPLE_SERVER}));
-    add_opt(common_arg(
-        {"--kv-window"}, "N",
-        string_format("the queries of the last N tokens of a prompt score the entries (default: %d)", def.window),
-        [](common_params &, const std::string & value) {
-            common_kv().window = parse_number(value, 1, 1024);
-        }
-    ).set_env("LLAMA_ARG_KV_WINDOW").set_examples({LLAMA_EXAMPLE_SERVER}));
-    add_opt(common_arg(
-        {"--kv-sink"}, "N",
-        string_format("the first N tokens always stay in the KV cache (default: %d)", def.sink),
-        [](common_params &, const std::string & value) {
-            common_kv().sink = parse_number(value, 0, 1 << 20);
-        }
-    ).set_env("LLAMA_ARG_KV_SINK").set_examples({LLAMA_EXAMPLE_SERVER}));
-    add_opt(common_arg(
-        {"--kv-recent"}, "N",
-        string_format("the last N tokens of a prompt always stay in the KV cache (default: %d)", def.recent),
-        [](common_params &, const std::string & value) {
-            common_kv().recent = parse_number(value, 1, 1 << 20);
-        }
-    ).set_env("LLAMA_ARG_KV_RECENT").set_examples({LLAMA_EXAMPLE_SERVER}));
-    add_opt(common_arg(
-        {"--kv-min-tokens"}, "N",
-        string_format("nothing is evicted from a prompt of at most N tokens (default: %d)", def.min_tokens),
-        [](common_params &, const std::string & value) {
-            common_kv().min_tokens = parse_number(value, 0, 999999999);
-        }
-    ).set_env("LLAMA_ARG_KV_MIN_TOKENS").set_examples({LLAMA_EXAMPLE_SERVER}));
-    add_opt(common_arg(
-        {"--kv-prefill"}, "[dense|chunked]",
-        "'dense': the whole prompt is in the KV cache before entries are evicted, 'chunked': they are evicted whenever a small cache is full, which bounds its memory (default: dense)",
-        [](common_params &, const std::string & value) {
-            if (value != "dense" && value != "chunked") {
-                throw std::invalid_argument("\"" + value + "\" is unknown; accepted: dense, chunked");
-            }
-            common_kv().prefill = value;
-        }
-    ).set_env("LLAMA_ARG_KV_PREFILL").set_examples({LLAMA_EXAMPLE_SERVER}));
-    add_opt(common_arg(
-        {"--kv-profile"}, "FNAME",
-        "table of `laprox profile` for --kv-policy lukv and allocator 'profile' (default: MODEL.kv-profile.npy beside the model)",
-        [](common_params &, const std::string & value) {
-            common_kv().profile = value;
-        }
-    ).set_env("LLAMA_ARG_KV_PROFILE").set_examples({LLAMA_EXAMPLE_SERVER}));
-    add_opt(common_arg(
-        {"--kv-gates"}, "FNAME",
-        "retention gates of `laprox train-gates` or `laprox convert-gates` for scorer 'retention' (default: MODEL.kv-gates.gguf beside the model)",
-        [](common_params &, const std::string & value) {
-            common_kv().gates = value;
-        }
-    ).set_env("LLAMA_ARG_KV_GATES").set_examples({LLAMA_EXAMPLE_SERVER}));
-    add_opt(common_arg(
-        {"--kv-floor"}, "P",
-        string_format("the share of the average budget that every KV head keeps, 0.0 to 1.0, with the allocators global and global-raw (default: %.2f)", def.floor),
-        [](common_params &, const std::string & value) {
-            common_kv().floor = parse_share(value);
-        }
-    ).set_env("LLAMA_ARG_KV_FLOOR").set_examples({LLAMA_EXAMPLE_SERVER}));
+        add_opt(common_arg({flag}, row.value, help, handle[i]).set_env(env).set_examples({LLAMA_EXAMPLE_SERVER}));
+    }
 }
 
 //
@@ -223,9 +138,7 @@ static std::string reason_to_refuse(const common_params & params) {
 bool common_kv_init(const common_params & params, llama_model * model, llama_context_params & cparams) {
     common_params_kv & kv = common_kv();
     if (!kv.on()) {
-        const bool given = !kv.prefill.empty() || !kv.profile.empty() || !kv.gates.empty() || kv.floor >= 0 ||
-            std::max({ kv.window, kv.sink, kv.recent, kv.min_tokens }) >= 0;
-        if (kv.policy.empty() && given) {
+        if (!kv.given.count("policy") && !kv.given.empty()) {
             LOG_WRN("%s: --kv-* options have no effect without --kv-budget or --kv-policy\n", __func__);
         }
         return true;
@@ -237,8 +150,8 @@ bool common_kv_init(const common_params & params, llama_model * model, llama_con
     }
 
     std::string reason = reason_to_refuse(params);
-    const laprox_params settings = kv.resolve();
-    if (reason.empty() && !laprox_model_set_params(model, &settings)) {
+    const common_kv_settings settings = kv.resolve(flag_prefix);
+    if (reason.empty() && !laprox_model_set_params(model, settings.get())) {
         reason = laprox_last_error();
     }
     if (!reason.empty()) {
@@ -251,8 +164,11 @@ bool common_kv_init(const common_params & params, llama_model * model, llama_con
     if (params.ctx_shift) {
         LOG_WRN("%s: --context-shift has no effect: the entries of a compressed KV cache keep their positions\n", __func__);
     }
-    LOG_INF("%s: KV cache: policy %s, budget %s, window %d, sink %d, recent %d, min tokens %d, prefill %s\n", __func__,
-            settings.policy, kv.budget_text().c_str(), settings.window, settings.sink, settings.recent, settings.min_tokens,
-            settings.prefill == LAPROX_PREFILL_CHUNKED ? "chunked" : "dense");
+    std::string all;
+    for (const laprox::option & row : laprox::options) {
+        const std::string text = kv.text(row.name);
+        all += text.empty() ? "" : (all.empty() ? "" : ", ") + std::string(row.name) + " " + text;
+    }
+    LOG_INF("%s: KV cache: %s\n", __func__, all.c_str());
     return true;
 }

@@ -4,49 +4,39 @@
 
 #include "laprox.h"
 
-#include <cstdint>
 #include <functional>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 struct common_arg;
 struct common_params;
 
-// As given; empty and -1: not given. Without a budget or a policy the cache is llama.cpp's.
-struct common_params_kv {
-    std::string budget;
-    std::string policy;
-    std::string prefill;
-    std::string profile;
-    std::string gates;
+using common_kv_settings = std::unique_ptr<laprox_params, decltype(&laprox_params_free)>;
 
-    int32_t window     = -1;
-    int32_t sink       = -1;
-    int32_t recent     = -1;
-    int32_t min_tokens = -1;
-    float   floor      = -1;
+// As given, by the names of laprox_option_at(). Without a budget or a policy the cache is llama.cpp's.
+struct common_params_kv {
+    std::map<std::string, std::string> given;
 
     bool on() const;
 
-    // With what wasn't given filled in; points into this struct.
-    laprox_params resolve() const;
-
+    // What is in force: as given, or where nothing is.
+    std::string text(const std::string & name) const;
     std::string policy_name() const; // "off" if it isn't on
-    std::string budget_text() const;
+
+    // All of them. before_names: as the user knows them, for what is refused later.
+    common_kv_settings resolve(const char * before_names) const;
 };
 
 // The options of this process. They are no member of common_params, whose header all of llama.cpp's programs include.
 common_params_kv & common_kv();
 
-// Budget and policy of one request, instead of the server's; empty: the server's.
+// Budget and policy of one request, instead of the server's.
 struct common_kv_request {
-    std::string budget;
-    std::string policy;
+    std::map<std::string, std::string> given;
+    bool archive = false; // of saving a slot: with what was evicted
 };
-
-// Both throw std::invalid_argument, which names the value and what is accepted.
-void common_kv_check_budget(const std::string & budget);
-void common_kv_check_policy(const std::string & policy);
 
 // Names for the three kinds that policies are made of.
 std::vector<std::string> common_kv_policies();

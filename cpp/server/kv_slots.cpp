@@ -6,11 +6,15 @@
 #include "log.h"
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 
 //
 // requests
 //
+
+// What of a cache can be another one for each request: the others are of the context, or of its files.
+static const std::array<const char *, 2> of_a_request = { "budget", "policy" };
 
 // A number as the text that options take: 2048 are tokens, 0.05 is a share.
 static std::string to_text(const json & value, const char * name) {
@@ -24,27 +28,34 @@ static std::string to_text(const json & value, const char * name) {
             (std::string(name) == "budget" ? " such as \"5%\", \"2048\" (tokens) or \"512MiB\", or a number" : ""));
 }
 
+// The server's settings with those of a request, whose policy "off" leaves the layout as it is and evicts nothing.
+static common_params_kv merge(const common_kv_request & request) {
+    common_params_kv merged = common_kv();
+    for (const auto & [name, value] : request.given) {
+        merged.given[name] = name == "policy" && value == "off" ? "full" : value;
+    }
+    return merged;
+}
+
 common_kv_request server_kv_parse_request(const json & request) {
     if (!request.is_object()) {
         throw std::invalid_argument("must be an object with \"budget\", \"policy\" or both, for example {\"budget\": \"10%\"}");
     }
     common_kv_request result;
     for (const auto & item : request.items()) {
+        const auto name = std::find(of_a_request.begin(), of_a_request.end(), item.key());
         if (item.value().is_null()) {
             continue;
         }
-        if (item.key() == "budget") {
-            result.budget = to_text(item.value(), "budget");
-            common_kv_check_budget(result.budget);
-        } else if (item.key() == "policy") {
-            result.policy = to_text(item.value(), "policy");
-            common_kv_check_policy(result.policy);
-        } else {
-            throw std::invalid_argument("unknown name \"" + item.key() + "\"; accepted: budget, policy");
+        if (name == of_a_request.end()) {
+            throw std::invalid_argument("unknown name \"" + item.key() + "\"; accepted: " + string_join({ of_a_request.begin(), of_a_request.end() }, ", "));
         }
+        result.given[*name] = to_text(item.value(), *name);
     }
-    const bool off = result.policy == "off" || (result.policy.empty() && result.budget.empty());
-    if (!off && !common_kv().on()) {
+    common_params_kv alone;
+    alone.given = result.given;
+    alone.resolve("");
+    if (alone.on() && !common_kv().on()) {
         throw std::invalid_argument("this server doesn't compress its KV cache. Start it with `--kv-budget` or `--kv-policy`");
     }
     return result;
@@ -62,15 +73,19 @@ json server_kv_props() {
             { "request_override", params.on() },
         } },
     };
-    if (params.on()) {
-        const laprox_params settings = params.resolve();
-        props["budget"]     = params.budget_text();
-        props["window"]     = settings.window;
-        props["sink"]       = settings.sink;
-        props["recent"]     = settings.recent;
-        props["min_tokens"] = settings.min_tokens;
-        props["floor"]      = settings.floor;
-        props["prefill"]    = settings.prefill == LAPROX_PREFILL_CHUNKED ? "chunked" : "dense";
+    for (int32_t i = 0; params.on() && i < laprox_option_count(); i++) {
+        const laprox_option row  = laprox_option_at(i);
+        const std::string   kind = row.kind;
+        const std::string   text = params.text(row.name);
+        if (kind == "integer") {
+            props[row.name] = std::stoll(text);
+        } else if (kind == "number") {
+            props[row.name] = std::stod(text);
+        } else if (kind == "folder") { // where it is, is nobody's business but the server's
+            props[row.name] = text == "auto" || text == "ram" || text == "off" ? text : kind;
+        } else if (kind != "path") {
+            props[row.name] = text;
+        }
     }
     return props;
 }
@@ -88,6 +103,15 @@ std::string server_kv_filename(const std::string & body) {
         throw std::invalid_argument("\"filename\" is " + request.at("filename").dump() + accepted);
     }
     return request.at("filename").get<std::string>();
+}
+
+bool server_kv_archive(const std::string & body) {
+    const json request = json::parse_no_throw(body);
+    const json archive = request.is_object() ? request.value("archive", json(false)) : json(false);
+    if (!archive.is_boolean()) {
+        throw std::invalid_argument("\"archive\" is " + archive.dump() + "; accepted: true, false");
+    }
+    return archive.get<bool>();
 }
 
 //
@@ -108,15 +132,22 @@ void server_kv::init(llama_context * ctx_new, size_t n_slots) {
     ctx = params.on() ? ctx_new : nullptr;
     slot empty;
     empty.policy = params.policy_name();
-    empty.budget = params.budget_text();
+    empty.budget = params.text("budget");
     slots.assign(n_slots, empty);
     metrics.on = on();
+    archive_in_states(true); // slots that are swapped to RAM keep it
 }
 
 laprox_stats server_kv::get_stats(int id_slot) const {
     laprox_stats stats {};
     laprox_get_stats(ctx, id_slot, &stats);
     return stats;
+}
+
+void server_kv::archive_in_states(bool carried) const {
+    if (on()) {
+        laprox_set_archive_in_states(ctx, carried);
+    }
 }
 
 llama_pos server_kv::cut_from(int id_slot) const {
@@ -127,24 +158,17 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
     if (!on()) {
         return "";
     }
-    common_params_kv merged = common_kv();
-    if (!request.budget.empty()) {
-        merged.budget = request.budget;
-    }
-    if (!request.policy.empty()) {
-        merged.policy = request.policy == "off" ? "full" : request.policy; // the layout stays, nothing is evicted
-    }
-    const bool          own      = !request.budget.empty() || !request.policy.empty();
-    const laprox_params settings = merged.resolve();
-    if (!laprox_seq_set_params(ctx, id_slot, own ? &settings : nullptr)) {
+    const common_params_kv   merged   = merge(request);
+    const common_kv_settings settings = merged.resolve("");
+    if (!laprox_seq_set_params(ctx, id_slot, request.given.empty() ? nullptr : settings.get())) {
         return std::string("Field 'kv': ") + laprox_last_error();
     }
     slot & s = slots[id_slot];
     s.policy         = merged.policy_name();
-    s.budget         = merged.budget_text();
+    s.budget         = merged.text("budget");
     s.compress_ms    = 0;
     s.n_reread       = 0;
-    s.n_compressions = 0;
+    s.n_recalled_before = get_stats(id_slot).entries_recalled;
     s.refused.clear();
     return "";
 }
@@ -162,7 +186,6 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         n_past = 0;
     }
     slot & s = slots[id_slot];
-    s.n_compressions = n_past > 0 ? get_stats(id_slot).compressions : 0;
 
     size_t n_cached = 0;
     if (task.params.cache_prompt) {
@@ -203,25 +226,21 @@ std::string server_kv::explain(const std::string & error) const {
     return error.empty() || reason.empty() ? error : error + " KV cache: " + reason;
 }
 
-void server_kv::compress(int id_slot, server_queue & queue) {
+size_t server_kv::prompt_done(int id_slot, const server_tokens & prompt, server_queue & queue) {
     if (!on()) {
-        return;
+        return prompt.size();
     }
-    // What came since the last compression stays exact until it is more than min_tokens; but where entries were chosen
-    // while this prompt came in, its last tokens, the question, have their say, too.
+    int32_t n_text = 0; // tokens after the last image: it isn't evaluated again
+    while (n_text < (int32_t) prompt.size() && prompt[prompt.size() - 1 - n_text] != LLAMA_TOKEN_NULL) {
+        n_text++;
+    }
+    llama_pos again = -1;
     slot & s = slots[id_slot];
     const laprox_stats before = get_stats(id_slot);
-    laprox_params settings;
-    laprox_seq_get_params(ctx, id_slot, &settings);
-    const llama_pos n_exact = llama_memory_seq_pos_max(llama_get_memory(ctx), id_slot) + 1 - laprox_compressed_for(ctx, id_slot);
-    if (before.compressions <= s.n_compressions && n_exact <= settings.min_tokens) {
-        return;
-    }
-
     const int64_t      t0     = ggml_time_us();
 
     queue.yield_to_queue([&]() {
-        if (!laprox_compress(ctx, id_slot)) {
+        if (!laprox_prompt_done(ctx, id_slot, n_text, &again)) {
             s.refused = laprox_last_error();
         }
     });
@@ -233,13 +252,19 @@ void server_kv::compress(int id_slot, server_queue & queue) {
         metrics.n_refused++;
     } else if (s.stats.compressions > before.compressions) {
         const double seconds = (ggml_time_us() - t0)/1e6;
-        s.compress_ms = seconds*1e3;
+        s.compress_ms += seconds*1e3;
         metrics.compression_seconds.add(seconds);
         metrics.compression_kept.add((double) s.stats.entries_held/s.stats.entries_full);
         SRV_INF("slot %d: %lld tokens, %.1f%% of the entries kept, %.1f MiB instead of %.1f MiB, took %.1f ms\n", id_slot,
                 (long long) s.stats.tokens_seen, 100.0*s.stats.entries_held/s.stats.entries_full,
                 s.stats.kv_bytes/1048576.0, before.kv_bytes/1048576.0, s.compress_ms);
     }
+    if (again < 0) {
+        return prompt.size();
+    }
+    SRV_INF("slot %d: %lld entries came back for this prompt; its tokens from position %d on are evaluated again\n", id_slot,
+            (long long) (s.stats.entries_recalled - before.entries_recalled), again);
+    return prompt.size_up_to_pos(again);
 }
 
 void server_kv::clear_reason() const {
@@ -279,6 +304,9 @@ json server_kv::slot_json(int id_slot) const {
         { "kv_bytes_full", s.stats.kv_bytes_full },
         { "window_bytes",  s.stats.window_bytes },
         { "compressions",  s.stats.compressions },
+        { "recalls",       s.stats.recalls },
+        { "archived_entries", s.stats.archived_entries },
+        { "archived_bytes",   s.stats.archived_bytes },
     };
 }
 
@@ -315,6 +343,7 @@ std::unique_ptr<server_task_result_cmpl_final> server_kv::make_final_result(int 
     auto result = std::make_unique<server_task_result_cmpl_final_kv>();
     result->kv = slot_json(id_slot);
     result->kv["compress_ms"]   = slots[id_slot].compress_ms;
+    result->kv["entries_recalled"] = std::max<int64_t>(0, slots[id_slot].stats.entries_recalled - slots[id_slot].n_recalled_before);
     result->kv["tokens_reread"] = slots[id_slot].n_reread;
     if (!slots[id_slot].refused.empty()) {
         result->kv["refused"] = slots[id_slot].refused;

@@ -21,6 +21,7 @@ json server_kv_props();
 
 // The "filename" of a request to save or restore a slot. Throws std::invalid_argument.
 std::string server_kv_filename(const std::string & body);
+bool        server_kv_archive (const std::string & body); // "archive" of the same request
 
 // How many positions a slot had when its KV cache was last compressed; 0: it holds everything.
 llama_pos server_kv_compressed_for(llama_context * ctx, int id_slot);
@@ -38,6 +39,9 @@ public:
 
     bool on() const { return ctx != nullptr; }
 
+    // Whether saved states carry what was evicted.
+    void archive_in_states(bool carried) const;
+
     // A request takes the slot. Returns why it can't, or nothing.
     std::string begin(int id_slot, const common_kv_request & request);
 
@@ -54,8 +58,9 @@ public:
     // Why the last llama_decode found no room, after what llama-server says about it.
     std::string explain(const std::string & error) const;
 
-    // The slot's prompt is in, and nothing was sampled yet.
-    void compress(int id_slot, server_queue & queue);
+    // The slot's prompt is in, and nothing was sampled yet. How many tokens of it stay evaluated: all, or fewer where those that
+    // follow are to be evaluated again, on what came back for them.
+    size_t prompt_done(int id_slot, const server_tokens & prompt, server_queue & queue);
 
     // Forget the reason of an earlier refusal, and the reason of one since then, if any.
     void        clear_reason() const;
@@ -77,7 +82,7 @@ private:
         // of the request
         double      compress_ms    = 0;
         int32_t     n_reread       = 0;
-        int64_t     n_compressions = 0; // there had been before its prompt came in
+        int64_t     n_recalled_before = 0; // entries that had come back before
         std::string refused; // why its prompt wasn't compressed
     };
 

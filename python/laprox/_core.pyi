@@ -18,44 +18,44 @@ class LaproxError(RuntimeError): ...
 
 # --- settings ---
 
-DEFAULT_BUDGET: str
-PREFILLS: tuple[str, ...]
+class Option:
+    """A setting that there is.
+
+    Attributes:
+        name: "min_tokens".
+        kind: "policy", "budget", "integer", "number", "choice" or "path".
+        initial: Its value where none is given, as text; of a path "", the file beside the model.
+        accepted: "an integer from 1 to 1024".
+        value: Stands for the value in `help` and in usage lines.
+        help: What it does.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def initial(self) -> str: ...
+    @property
+    def accepted(self) -> str: ...
+    @property
+    def value(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+
+def options() -> list[Option]: ...
 
 class Params:
-    def __init__(
-        self,
-        *,
-        policy: str,
-        budget: str,
-        window: int,
-        sink: int,
-        recent: int,
-        min_tokens: int,
-        prefill: str,
-        profile: str | None = None,
-        gates: str | None = None,
-        floor: float = 0.0,
-    ) -> None: ...
-    @property
-    def policy(self) -> str: ...
-    @property
-    def budget(self) -> tuple[str, float]: ...
-    @property
-    def window(self) -> int: ...
-    @property
-    def sink(self) -> int: ...
-    @property
-    def recent(self) -> int: ...
-    @property
-    def min_tokens(self) -> int: ...
-    @property
-    def prefill(self) -> str: ...
-    @property
-    def profile(self) -> str | None: ...
-    @property
-    def gates(self) -> str | None: ...
-    @property
-    def floor(self) -> float: ...
+    """A text for each setting. What isn't accepted raises ValueError with its name, what was given and what is accepted."""
+
+    def __init__(self, before_names: str = "") -> None: ...
+    def set(self, name: str, text: str) -> None: ...
+    def set_custom(self, allocator: str) -> None:
+        """The policy custom:<allocator>: a scorer that set_scorer() gives."""
+
+    def get(self, name: str) -> str: ...
+    def check(self) -> None:
+        """Whether they go together."""
 
 def api_version() -> int: ...
 def last_error() -> str: ...
@@ -64,14 +64,8 @@ def meanings() -> list[str]:
     """What each of policies() is: "<scorer>:<allocator>", or "nothing is evicted"."""
 
 def scorers() -> list[str]: ...
-def scorer_pooling(scorer: str) -> tuple[str, int]:
-    """("none" | "average" | "max", neighbours): how it smooths its scores along tokens."""
 
 def allocators() -> list[str]: ...
-def parse_budget(text: str) -> tuple[str, float]:
-    """("fraction" | "tokens" | "bytes", value)"""
-
-def default_params() -> Params: ...
 def model_check(model: int) -> None: ...
 def model_set_params(model: int, params: Params | None) -> None: ...
 def set_params(ctx: int, params: Params) -> None: ...
@@ -80,8 +74,15 @@ def get_params(ctx: int) -> Params: ...
 # --- compression and statistics; these release the GIL ---
 
 def compress(ctx: int, seq_id: int = 0) -> None: ...
+def prompt_done(ctx: int, n_again: int, seq_id: int = 0) -> int | None:
+    """Compress or recall, if it is time. The first position that is to be evaluated again; None: none."""
+
 def score(ctx: int, seq_id: int = 0) -> None: ...
 def stats(ctx: int, seq_id: int = 0) -> dict[str, Any]: ...
+def compressed_for(ctx: int, seq_id: int = 0) -> int:
+    """Positions there were when entries were last chosen; 0: all are held, or can come back."""
+
+def set_archive_in_states(ctx: int, on: bool) -> None: ...
 def tail_begin(ctx: int, seq_id: int = 0) -> int:
     """The first position from which on every head holds everything; 0 if nothing was evicted."""
 
@@ -104,6 +105,9 @@ def head_shape(ctx: int, layer: int) -> tuple[int, int, int]:
 def positions(ctx: int, layer: int, head: int, seq_id: int = 0) -> Positions:
     """[n], ascending"""
 
+def finished_scores(ctx: int, layer: int, head: int, seq_id: int = 0) -> Floats:
+    """What entries are ranked by: pooled, and seen together with the layer's other heads where the scorer does so; NaN if protected."""
+
 def scores(ctx: int, layer: int, head: int, seq_id: int = 0) -> Floats:
     """[n], aligned with positions()"""
 
@@ -117,11 +121,11 @@ def queries(ctx: int, layer: int, seq_id: int = 0) -> tuple[Floats, Positions]:
 
 # --- cpp/core ---
 
+def parse_budget(text: str) -> tuple[str, float]:
+    """("fraction" | "tokens" | "bytes", value)"""
+
 def budget_entries(budget: str, n_seen: int, n_pairs: int) -> int: ...
-def average_pool(score: npt.ArrayLike, kernel: int) -> Floats: ...
 def normalise_layer(heads: Sequence[npt.ArrayLike]) -> list[Floats]: ...
-def max_pool(score: npt.ArrayLike, kernel: int) -> Floats: ...
-def allocators() -> list[str]: ...
 def allocate(
     allocator: str,
     layer: npt.ArrayLike,

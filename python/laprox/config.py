@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numbers
 import os
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from laprox import _core
 from laprox.policy import CUSTOM, Policy
@@ -14,97 +17,121 @@ OFF = "off"
 # The types that cached keys and values can have, as llama.cpp numbers them.
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7}
 
+# The engine's rows: what each setting is, what is accepted, and what it does.
+OPTIONS = {option.name: option for option in _core.options()}
+
+
+def described(name: str) -> str:
+    """What a setting does, as a sentence; of a choice, the sentence begins with what can be chosen."""
+    option = OPTIONS[name]
+    return (option.help if option.kind == "choice" else option.help[0].upper() + option.help[1:]) + "."
+
+
+def initial(name: str) -> Any:
+    """The value of a setting where none is given."""
+    option = OPTIONS[name]
+    if option.kind == "path":
+        return None
+    return {"integer": int, "number": float}.get(option.kind, str)(option.initial)
+
 
 @dataclass(frozen=True)
-class KVConfig:
-    """What the KV cache keeps.
-
-    An *entry* is one K row and one V row: one (layer, KV head, token) of the cache.
-
-    Attributes:
-        budget: What may be kept: "5%" or 0.05 of the entries seen, "2048" or 2048 tokens (on average per KV head), or
-            "512MiB" of cache (also KiB, GiB, kB, MB, GB; tail and padding included).
-        policy: How entries are chosen: a name of `laprox.policies()`; a scorer of `laprox.scorers()`, alone or with an
-            allocator of `laprox.allocators()` ("snapkv:ada"); or a `laprox.Policy` of your own. None or "off" is stock
-            llama.cpp.
-        window: The observation window: the queries of the last `window` tokens score the entries.
-        sink: The first `sink` tokens (attention sinks) are never evicted.
-        recent: The last `recent` tokens are never evicted.
-        min_tokens: Nothing is evicted from a sequence of at most this many tokens.
-        prefill: "dense" caches the whole prompt and compresses it once; "chunked" compresses whenever a small physical
-            cache is full, which bounds the peak and evicts before the question is seen.
-        profile: LU-KV's table (.npy) for the allocator "profile"; None is MODEL.kv-profile.npy beside the model.
-        gates: Retention gates (.gguf) for the scorer "retention"; None is MODEL.kv-gates.gguf beside the model.
-        floor: The share of the average budget, 0 to 1, that the allocators "global" and "global-raw" leave to every head.
-
-    Raises:
-        ValueError: A setting is out of range; names the setting, its value and what is accepted.
-    """
-
-    budget: str | float = _core.DEFAULT_BUDGET
-    policy: str | Policy | None = "laprox"
-    window: int = 32
-    sink: int = 4
-    recent: int = 32
-    min_tokens: int = 512
-    prefill: str = "dense"
-    profile: str | os.PathLike[str] | None = None
-    gates: str | os.PathLike[str] | None = None
-    floor: float = 0.0
+class KVConfig:  # its docstring is made of the engine's rows, below
+    budget: str | float = initial("budget")
+    policy: str | Policy | None = initial("policy")
+    window: int = initial("window")
+    sink: int = initial("sink")
+    recent: int = initial("recent")
+    min_tokens: int = initial("min_tokens")
+    prefill: str = initial("prefill")
+    profile: str | os.PathLike[str] | None = initial("profile")
+    gates: str | os.PathLike[str] | None = initial("gates")
+    floor: float = initial("floor")
+    archive: str | os.PathLike[str] = initial("archive")
+    archive_limit: str | float = initial("archive_limit")
+    recall: int = initial("recall")
+    recall_tokens: int = initial("recall_tokens")
 
     def __post_init__(self) -> None:
-        if self.policy == OFF:
+        if self.policy is None or self.policy == OFF:
             object.__setattr__(self, "policy", None)
-        if self.policy is not None:
-            _check_policy(self.policy)
-        if self.prefill not in _core.PREFILLS:
-            raise _refused("prefill", self.prefill, ", ".join(_core.PREFILLS))
-        for name, least in (("window", 1), ("sink", 0), ("recent", 1), ("min_tokens", 0)):
-            value = getattr(self, name)
-            if not _is_integer(value) or not least <= value < 2**31:
-                raise _refused(name, value, f"an integer of at least {least}")
-        for name, kind in (("profile", ".npy"), ("gates", ".gguf")):
-            value = getattr(self, name)
-            path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
-            if value is not None and (not isinstance(path, str) or not path or "\0" in path):
-                raise _refused(name, value, f"the path of a {kind} file")
-        if isinstance(self.floor, bool) or not isinstance(self.floor, numbers.Real) or not 0 <= self.floor <= 1:
-            raise _refused("floor", self.floor, "0 to 1")
-        try:
-            _core.parse_budget(self._budget_text())
-        except _core.LaproxError as error:
-            raise ValueError(f"kv {error}") from None
+        self.params().check()
 
     @property
     def on(self) -> bool:
         """Whether the cache is compressed at all."""
         return self.policy is not None
 
-    def params(self) -> _core.Params:
-        """The same settings for the C API (only when `on`)."""
-        assert self.policy is not None
-        return _core.Params(
-            policy=f"{CUSTOM}:{self.policy.allocator}" if isinstance(self.policy, Policy) else self.policy,
-            budget=self._budget_text(),
-            window=self.window,
-            sink=self.sink,
-            recent=self.recent,
-            min_tokens=self.min_tokens,
-            prefill=self.prefill,
-            profile=None if self.profile is None else os.fspath(self.profile),
-            gates=None if self.gates is None else os.fspath(self.gates),
-            floor=float(self.floor),
-        )
+    def check(self, before_names: str, **changes: Any) -> None:
+        """Raise ValueError where these changes aren't accepted; `before_names` as for `to_params`."""
+        to_params({field.name: getattr(self, field.name) for field in fields(self)} | changes, before_names).check()
 
-    def _budget_text(self) -> str:
-        """One parser, the engine's, reads every budget: 0.05 is a fraction and 2048 are tokens as text, too."""
-        if _is_integer(self.budget):
-            return str(int(self.budget))
-        if isinstance(self.budget, numbers.Real) and not isinstance(self.budget, bool):
-            return repr(float(self.budget))
-        if isinstance(self.budget, str):
-            return self.budget
-        raise _refused("budget", self.budget, 'such as "5%", 0.05, 2048 (tokens) or "512MiB"')
+    def params(self) -> _core.Params:
+        """The same settings for the C API."""
+        return to_params({field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def to_params(settings: Mapping[str, Any], before_names: str = "kv ") -> _core.Params:
+    """Settings for the C API, the others as they are where none is given.
+
+    Args:
+        settings: By the names of KVConfig's fields.
+        before_names: Stands before a name in refusals: "--kv-", where the settings were given as options.
+
+    Raises:
+        ValueError: One isn't accepted; names it, its value and what is accepted. Whether they go together, `check` says.
+    """
+    params = _core.Params(before_names)
+    for name, value in settings.items():
+        if isinstance(value, Policy):
+            params.set_custom(value.allocator)
+        elif (text := _text(OPTIONS[name], value)) is not None:
+            params.set(name, text)
+        elif isinstance(value, type) and issubclass(value, Policy):
+            raise ValueError(f"{before_names}{name} is {value!r}; accepted: an instance of it, {value.__name__}()")
+        else:
+            more = ", or a laprox.Policy" if name == "policy" else ""
+            raise ValueError(f"{before_names}{name} is {value!r}; accepted: {OPTIONS[name].accepted}{more}")
+    return params
+
+
+def _text(option: _core.Option, value: Any) -> str | None:
+    """As one parser, the engine's, reads it: 0.05 is a fraction and 2048 are tokens as text, too. None: of no type that it takes."""
+    if value is None and option.kind in ("path", "policy"):
+        return OFF if option.kind == "policy" else option.initial
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if isinstance(value, numbers.Integral):
+            return str(int(value)) if option.kind in ("integer", "number", "budget") else None
+        return repr(float(value)) if option.kind in ("number", "budget", "space") else None
+    if isinstance(value, os.PathLike) and option.kind in ("path", "folder"):
+        value = os.fspath(value)
+    named = isinstance(value, str) and option.kind not in ("integer", "number")
+    return value if named and "\0" not in value and (value or option.kind != "path") else None
+
+
+# What the rows can't say: the types that Python has for it.
+_IN_PYTHON = {
+    "budget": "A number is taken as its text: 0.05, 2048.",
+    "policy": "Or a `laprox.Policy` of your own; None is off.",
+}
+
+KVConfig.__doc__ = "\n".join([
+    "What the KV cache keeps.",
+    "",
+    "An *entry* is one K row and one V row: one (layer, KV head, token) of the cache.",
+    "",
+    "Attributes:",
+    *(
+        textwrap.fill(
+            f"{name}: {described(name)} {_IN_PYTHON.get(name, '')}".rstrip(),
+            120, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False,
+        )
+        for name in OPTIONS
+    ),
+    "",
+    "Raises:",
+    "    ValueError: A setting isn't accepted; names the setting, its value and what is accepted.",
+])  # fmt: skip
 
 
 def policies() -> list[str]:
@@ -120,32 +147,3 @@ def scorers() -> list[str]:
 def allocators() -> list[str]:
     """What can stand after it: who keeps how many."""
     return _core.allocators()
-
-
-def _check_policy(policy: object) -> None:
-    if isinstance(policy, Policy):
-        if policy.allocator not in allocators():
-            raise ValueError(
-                f"kv policy {type(policy).__name__} has allocator = {policy.allocator!r}; accepted: {', '.join(allocators())}"
-            )
-        return
-    if isinstance(policy, type) and issubclass(policy, Policy):
-        raise _refused("policy", policy, f"an instance of it, {policy.__name__}()")
-    if isinstance(policy, str):
-        scorer, colon, allocator = policy.partition(":")
-        if policy in policies() or scorer in scorers() and (not colon or allocator in allocators()):
-            return
-    raise _refused(
-        "policy",
-        policy,
-        f"{', '.join(policies())}, {OFF}; <scorer> or <scorer>:<allocator> of the scorers {', '.join(scorers())} and the "
-        f"allocators {', '.join(allocators())}; a laprox.Policy",
-    )
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _refused(name: str, value: object, accepted: str) -> ValueError:
-    return ValueError(f"kv {name} is {value!r}; accepted: {accepted}")

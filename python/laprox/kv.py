@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from laprox.config import KVConfig
 
 if TYPE_CHECKING:
     from laprox.llama import Llama
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,14 @@ class KVStats:
         kv_bytes: Allocated for K, V and their masks, tail and padding included.
         kv_bytes_full: What llama.cpp would need to cache the tokens seen.
         window_bytes: Allocated for the observation window's queries.
-        compressions: Times that entries were evicted.
-        score_seconds: Time spent scoring entries,
-        select_seconds: choosing the survivors,
-        compact_seconds: and moving them together.
+        compressions: Times that entries were chosen.
+        recalls: Times that they were chosen for a later prompt, from the archive, too.
+        entries_recalled: Entries that came back from it.
+        archived_entries: Entries in the archive: of all tokens but the latest, held ones included.
+        archived_bytes: Memory or disk that it takes.
+        score_seconds: Time spent scoring entries.
+        select_seconds: Time spent choosing those that stay.
+        compact_seconds: Time spent moving them together.
         tokens_reread: Cached tokens that the last prompt evaluated again, since they were compressed for another prompt.
     """
 
@@ -41,6 +47,10 @@ class KVStats:
     kv_bytes_full: int
     window_bytes: int
     compressions: int
+    recalls: int
+    entries_recalled: int
+    archived_entries: int
+    archived_bytes: int
     score_seconds: float
     select_seconds: float
     compact_seconds: float
@@ -113,32 +123,39 @@ class KV:
         `Llama.generate` calls this when a prompt is in; after a bare `Llama.eval` it is yours to call. What a
         `laprox.Policy` raises is raised here, and nothing is evicted.
         """
-        before = _core.tail_begin(self._ctx)
         self._scored(_core.compress)
-        self._llm._exact_from = self._llm.n_tokens
-        if _core.tail_begin(self._ctx) != before:
-            self._llm._compressed_for = self._llm.n_tokens
+
+    def prompt_done(self) -> None:
+        """Say that a prompt is in: compress if more than min_tokens tokens came since entries were last chosen.
+
+        `Llama.generate` calls this; after a bare `Llama.eval` it is yours to call. Also where entries were chosen while the
+        prompt came in, so that its end, the question, has its say. Where entries were evicted before, those that this prompt
+        needs come back from the archive, and its tokens are evaluated again on them, `recall` times. Raises as `compress` does.
+        """
+        while again := self._scored(self._llm._prompt_done):
+            self._llm._eval_scored(again)
 
     def set(self, **changes: Any) -> None:
-        """Change settings, named as in KVConfig, from the next compression on. What is evicted stays evicted.
+        """Change settings, named as in KVConfig, from the next compression on.
 
         Raises:
-            ValueError: A setting is out of range, or `prefill`, which can't change any more.
+            ValueError: A setting is out of range, or one that can't change any more: `prefill`, `archive`, `archive_limit`.
             TypeError: No such setting.
         """
         ctx = self._ctx
         config = replace(self.config, **changes)
         if not config.on:
             raise ValueError("the policy of a live cache can't become off: make a Llama with kv=None")
-        if config.prefill != self.config.prefill:
-            raise ValueError(f"prefill is {self.config.prefill!r} for the life of this Llama")
+        for name in ("prefill", "archive", "archive_limit"):
+            if getattr(config, name) != getattr(self.config, name):
+                raise ValueError(f"{name} is {getattr(self.config, name)!r} for the life of this Llama")
         self._llm._use_scorer_of(config.policy, lambda: _core.set_params(ctx, config.params()))
         self._llm.kv_config = config
 
-    def _scored(self, function: Callable[[int], None]) -> None:
+    def _scored(self, function: Callable[[int], T]) -> T:
         ctx, scorer = self._ctx, self._llm._scorer
         try:
-            function(ctx)
+            return function(ctx)
         except _core.LaproxError as refusal:
             error = scorer.take_error() if scorer else None
             if error is None:

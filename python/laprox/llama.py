@@ -72,9 +72,7 @@ class Llama(llama_cpp.Llama):
         self._pid = os.getpid()
         self._takes_broken_template = kwargs.get("chat_format") is not None or kwargs.get("chat_handler") is not None
         self._in_prompt: object | None = None  # set while the next eval() completes a prompt
-        self._compressed_for = 0  # length of the prompt that entries were last chosen for; 0: all are held
         self._tokens_reread = 0  # by the last prompt
-        self._exact_from = 0  # nothing from this position on was evicted at the end of a prompt
         self._params_set = False
         try:
             super().__init__(model_path, flash_attn=kv is not None if flash_attn is None else flash_attn, **kwargs)
@@ -198,7 +196,6 @@ class Llama(llama_cpp.Llama):
             return
         self._check_not_scoring()
         super().reset()
-        self._exact_from = self._compressed_for = 0
         if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
 
@@ -225,16 +222,24 @@ class Llama(llama_cpp.Llama):
             self._tokens_reread += self.n_tokens
             tokens = [*self._input_ids.tolist(), *tokens]
             self.reset()
-        self._exact_from = min(self._exact_from, self.n_tokens)
 
-        before, n_before = _core.tail_begin(self._ctx.ctx), self.n_tokens
-        try:
-            self._eval_scored(tokens)
-            if completes_prompt and self.n_tokens - self._exact_from > self.kv_config.min_tokens:
-                self.kv.compress()
-        finally:
-            if _core.tail_begin(self._ctx.ctx) != before:
-                self._compressed_for = self.n_tokens if completes_prompt else n_before
+        self._eval_scored(tokens)
+        if completes_prompt:
+            self.kv.prompt_done()
+
+    @property
+    def _compressed_for(self) -> int:
+        """Length of the prompt that entries were last chosen for; 0: all are held, or can come back."""
+        return _core.compressed_for(self._ctx.ctx) if self.kv_config is not None else 0
+
+    def _prompt_done(self, ctx: int) -> list[int]:
+        """Tokens that were taken back, to be evaluated again on what the cache holds now."""
+        # What a chat handler put there, images say, isn't among the tokens.
+        first = _core.prompt_done(ctx, 0 if self.chat_handler is not None else self.n_tokens)
+        if first is None:
+            return []
+        again, self.n_tokens = self._input_ids[first:].tolist(), first
+        return again
 
     def _goes_on(self, tokens: Sequence[int]) -> bool:
         """Whether what is cached, with `tokens` after it, contains the whole prompt that the cache was compressed for."""
@@ -261,7 +266,7 @@ class Llama(llama_cpp.Llama):
             return
         if not isinstance(error, Exception):
             raise error
-        if self._scorer.first_warning():
+        if self._scorer and self._scorer.first_warning():
             warnings.warn(
                 f"{self._scorer.name}.score() failed and the cache was not compressed: {error!r}", RuntimeWarning, stacklevel=3
             )
@@ -300,13 +305,23 @@ class Llama(llama_cpp.Llama):
             if not parsed:
                 raise ValueError(f"the grammar can't be parsed; accepted: GBNF with a rule {grammar._root!r}")
             llama_cpp.llama_sampler_free(parsed)
-        return super()._init_sampler(*args, grammar=grammar, **kwargs)
+        return super()._init_sampler(*args, grammar=grammar, **kwargs)  # type: ignore[misc] # not among the positional ones
 
-    def save_state(self) -> LlamaState:
-        """What is cached, compressed as it is."""
-        state = super().save_state()
-        state.compressed_for = self._compressed_for  # type: ignore[attr-defined]
-        return state
+    def save_state(self, archive: bool = False) -> LlamaState:
+        """What is cached, compressed as it is.
+
+        Args:
+            archive: With everything that was evicted, as large as an uncompressed state. Without it, a later prompt can't
+                bring back what this one doesn't hold.
+        """
+        check_usable(self)
+        if self.kv_config is None:
+            return super().save_state()
+        _core.set_archive_in_states(self._ctx.ctx, archive)
+        try:
+            return super().save_state()
+        finally:
+            _core.set_archive_in_states(self._ctx.ctx, False)
 
     def load_state(self, state: LlamaState) -> None:
         """Continue from a saved state, compressed as it was.
@@ -325,12 +340,6 @@ class Llama(llama_cpp.Llama):
             if self.kv_config is None:
                 raise
             raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
-        self._exact_from = self._compressed_for = 0
-        if self.kv_config is not None:
-            stats = self.kv.stats()
-            if stats.entries_held < stats.entries_full:
-                self._exact_from = self.n_tokens
-                self._compressed_for = getattr(state, "compressed_for", self.n_tokens)
 
     def _fitted(self, state: LlamaState) -> LlamaState:
         """The same, in arrays of this context's sizes: the parent's belong to one with the same n_ctx and n_batch."""

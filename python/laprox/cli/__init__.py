@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from laprox import LaproxError, extras
+from laprox.chat.decoding import printable
 from laprox.cli import streams
-from laprox.decoding import printable
 
 
 def main() -> None:

@@ -10,16 +10,17 @@ from typing import Annotated
 import typer
 
 from laprox import KVConfig, KVStats, LaproxError
-from laprox.cli import log, options
-from laprox.cli.conversation import Conversation
-from laprox.cli.loading import load, load_vocabulary
-from laprox.cli.options import DEFAULT
-from laprox.cli.session import Sampling, Session
-from laprox.cli.show import allocated_without, notes, printable, read, remark, size, status
-from laprox.cli.streams import print_json
+from laprox.chat.conversation import Conversation
+from laprox.chat.reading import read_documents
+from laprox.chat.session import Session, context_size
+from laprox.cli import options
+from laprox.cli.progress import read
+from laprox.cli.running import Answers, Running
+from laprox.cli.show import allocated_without, notes, printable, remark, size, status
 from laprox.cli.source import takes_model
+from laprox.cli.streams import print_json
+from laprox.cli.view import view_held
 from laprox.extras import MissingExtra
-from laprox.reading import read_documents
 
 HELP = """\
 /stats          what the cache holds, and what compressing it cost
@@ -30,11 +31,11 @@ HELP = """\
 /help           this
 /quit           or ctrl-D; ctrl-C ends an answer"""
 
-ROOM = 2048  # tokens of context for questions and answers, at least
 FEW = 128  # tokens held per KV head, below which a percentage of a short text is worth a warning
 
 
 @takes_model()
+@options.takes_kv()
 def chat(
     model: options.Model,
     document: Annotated[
@@ -46,71 +47,45 @@ def chat(
         typer.Option("--ask", help="Answer this and quit; repeatable. Without it, questions come from stdin.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
-    before_question: Annotated[
-        bool,
+    regime: Annotated[
+        str,
         typer.Option(
-            "--compress-before-question",
-            help="Compress the documents once, for many unrelated questions: each is answered for itself, at once, and "
-            "worse than with the question in view.",
+            "--regime",
+            help="When the documents are compressed. aware: with the first question in view; agnostic: before any question, once for "
+            "many unrelated ones, each of which is answered for itself, at once, and worse.",
         ),
-    ] = False,
+    ] = "aware",
+    before_question: options.BeforeQuestion = False,
     ctx_size: options.ContextSize = 0,
-    kv_budget: options.KVBudget = str(DEFAULT.budget),
-    kv_policy: options.KVPolicy = str(DEFAULT.policy),
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
-    kv_min_tokens: options.KVMinTokens = DEFAULT.min_tokens,
-    kv_prefill: options.KVPrefill = DEFAULT.prefill,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
-    kv_floor: options.KVFloor = DEFAULT.floor,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
-    threads: options.Threads = 0,
-    gpu_layers: options.GPULayers = 0,
-    batch_size: options.BatchSize = 512,
     chat_template: options.ChatTemplate = None,
-    n_predict: options.Predict = Sampling.n_predict,
-    temperature: options.Temperature = Sampling.temperature,
-    top_k: options.TopK = Sampling.top_k,
-    top_p: options.TopP = Sampling.top_p,
-    seed: options.Seed = Sampling.seed,
-    verbose: options.Verbose = False,
+    answers: Answers = Answers(),
+    running: Running = Running(),
 ) -> None:
     """Ask a model about documents, on a cache that is compressed when documents and first question are in.
 
-    Follow-up questions are answered from what is held; /reread reads again with the current question in view.
+    What a later question needs comes back from an archive (--kv-archive).
     """
     # Everything that can be wrong without the model is found before it is loaded.
-    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile, kv_gates, kv_floor)
-    if before_question and not kv.on:
-        raise typer.BadParameter("--compress-before-question needs a --kv-policy")
+    agnostic = options.regime(regime, before_question) == "agnostic"
+    if agnostic and not kv.on:
+        raise typer.BadParameter("--regime agnostic needs a --kv-policy")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     ask = [printable(question) for question in ask or []]
     template = options.chat_template(chat_template) if chat_template is not None else None
     text = read_documents(document, remark) if document else ""
 
     model_path = model.get()
-    log.record(verbose)
-    conversation = Conversation(load_vocabulary(model_path), text, template=template)
-    n_ctx = context_size(conversation, ask, n_predict, ctx_size)
-    llm = load(
-        model_path,
-        verbose,
-        kv=kv if kv.on else None,
-        n_ctx=n_ctx,
-        n_batch=batch_size,
-        n_threads=threads or None,
-        n_gpu_layers=gpu_layers,
-        type_k=type_k.ggml,
-        type_v=type_v.ggml,
-    )
-    session = Session(llm, conversation, Sampling(n_predict, temperature, top_k, top_p, seed))
-    ui = Chat(session, as_json, before_question)
+    loader = running.loader(model_path, type_k.ggml, type_v.ggml)
+    conversation = Conversation(loader.vocabulary, text, template=template)
+    llm = loader.open(context_size(conversation, ask, answers.n_predict, ctx_size), kv if kv.on else None)
+    session = Session(llm, conversation, answers)
+    ui = Chat(session, as_json, agnostic)
     if text:
         read(session, conversation.opening())
-    if before_question:
+    if agnostic:
         ui.compress()
     if ask:
         ui.answer_all(ask)
@@ -118,24 +93,6 @@ def chat(
         ui.talk()
     else:
         ui.answer_all(line.strip() for line in sys.stdin if line.strip())
-
-
-def context_size(conversation: Conversation, questions: list[str], n_predict: int, wanted: int) -> int:
-    """Room for documents, questions and answers, within what the model was trained for unless it is told otherwise."""
-    asked = max([len(conversation.prompt(q)) for q in questions], default=len(conversation.opening()))
-    least = asked + min(n_predict, 256)
-    if wanted:
-        if wanted < least:
-            raise ValueError(f"documents and question are {asked:,} tokens, too many for -c {wanted} (at least {least})")
-        return wanted
-    trained = conversation.trained_for
-    if trained and trained < least:
-        raise ValueError(
-            f"documents and question are {asked:,} tokens, but the model was trained for {trained:,}: "
-            f"ask about less of it (or insist: -c {least})"
-        )
-    room = max(ROOM, 2 * n_predict * max(1, len(questions)))
-    return min(asked + room, trained or asked + room)
 
 
 class Chat:
@@ -151,10 +108,15 @@ class Chat:
         """Compress the documents with no question in view, and say what that costs."""
         self._session.llm.kv.compress()
         stats = self._session.llm.kv.stats()
+        outlook = (
+            "What a question needs comes back from the archive."
+            if stats.archived_entries
+            else "They were chosen without knowing what will be asked, so expect worse answers than with the question in view, "
+            "above all at small budgets."
+        )
         notes.print(
-            f"Compressed before any question: {stats.entries_held:,} of {stats.entries_full:,} entries held "
-            f"({size(stats.kv_bytes)}). They were chosen without knowing what will be asked, so expect worse answers "
-            "than with the question in view, above all at small budgets."
+            f"Compressed before any question: {stats.entries_held:,} of {stats.entries_full:,} entries held ({size(stats.kv_bytes)}). "
+            + outlook
         )
 
     def answer_all(self, questions: Iterable[str]) -> None:
@@ -210,14 +172,14 @@ class Chat:
             f"{stats.entries_held:,} of {stats.entries_full:,} entries held\n"
             f"{size(stats.kv_bytes)} of cache, {size(allocated_without(stats, self._session.llm.n_ctx()))} without laprox; "
             f"{size(stats.window_bytes)} more for the last queries\n"
+            f"{stats.archived_entries:,} entries in the archive, {size(stats.archived_bytes)}; {stats.entries_recalled:,} came back in "
+            f"{stats.recalls} recalls\n"
             f"{stats.compressions} compressions in {seconds:.2f} s "
             f"(scoring {stats.score_seconds:.2f}, selecting {stats.select_seconds:.2f}, moving {stats.compact_seconds:.2f})",
             markup=False,
         )
 
     def _view(self, path: str) -> None:
-        from laprox.cli.view import view_held  # it takes chat's options
-
         view_held(self._session.llm, notes, Path(path).expanduser() if path else None)
 
     def _set_budget(self, text: str) -> None:
@@ -227,8 +189,8 @@ class Chat:
             kv.compress()
         stats = kv.stats()
         notes.print(
-            f"budget {kv.config.budget}: {stats.entries_held:,} of {stats.entries_full:,} entries held, {size(stats.kv_bytes)}; "
-            "/reread brings back what a larger budget allows",
+            f"budget {kv.config.budget}: {stats.entries_held:,} of {stats.entries_full:,} entries held, {size(stats.kv_bytes)}"
+            + ("" if stats.archived_entries else "; /reread brings back what a larger budget allows"),
             markup=False,
         )
 
@@ -255,8 +217,14 @@ class Chat:
             print_json(answer.as_dict())
             return
         print(flush=True)
-        line = status(answer.stats, answer.tokens_seen, answer.tokens_per_s, self._session.llm.n_ctx())
+        line = status(answer.stats, answer.tokens_seen, answer.tokens_per_s, self._session.llm.n_ctx(), answer.recalled)
         notes.print(line, style="dim", markup=False)
+        if answer.stale:
+            notes.print(
+                "This answer rests on what was kept for an earlier question, which may not be what it needs: /reread reads the "
+                "documents again for it.",
+                style="yellow",
+            )
         self._warn_if_little(answer.stats)
 
     def _warn_if_little(self, stats: KVStats | None) -> None:

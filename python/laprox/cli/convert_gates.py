@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from laprox.cli import log
-from laprox.cli.loading import load_weights
+from laprox.chat import log
+from laprox.chat.loading import load_weights
 from laprox.cli.show import notes, size
 from laprox.gates import files
 from laprox.gates.convert import read_checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Annotated
@@ -11,12 +11,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from laprox import KVConfig, demo as material
-from laprox.cli import log, options
-from laprox.cli.conversation import Conversation
-from laprox.cli.loading import load, load_vocabulary
-from laprox.cli.session import Sampling, Session
-from laprox.cli.show import notes, printable, read, size
+from laprox import KVConfig
+from laprox import demo as material
+from laprox.chat.conversation import Conversation
+from laprox.chat.session import Sampling, Session
+from laprox.cli import options
+from laprox.cli.groups import grouped
+from laprox.cli.progress import read
+from laprox.cli.running import Running
+from laprox.cli.show import notes, printable, size
 from laprox.cli.source import ModelSource, check_model
 from laprox.demo import Question
 from laprox.eval.metrics import contains_any
@@ -46,36 +49,34 @@ class Column:
     held: int = 0
 
 
+@grouped
+@options.takes_kv(only=("budget",), budget=BUDGET)
 def demo(
     model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="A GGUF file, or a name from `laprox models`.")] = MODEL,
-    kv_budget: options.KVBudget = BUDGET,
+    kv: KVConfig = KVConfig(),
     n_questions: Annotated[int, typer.Option("--questions", min=1, max=8, help="Ask only the first N questions.")] = 8,
-    threads: options.Threads = 0,
-    verbose: options.Verbose = False,
+    running: Running = Running(),
 ) -> None:
     """Ask a real model about a real text: stock llama.cpp beside laprox on a part of the cache."""
-    compressed = KVConfig(budget=kv_budget)
     about = material.load()
     questions = about.questions[:n_questions]
     check_model(model)
-    log.record(verbose)
     path = ModelSource(model).get()
-    vocabulary = load_vocabulary(path)
+    loader = running.loader(path)
     console = Console(highlight=False, soft_wrap=True)
 
-    def open_session(kv: KVConfig | None) -> Session:
-        conversation = Conversation(vocabulary, about.text)
+    def open_session(of: KVConfig | None) -> Session:
+        conversation = Conversation(loader.vocabulary, about.text)
         asked = sum(len(conversation.next_turn(q.text + BRIEFLY)) + LONGEST_ANSWER for q in questions)
-        n_ctx = len(conversation.opening()) + asked + 64
-        llm = load(path, verbose, kv=kv, n_ctx=n_ctx, n_threads=threads or None, n_threads_batch=threads or None)
+        llm = loader.open(len(conversation.opening()) + asked + 64, of)
         return Session(llm, conversation, Sampling(n_predict=LONGEST_ANSWER, temperature=0.0))
 
     stock = Column("llama.cpp", open_session(None))
-    small = Column(f"laprox {kv_budget}", open_session(compressed))
+    small = Column(f"laprox {kv.budget}", open_session(kv))
     n_tokens = len(stock.session.conversation.opening())
     console.print(
         f"[bold]{path.name}[/] reads {n_tokens:,} tokens: [italic]{about.title}[/] by {about.author}.\n"
-        f"Stock llama.cpp answers from all of its KV cache, laprox from {kv_budget} of the entries."
+        f"Stock llama.cpp answers from all of its KV cache, laprox from {kv.budget} of the entries."
     )
     console.print()
     for column in (stock, small):
@@ -93,9 +94,10 @@ def demo(
     console.print("laprox compresses the text with the question in view.\n", style="dim")
     from_the_start()
     for i, question in enumerate(questions, 1):
-        _ask(console, i, question, (stock, small), before=lambda: [c.session.llm.load_state(s) for c, s in zip((stock, small), whole)])
-        for column in (stock, small):
+        for column, state in zip((stock, small), whole):
             column.session.conversation.turns.clear()
+            column.session.llm.load_state(state)
+        _ask(console, i, question, (stock, small))
 
     console.rule("[bold]All questions in one conversation", align="left")
     console.print("laprox compressed the text for the first question; the others are answered from what is left.\n", style="dim")
@@ -105,11 +107,8 @@ def demo(
     _summarise(console, stock, small, len(questions))
 
 
-def _ask(
-    console: Console, number: int, question: Question, columns: Sequence[Column], before: Callable[[], object] = lambda: None
-) -> None:
+def _ask(console: Console, number: int, question: Question, columns: Sequence[Column]) -> None:
     """One question to every cache, the answers streamed."""
-    before()
     console.print(f"{number}. {question.text}", style="bold", markup=False)
     for column in columns:
         console.print(f"   {column.label:<12} ", end="", style="dim", markup=False)

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from laprox import hub
+from laprox.cli.progress import progress
 from laprox.cli.show import notes, printable
 
 T = TypeVar("T")
@@ -31,21 +30,19 @@ def verify(name: str) -> bool:
 
 
 def _shown(work: Callable[[hub.Progress, hub.Note], T], label: str = "") -> T:
-    columns = (TextColumn(label), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=notes, disable=not notes.is_terminal, transient=True) as bar:
-            task = bar.add_task("", total=None)
+        with progress(label, unit="bytes") as update:
             told = 0
 
-            def progress(done: int, total: int) -> None:
+            def advance(done: int, total: int) -> None:
                 nonlocal told
-                bar.update(task, completed=done, total=total)
+                update(completed=done, total=total)
                 percent = 100 * done // max(total, 1) // STEP * STEP
                 if not notes.is_terminal and percent > told and not label:
                     told = percent
                     notes.print(f"{percent}% of {total / 1e6:,.0f} MB", markup=False)
 
-            return work(progress, lambda line: notes.print(printable(line), markup=False))
+            return work(advance, lambda line: notes.print(printable(line), markup=False))
     except KeyboardInterrupt:
         notes.print("Stopped; the same command goes on where it was." if not label else "Stopped.")
         raise SystemExit(130) from None

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-import llama_cpp
 import typer
-from llama_cpp._internals import LlamaContext, LlamaModel
 from rich.console import Console
 from rich.table import Table
 
-from laprox import KVConfig, LaproxError, _core
-from laprox.cli import log, options
-from laprox.cli.loading import load_weights
+from laprox import KVConfig, LaproxError
+from laprox.chat import log
+from laprox.chat.cost import measure
+from laprox.chat.loading import load_weights
+from laprox.cli import options
 from laprox.cli.show import size
-from laprox.cli.streams import print_json
 from laprox.cli.source import takes_model
+from laprox.cli.streams import print_json
 
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 
 
-@dataclass(frozen=True)
-class Cache:
-    """The part of a model's KV cache that can be compressed."""
-
-    layers: int
-    pairs: int  # (layer, KV head)
-    bytes_per_token: int  # over all layers
-
-    def full(self, tokens: int) -> int:
-        """Bytes of what an uncompressed cache holds."""
-        return tokens * self.bytes_per_token
-
-    def at(self, budget: str, tokens: int) -> int:
-        """Bytes of what a budget keeps, before the tail and padding."""
-        unit, value = _core.parse_budget(budget)
-        if unit == "bytes":
-            return min(int(value), self.full(tokens))
-        entries = min(_core.budget_entries(budget, tokens, self.pairs), tokens * self.pairs)
-        return entries * self.bytes_per_token // self.pairs
-
-
 @takes_model()
+@options.takes_kv(only=("budget",), policy="full")  # what a budget comes to, whatever else is set
 def info(
     model: options.Model,
     ctx_size: Annotated[
@@ -51,14 +30,14 @@ def info(
             "--ctx-size", "-c", min=1, help="A context size, in tokens, to show the cost of; repeatable.", show_default=False
         ),
     ] = None,
-    kv_budget: options.KVBudget = str(options.DEFAULT.budget),
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Say whether a GGUF can be compressed, and what a context of N tokens costs, full and at a budget."""
-    KVConfig(budget=kv_budget)  # says what is wrong with it
+    budget = str(kv.budget)
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     model_path = model.get()
     log.record(verbose)
@@ -85,33 +64,13 @@ def info(
             "compressible": True,
             "layers_compressed": cache.layers,
             "kv_bytes_per_token": cache.bytes_per_token,
-            "budget": kv_budget,
-            "contexts": [{"tokens": n, "full": cache.full(n), "at_budget": cache.at(kv_budget, n)} for n in sizes],
+            "budget": budget,
+            "contexts": [{"tokens": n, "full": cache.full(n), "at_budget": cache.at(budget, n)} for n in sizes],
         }
     if as_json:
         print_json(facts)
     else:
         _show(facts)
-
-
-def measure(weights: LlamaModel, type_k: options.CacheType, type_v: options.CacheType, config: KVConfig = KVConfig()) -> Cache:
-    """Ask a small context what it would compress. Raises LaproxError if nothing, or not with these settings."""
-    _core.model_set_params(weights.model, config.params())
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = 256
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    params.type_k, params.type_v = type_k.ggml, type_v.ggml
-    try:
-        context = LlamaContext(model=weights, params=params, verbose=False)
-    except ValueError as error:
-        raise LaproxError(_core.last_error() or log.reason() or str(error)) from None
-    pairs, total = 0, 0.0
-    layers = _core.layers(context.ctx)
-    for layer, n_head_kv in layers:
-        _, d_k, d_v = _core.head_shape(context.ctx, layer)
-        pairs += n_head_kv
-        total += n_head_kv * (d_k * type_k.bytes_per_element + d_v * type_v.bytes_per_element)
-    return Cache(len(layers), pairs, round(total))
 
 
 def _show(facts: dict[str, Any]) -> None:

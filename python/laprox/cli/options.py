@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import llama_cpp
 import typer
 
 from laprox import KVConfig, templates
+from laprox.cli.groups import signed
 from laprox.cli.source import ModelSource
-from laprox.config import OFF, policies
-
-DEFAULT = KVConfig()
+from laprox.config import OPTIONS, described, initial, to_params
 
 
 class CacheType(NamedTuple):
@@ -47,6 +48,52 @@ def chat_template(text: str) -> str:
     return templates.NAMED.get(text, text)
 
 
+def regime(given: str, before_question: bool) -> str:
+    """The value of --regime where a cache is compressed for one question or for none."""
+    accepted = ("aware", "agnostic")
+    if given not in accepted:
+        raise ValueError(f"--regime is {given!r}; accepted: {', '.join(accepted)}")
+    return "agnostic" if before_question else given
+
+
+def takes_kv(
+    only: Collection[str] | None = None, without: Collection[str] = (), **others: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose parameter `kv` is a KVConfig: on the command line, an option for each setting.
+
+    Args:
+        only: The settings that have an option; None: all but those of `without`.
+        without: Settings that have none.
+        others: Values other than KVConfig's: where no option is given, and of settings that have none.
+    """
+    names = [name for name in OPTIONS if (only is None or name in only) and name not in without]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        accepted: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            options = [_kv_option(name, others.get(name, initial(name)), parameter.kind) for name in names]
+            accepted += options if parameter.name == "kv" else [parameter]
+
+        def run(*args: Any, **values: Any) -> None:
+            values = dict(zip((parameter.name for parameter in accepted), args)) | values
+            settings = others | {name: values.pop(f"kv_{name}") for name in names if f"kv_{name}" in values}
+            to_params(settings, "--kv-").check()  # says what is wrong by the names that were typed
+            command(**values, kv=KVConfig(**settings))
+
+        return signed(run, command, accepted)
+
+    return decorate
+
+
+def _kv_option(name: str, default: Any, kind: Any) -> inspect.Parameter:
+    option = OPTIONS[name]
+    is_path = option.kind == "path"
+    of = {"integer": int, "number": float, "path": Path | None}.get(option.kind, str)
+    text = described(name) + (f" Accepted: {option.accepted}." if option.kind == "policy" else "")
+    flag = _kv(f"--kv-{name.replace('_', '-')}", metavar=option.value, help=text, show_default=not is_path)
+    return inspect.Parameter(f"kv_{name}", kind, annotation=Annotated[of, flag], default=default)
+
+
 _kv = partial(typer.Option, rich_help_panel="KV cache")
 _run = partial(typer.Option, rich_help_panel="Model")
 _draw = partial(typer.Option, rich_help_panel="Answers")
@@ -54,59 +101,10 @@ _draw = partial(typer.Option, rich_help_panel="Answers")
 
 Model = Annotated[ModelSource, typer.Argument(metavar="MODEL", help="A GGUF file, or a name of `laprox models`.", show_default=False)]
 
-KVBudget = Annotated[
-    str,
-    _kv(
-        "--kv-budget",
-        help="What the KV cache may keep: a share of its entries (5%), tokens per KV head on average (2048), or bytes (512MiB).",
-    ),
-]
-KVPolicy = Annotated[
-    str,
-    _kv(
-        "--kv-policy",
-        help=f"How the entries that stay are chosen: {', '.join(policies())}, or <scorer>:<allocator>; {OFF} = no compression.",
-    ),
-]
-KVWindow = Annotated[int, _kv("--kv-window", help="The queries of the last N tokens of a prompt score the entries.")]
-KVSink = Annotated[int, _kv("--kv-sink", help="The first N tokens always stay in the KV cache.")]
-KVRecent = Annotated[int, _kv("--kv-recent", help="The last N tokens of a prompt always stay in the KV cache.")]
-KVMinTokens = Annotated[int, _kv("--kv-min-tokens", help="Nothing is evicted from a prompt of at most N tokens.")]
-KVPrefill = Annotated[
-    str,
-    _kv(
-        "--kv-prefill",
-        help="dense: the whole prompt is in the KV cache before entries are evicted; chunked: they are evicted whenever a small "
-        "cache is full, which bounds its memory.",
-    ),
-]
-KVProfile = Annotated[
-    Path | None,
-    _kv(
-        "--kv-profile",
-        help="Table of `laprox profile`, for --kv-policy lukv and the allocator profile; "
-        "by default MODEL.kv-profile.npy beside the model.",
-        show_default=False,
-    ),
-]
-KVGates = Annotated[
-    Path | None,
-    _kv(
-        "--kv-gates",
-        help="Retention gates of `laprox train-gates` or `laprox convert-gates`, for the scorer retention; "
-        "by default MODEL.kv-gates.gguf beside the model.",
-        show_default=False,
-    ),
-]
-KVFloor = Annotated[
-    float,
-    _kv(
-        "--kv-floor",
-        help="The share of the average budget that every KV head keeps, 0.0 to 1.0, with the allocators global and global-raw.",
-    ),
-]
 CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Data type of the cached keys: {', '.join(CACHE_TYPES)}.")]
 CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Data type of the cached values: {', '.join(CACHE_TYPES)}.")]
+
+BeforeQuestion = Annotated[bool, typer.Option("--compress-before-question", hidden=True, help="The same as --regime agnostic.")]
 
 ContextSize = Annotated[int, _run("--ctx-size", "-c", min=0, help="Size of the context in tokens; 0 = as large as needed.")]
 Threads = Annotated[int, _run("--threads", "-t", min=0, help="Number of CPU threads; 0 = llama.cpp's choice.")]

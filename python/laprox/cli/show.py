@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from laprox import KVStats
-from laprox.cli.session import Session
-from laprox.decoding import printable
+from laprox.chat.decoding import printable
+from laprox.viz.text import size
 
 # Answers go to stdout and everything else here, so that a pipe gets answers only.
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def read(session: Session, tokens: list[int], label: str = "reading") -> None:
-    """Let a session read a prompt, with a progress bar at a terminal."""
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
-    with Progress(*columns, console=notes, disable=not notes.is_terminal, transient=True) as progress:
-        bar = progress.add_task("", total=len(tokens))
-        for n in session.read(tokens):
-            progress.update(bar, completed=n)
-
-
-def size(n_bytes: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} GiB"
 
 
 def allocated_without(stats: KVStats, n_ctx: int) -> float:
@@ -36,13 +17,15 @@ def allocated_without(stats: KVStats, n_ctx: int) -> float:
     return stats.kv_bytes_full / stats.tokens_seen * n_ctx if stats.tokens_seen else 0.0
 
 
-def status(stats: KVStats | None, tokens_seen: int, tokens_per_s: float, n_ctx: int) -> str:
+def status(stats: KVStats | None, tokens_seen: int, tokens_per_s: float, n_ctx: int, recalled: int = 0) -> str:
     """The line under an answer."""
     parts = [f"{tokens_seen:,} tokens seen"]
     if stats is not None:
         share = stats.entries_held / stats.entries_full if stats.entries_full else 1.0
         parts.append(f"{stats.entries_held:,} of {stats.entries_full:,} entries held ({share:.1%})")
         parts.append(f"{size(stats.kv_bytes)} now, {size(allocated_without(stats, n_ctx))} without laprox")
+        if recalled:
+            parts.append(f"{recalled:,} entries came back")
         if stats.tokens_reread:
             parts.append(f"{stats.tokens_reread:,} tokens read again")
     parts.append(f"{tokens_per_s:.1f} tokens/s")

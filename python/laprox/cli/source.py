@@ -13,6 +13,7 @@ import typer
 
 from laprox import hub
 from laprox.cli import downloading
+from laprox.cli.groups import grouped, signed
 
 REPO, FILE = "hf_repo", "hf_file"
 
@@ -72,6 +73,7 @@ def takes_model(rest: str | None = None) -> Callable[[Callable[..., None]], Call
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        command = grouped(command)
         parameters = dict(inspect.signature(command, eval_str=True).parameters)
         rest_is_needed = rest is not None and parameters[rest].default is inspect.Parameter.empty
 
@@ -92,10 +94,7 @@ def takes_model(rest: str | None = None) -> Callable[[Callable[..., None]], Call
 
         accepted = [_as_option(parameter, rest) for parameter in parameters.values()]
         accepted += [_keyword(REPO, HfRepo), _keyword(FILE, HfFile)]
-        run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
-        run.__signature__ = inspect.Signature(accepted)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in accepted}
-        return run
+        return signed(run, command, accepted)
 
     return decorate
 
@@ -112,6 +111,7 @@ def _source(model: str | None, repo: str | None, file: str | None) -> ModelSourc
     if repo is None:
         if file is not None:
             raise typer.BadParameter(f"--hf-file {file} needs the repository, too: -hf USER/MODEL")
+        assert model is not None
         check_model(model)
         return ModelSource(model)
     hub.split_repository(repo)

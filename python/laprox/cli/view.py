@@ -9,22 +9,23 @@ import typer
 from rich.console import Console
 
 from laprox import KVConfig, Llama, extras
-from laprox.cli import log, options
-from laprox.cli.chat import context_size
-from laprox.cli.conversation import Conversation
-from laprox.cli.loading import load, load_vocabulary
-from laprox.cli.options import DEFAULT
-from laprox.cli.session import Sampling, Session
-from laprox.cli.show import notes, printable, read, remark, size
+from laprox.chat.conversation import Conversation
+from laprox.chat.reading import read_documents
+from laprox.chat.session import Sampling, Session, context_size
+from laprox.cli import options
+from laprox.cli.progress import read
+from laprox.cli.running import Running
+from laprox.cli.show import notes, printable, remark, size
 from laprox.cli.source import takes_model
-from laprox.partial import check_writable
-from laprox.reading import read_documents
+from laprox.files import check_writable
+from laprox.viz import terminal
 
 if TYPE_CHECKING:
     from laprox.viz.remembered import Remembered
 
 
 @takes_model(rest="document")
+@options.takes_kv()
 def view(
     model: options.Model,
     document: Annotated[
@@ -37,58 +38,33 @@ def view(
         ),
     ] = "",
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to look at in a browser.", show_default=False)] = None,
-    png: Annotated[Path | None, typer.Option("--png", help="Write a picture.", show_default=False)] = None,
-    lines: Annotated[int, typer.Option("--lines", min=1, max=400, help="Number of lines of text in the picture.")] = 30,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Write a picture of what the terminal would show.", show_default=False)] = None,
     ctx_size: options.ContextSize = 0,
-    kv_budget: options.KVBudget = str(DEFAULT.budget),
-    kv_policy: options.KVPolicy = str(DEFAULT.policy),
-    kv_window: options.KVWindow = DEFAULT.window,
-    kv_sink: options.KVSink = DEFAULT.sink,
-    kv_recent: options.KVRecent = DEFAULT.recent,
-    kv_min_tokens: options.KVMinTokens = DEFAULT.min_tokens,
-    kv_prefill: options.KVPrefill = DEFAULT.prefill,
-    kv_profile: options.KVProfile = None,
-    kv_gates: options.KVGates = None,
-    kv_floor: options.KVFloor = DEFAULT.floor,
+    kv: KVConfig = KVConfig(),
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
-    threads: options.Threads = 0,
-    gpu_layers: options.GPULayers = 0,
-    batch_size: options.BatchSize = 512,
-    verbose: options.Verbose = False,
+    running: Running = Running(),
 ) -> None:
     """Show what is remembered of a document: its text, shaded by how many layers and heads still hold each token.
 
     In the terminal, or as a page or a picture.
     """
     # Everything that can be wrong without the model is found before it is loaded.
-    kv = KVConfig(kv_budget, kv_policy, kv_window, kv_sink, kv_recent, kv_min_tokens, kv_prefill, kv_profile, kv_gates, kv_floor)
     if not kv.on:
-        raise ValueError(f"--kv-policy {kv_policy} keeps everything, so there is nothing to show")
+        raise ValueError("--kv-policy off keeps everything, so there is nothing to show")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
-    for option, output in (("--html", html), ("--png", png)):
-        if output is not None:
-            extras.need("report", f"laprox view {option}")
-            check_writable(output)
-    if png is not None and png.suffix.lower() != ".png":
-        raise ValueError(f"{png}: the picture is a .png file")
+    if html is not None:
+        extras.need("report", "laprox view --html")
+    for path in filter(None, (html, svg)):
+        check_writable(path)
+    if svg is not None and svg.suffix.lower() != ".svg":
+        raise ValueError(f"{svg}: the picture is an .svg file")
     model_path = model.get()
-    log.record(verbose)
-    vocabulary = load_vocabulary(model_path)
+    loader = running.loader(model_path, type_k.ggml, type_v.ggml)
     text, name = read_documents(document, remark), ", ".join(path.name for path in document)
-    conversation, question = Conversation(vocabulary, text), printable(question)
+    conversation, question = Conversation(loader.vocabulary, text), printable(question)
     tokens = conversation.prompt(question) if question else conversation.opening()
-    llm = load(
-        model_path,
-        verbose,
-        kv=kv,
-        n_ctx=context_size(conversation, [question] if question else [], 1, ctx_size),
-        n_batch=batch_size,
-        n_threads=threads or None,
-        n_gpu_layers=gpu_layers,
-        type_k=type_k.ggml,
-        type_v=type_v.ggml,
-    )
+    llm = loader.open(context_size(conversation, [question] if question else [], 1, ctx_size), kv)
     read(Session(llm, conversation, Sampling()), tokens)
 
     from laprox.viz.remembered import look, score_all
@@ -96,7 +72,7 @@ def view(
     scores = score_all(llm)  # of everything that is in, before something goes
     llm.kv.compress()
     remembered = look(llm, scores, {"question": len(conversation.opening())} if question else None)
-    show(remembered, Console(highlight=False), model_path.name, name, question, html, png, lines)
+    show(remembered, Console(highlight=False), model_path.name, name, question, html, svg)
 
 
 def view_held(llm: Llama, console: Console, html: Path | None) -> None:
@@ -111,7 +87,7 @@ def view_held(llm: Llama, console: Console, html: Path | None) -> None:
     if html is not None:
         extras.need("report", "the page")
         check_writable(html)
-    show(look(llm), console, Path(llm.model_path).name, "", "", html, None)
+    show(look(llm), console, Path(llm.model_path).name, "", "", html)
 
 
 def show(
@@ -121,14 +97,11 @@ def show(
     document: str,
     question: str,
     html: Path | None,
-    png: Path | None,
-    lines: int = 30,
+    svg: Path | None = None,
 ) -> None:
     """Into the files, or else into the terminal."""
-    if html is None and png is None:
-        from laprox.viz.terminal import show as show_in
-
-        show_in(remembered, console)
+    if html is None and svg is None:
+        terminal.show(remembered, console)
     stats = remembered.stats
     notes.print(
         f"{stats.tokens_seen:,} tokens seen · {stats.entries_held:,} of {stats.entries_full:,} entries held "
@@ -146,8 +119,6 @@ def show(
 
         page(remembered, model, document, question).save(html)
         notes.print(printable(str(html)), markup=False)
-    if png is not None:
-        from laprox.viz.remembered_page import picture
-
-        picture(remembered, png, model, document, question, lines)
-        notes.print(printable(str(png)), markup=False)
+    if svg is not None:
+        terminal.save(remembered, svg, f"What {model} remembers of {document}")
+        notes.print(printable(str(svg)), markup=False)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laprox.reading import read_document, read_json
+from laprox.chat.reading import read_document, read_json
 
 _FIELDS = {"book": int, "title": str, "author": str, "first": str, "last": str, "sha256": str, "questions": list}
 _PAGE_OR_ITALICS = re.compile(r"\{\d+\}|_")  # Project Gutenberg's marks, which no reader of the book sees

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from laprox.eval.contenders import FULL, SHORTER, Contender
-from laprox.eval.rows import Rows
-from laprox.eval.statistics import Mean, mean_with_error
+from laprox.eval.contenders import FULL, Contender
+from laprox.eval.jobs import CONTINUATION, FACTS
+from laprox.eval.means import Mean
+from laprox.eval.reader import SHORTER
+from laprox.eval.summary import Summary
 
 EQUAL = 0.05  # allocated bytes may differ from the budget's by so much
 KEPT = 0.9  # of the answers that the full cache gives: a contender with fewer is not worth having
@@ -25,15 +27,18 @@ class Entry:
         name: The contender.
         budget: "" where it has none.
         why_not: Why it was not measured; then the numbers are None.
-        allocated: Bytes, the mean over the documents; `target` are those of the budget.
+        allocated: Bytes, the mean over the documents.
+        target: Those of the budget.
         share: Of the full cache's bytes.
+        entries: Share of the entries that is held.
         right: Share of the questions.
         kept: Of the questions that the full cache answers, those that it answers, too.
         known: How many the full cache answers.
-        kl, agreement: Against the full cache, per token.
+        kl: Divergence from the full cache, in nats per token.
+        agreement: How often both find the same token likeliest.
         perplexity: Of the continuations.
-        decode, prefill: Tokens per second, and seconds for the document, as ratios to the full cache's: the median over the
-            documents.
+        decode: Tokens per second, as a ratio to the full cache's: the median over the documents.
+        prefill: Seconds for the document, likewise.
         resident: Bytes of the process.
     """
 
@@ -43,6 +48,7 @@ class Entry:
     allocated: int | None = None
     target: int | None = None
     share: float | None = None
+    entries: float | None = None
     right: Mean | None = None
     kept: int = 0
     known: int = 0
@@ -68,17 +74,17 @@ class Entry:
         return f"{self.label} takes {by} than the budget's bytes, by whole blocks and padding"
 
 
-def entries(rows: Rows, contenders: Sequence[Contender], budgets: Sequence[str], n_documents: int) -> list[Entry]:
-    """A table: contenders without a budget, then for each budget the others. What has no row yet is left out."""
-    found = []
-    for contender in contenders:
-        if not contender.budgeted:
-            found += _entry(rows, contender.name, "", n_documents)
-    for budget in budgets:
-        for contender in contenders:
-            if contender.budgeted:
-                found += _entry(rows, contender.name, budget, n_documents)
-    return found
+def entries(summary: Summary, contenders: Sequence[Contender], budgets: Sequence[str], regime: str) -> list[Entry]:
+    """A table: contenders without a budget, then for each budget the others. What has no row yet is left out.
+
+    Args:
+        summary: Of the rows of `laprox compare`.
+        contenders: Their names.
+        budgets: As they were given.
+        regime: Of the questions.
+    """
+    columns = [(c, "") for c in contenders if not c.budgeted] + [(c, b) for b in budgets for c in contenders if c.budgeted]
+    return [entry for c, budget in columns for entry in _entry(summary, c.name, budget, regime)]
 
 
 def verdict(table: Sequence[Entry], budgets: Sequence[str]) -> str:
@@ -143,46 +149,48 @@ def _versus(best: Entry, entries: Sequence[Entry]) -> str:
     return f" (a context cut to the same bytes keeps {other.kept})" if other else ""
 
 
-def _entry(rows: Rows, name: str, budget: str, n_documents: int) -> list[Entry]:
-    found = [(i, rows[i, name, budget]) for i in range(n_documents) if (i, name, budget) in rows]
-    if not found:
-        return []
-    measured = [(i, row) for i, row in found if "why_not" not in row and (i, FULL, "") in rows]
-    if not measured:
-        return [Entry(name, budget, found[0][1].get("why_not", "the full cache was not measured"))]
-    full = {i: rows[i, FULL, ""] for i, _ in measured}
-    clusters = [i for i, row in measured for _ in row["right"]]
-    tokens = [i for i, row in measured for _ in row["kl"]]
-    pairs = [(mine, whole) for i, row in measured for mine, whole in zip(row["right"], full[i]["right"])]
-    allocated = _mean([row["allocated"] for _, row in measured])
+def _entry(summary: Summary, name: str, budget: str, regime: str) -> list[Entry]:
+    asked, told = (regime if budget else "", name, budget), ("agnostic" if budget else "", name, budget)
+    full = summary.full_cell("")
+    rows = [row.values for row in summary.rows(told, [CONTINUATION])]
+    measured = [values for values in rows if "why_not" not in values]
+    pairs = summary.pairs(asked, full, tasks=[FACTS])
+    if not measured or not pairs:
+        return [Entry(name, budget, rows[0].get("why_not", "the full cache was not measured"))] if rows else []
+
+    def mean(what: str) -> Mean | None:
+        return summary.mean(what, *told, tasks=[CONTINUATION])
+
+    def ratio(what: str) -> float | None:
+        found = summary.pairs(told, full, what, [CONTINUATION])
+        return median(mine / whole for mine, whole in found) if found and all(map(all, found)) else None
+
+    held, whole, target = (mean("bytes"), summary.mean("bytes", *full, tasks=[CONTINUATION]), mean("target"))
+    nll = mean("nll")
+    assert held and whole and nll
+    of_all = summary.pairs(told, full, "read", [CONTINUATION])
     return [
         Entry(
             name,
             budget,
-            allocated=round(allocated),
-            target=round(_mean([row["target"] for _, row in measured])) if budget else None,
-            share=allocated / _mean([whole["allocated"] for whole in full.values()]),
-            right=mean_with_error([mine for mine, _ in pairs], clusters),
-            kept=sum(mine and whole for mine, whole in pairs),
-            known=sum(whole for _, whole in pairs),
-            kl=mean_with_error([x for _, row in measured for x in row["kl"]], tokens),
-            agreement=mean_with_error([x for _, row in measured for x in row["agreement"]], tokens),
-            perplexity=math.exp(_mean([x for _, row in measured for x in row["nll"]])),
-            decode=_ratio(measured, full, "decode_tps"),
-            prefill=_ratio(measured, full, "prefill_s"),
-            resident=_largest([row["timings"]["rss"] for _, row in measured]),
+            allocated=round(held.mean),
+            target=round(target.mean) if target else None,
+            share=held.mean / whole.mean,
+            entries=_share(measured) or sum(mine for mine, _ in of_all) / sum(all_ for _, all_ in of_all),
+            right=summary.mean("score", *asked, tasks=[FACTS]),
+            kept=sum(bool(mine and theirs) for mine, theirs in pairs),
+            known=sum(bool(theirs) for _, theirs in pairs),
+            kl=mean("kl"),
+            agreement=mean("agreement"),
+            perplexity=math.exp(nll.mean),
+            decode=ratio("decode_tps"),
+            prefill=ratio("read_s"),
+            resident=max((values["rss"] for values in measured if values["rss"]), default=None),
         )
     ]
 
 
-def _ratio(measured: Sequence[tuple[int, dict[str, Any]]], full: dict[int, dict[str, Any]], what: str) -> float | None:
-    pairs = [(row["timings"][what], full[i]["timings"][what]) for i, row in measured]
-    return median(mine / whole for mine, whole in pairs) if all(mine and whole for mine, whole in pairs) else None
-
-
-def _largest(values: Sequence[int | None]) -> int | None:
-    return max((v for v in values if v is not None), default=None)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def _share(measured: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the entries, those that are held; None where llama.cpp holds all that it reads."""
+    held = [(values["entries"], values["entries_full"]) for values in measured if "entries" in values]
+    return sum(mine for mine, _ in held) / sum(whole for _, whole in held) if held else None

@@ -7,19 +7,23 @@ every contender gets exactly these: the engine as its budget, a shorter context 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from laprox import _core
+from llama_cpp._internals import LlamaModel
+
+from laprox import LaproxError, _core
+from laprox.chat.cost import CacheType, measure
 from laprox.config import KVConfig
-from laprox.eval.reader import made_with
+from laprox.eval.reader import SHORTER, made_with
 
 RECENT = KVConfig().recent
 PROTECTED = KVConfig().sink + RECENT  # tokens of every head that no policy can evict
 TAIL = 256  # tokens: the engine's smallest tail, whose first ones are the recent ones
 ROOM = TAIL - RECENT  # tokens to come
 
-FULL, SHORTER = "full", "shorter context"
+FULL = "full"
 QUANTISED = ("q8_0", "q4_0")
 POLICIES = ("streaming", "snapkv", "adakv", "criticalkv", "laprox", "laprox@q8_0")
 
@@ -57,7 +61,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Raises ValueError if it is no budget."""
-        KVConfig(budget=self.text)
+        KVConfig().check("--budgets: ", budget=self.text)
 
     def tokens(self, n_read: int, bytes_per_token: float) -> float:
         """Of a document of n_read tokens, on average per KV head."""
@@ -100,11 +104,39 @@ def make_contenders(policies: Sequence[str]) -> list[Contender]:
             raise ValueError(f"--policies has {name!r}, whose cache type is unknown; accepted: {', '.join(QUANTISED)}")
         if policy in ("off", FULL):
             raise ValueError(f"--policies has {name!r}, but the full cache is always there; accepted: names as for --kv-policy")
-        try:
-            KVConfig(policy=policy)
-        except ValueError as error:
-            raise ValueError(f"--policies: {error}") from None
+        KVConfig().check("--policies: ", policy=policy)
         found.append(Contender(name, policy, cache_type if at else "f16"))
     if len(found) == 2 + len(QUANTISED):
         raise ValueError("--policies is empty: name at least one")
     return found
+
+
+def check_model(
+    model: Path, weights: LlamaModel, contenders: Sequence[Contender], base: KVConfig, types: Mapping[str, CacheType]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Ask small contexts.
+
+    Returns:
+        The bytes of a token's K and V in the layers that can be compressed, by cache type; and why some of the default
+        contenders can't run.
+
+    Raises:
+        ValueError: The model can't be compressed at all, or not by one of the contenders that were asked for.
+    """
+    f16 = types["f16"]
+    try:
+        per_element = measure(weights, f16, f16).bytes_per_token / f16.bytes_per_element
+    except LaproxError as error:
+        raise ValueError(f"{model} can't be compressed, so there is nothing to compare: {error}") from None
+    refused: dict[str, str] = {}
+    for contender in contenders:
+        if contender.policy is None:
+            continue
+        cache_type = types[contender.cache_type]
+        try:
+            measure(weights, cache_type, cache_type, replace(base, policy=contender.policy))
+        except LaproxError as error:
+            if contender.name not in POLICIES:
+                raise ValueError(f"--policies {contender.name}: {error}") from None
+            refused[contender.name] = str(error)
+    return {name: per_element * cache_type.bytes_per_element for name, cache_type in types.items()}, refused

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from laprox.chat.reading import read_json, read_jsonl
 from laprox.eval import metrics
 from laprox.eval.tasks import Question, Sample
-from laprox.reading import read_json, read_jsonl
 
 DATASETS = {  # -> metric
     "narrativeqa": "f1",

@@ -25,10 +25,11 @@ import numpy.typing as npt
 from llama_cpp.llama import LlamaState
 
 from laprox import _core
+from laprox.chat.tokens import last_logits, read
+from laprox.config import initial
 from laprox.eval.metrics import log_softmax
 from laprox.llama import Llama
 from laprox.policy import Policy
-from laprox.profiling import last_logits
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,7 +46,7 @@ class Setting:
     """How the cache is compressed. Without a policy it is not, and the budget means nothing."""
 
     policy: str | Policy | None = None
-    budget: str = _core.DEFAULT_BUDGET
+    budget: str = initial("budget")
     regime: str = "aware"
 
 
@@ -132,13 +133,13 @@ class Reader:
         self.read_seconds = 0.0
         self.read_cpu_seconds = 0.0
 
-    def read(self, document: Sequence[int], progress: Callable[[int], None] = lambda n: None, head: int = 0) -> None:
+    def read(self, document: Sequence[int], head: int = 0, progress: Callable[[int], None] = lambda n: None) -> None:
         """Read a document and keep a copy of the cache.
 
         Args:
             document: Tokens that every prompt begins with.
-            progress: Called with how many of them are in.
             head: How many of them come before the text itself, which a shorter context can't do without.
+            progress: Is called with how many more of them are in.
 
         Raises:
             ValueError: They do not fit into the context.
@@ -146,7 +147,10 @@ class Reader:
         self._document, self._head = list(document), head
         self._compressed, self._questioned = None, None
         clock, cpu = time.perf_counter(), time.process_time()
-        self._evaluate(self._document, progress)
+        before = 0
+        for n in read(self.llm, self._document):
+            progress(n - before)
+            before = n
         self.read_seconds, self.read_cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
         self._logprobs = log_softmax(last_logits(self.llm))
         self._read = self.llm.save_state()
@@ -187,7 +191,7 @@ class Reader:
         if self._compressed is None or self._compressed[0] != (setting, first):
             self._compressed = None  # two copies at a time are enough
             if shorter:
-                cost = self._read_shorter(setting.budget)
+                cost: Cost | None = self._read_shorter(setting.budget)
                 if first is not None:
                     self._answer_first(first, self._ask(first.tokens)[0])
             elif first is None:
@@ -280,7 +284,8 @@ class Reader:
         if unit == "bytes":
             raise ValueError(f"{SHORTER} takes a share or a number of tokens as budget, not {budget}")
         n = round(value * len(self._document)) if unit == "fraction" else int(value)
-        self._evaluate(self._document[: self._head] + self._document[self._head :][-max(1, n - self._head) :])
+        for _ in read(self.llm, self._document[: self._head] + self._document[self._head :][-max(1, n - self._head) :]):
+            pass
         stats = self.llm.kv.stats()
         return Cost(stats.kv_bytes_full, stats.entries_held, stats.entries_full)
 
@@ -308,13 +313,6 @@ class Reader:
                 logprobs = self._decode(token)
                 met(logprobs)
         return tokens
-
-    def _evaluate(self, tokens: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> None:
-        self.llm.reset()
-        for i in range(0, len(tokens), self.llm.n_batch):
-            batch = tokens[i : i + self.llm.n_batch]
-            self.llm.eval(batch)
-            progress(i + len(batch))
 
     def _ask(self, question: Sequence[int]) -> tuple[Floats, float]:
         if not question:

@@ -17,6 +17,7 @@ from typing import Any
 import llama_cpp
 
 from laprox import __version__
+from laprox.files import check_same_run
 
 Key = str | int | None
 
@@ -69,6 +70,10 @@ class Rows:
     def __getitem__(self, key: Sequence[Key]) -> dict[str, Any]:
         return self._rows[tuple(key)]
 
+    def get(self, key: Sequence[Key]) -> dict[str, Any]:
+        """The same; empty, if there is none."""
+        return self._rows.get(tuple(key), {})
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -88,14 +93,11 @@ class Rows:
         self._rows[tuple(key)] = json.loads(json.dumps(row))
 
     def _agree(self, before: Rows) -> None:
-        old, new = _flat(before.header), _flat(self.header)
-        for name in {**old, **new}:
-            if name.split(".")[0] not in _FREE and old.get(name) != new.get(name):
-                raise ValueError(
-                    f"{self.path} is of another run: its {name} is {json.dumps(old.get(name))}, now it is "
-                    f"{json.dumps(new.get(name))}. Give the same settings to go on with it, --restart to begin anew, or "
-                    "another file"
-                )
+        old, new = (
+            {name: value for name, value in flat(header).items() if name.split(".")[0] not in _FREE}
+            for header in (before.header, self.header)
+        )
+        check_same_run(self.path, old, new)
 
 
 def make_header(
@@ -119,6 +121,19 @@ def make_header(
         "model": model,
         "command": [os.path.basename(part) if os.path.isabs(part) else part for part in command],
         "machine": platform.platform(),
+    }
+
+
+def header_facts(header: dict[str, Any]) -> dict[str, str]:
+    """What a header says, for people: a line each."""
+    model = header["model"]
+    return {
+        "command": " ".join(header["command"]),
+        **{name: str(value) for name, value in header["versions"].items()},
+        "model": f"{model['name']}, {model.get('bytes', 0):,} bytes, fingerprint {model['fingerprint']}",
+        **{f["name"]: f"sha256 {f['sha256']}" for f in header["inputs"]},
+        **{name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in flat(header["settings"]).items()},
+        "machine": header["machine"],
     }
 
 
@@ -164,8 +179,8 @@ def _load(path: Path) -> Rows:
     return found
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}."""
     if not isinstance(value, dict):
         return {name: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else key).items()}
+    return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}" if name else key).items()}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from laprox.config import policies
+from laprox.eval.means import Mean, mean_with_error
 from laprox.eval.reader import REGIMES
-from laprox.eval.statistics import Mean, mean_with_error
 from laprox.eval.tasks import TASKS
 
 Key = tuple[Any, ...]
@@ -88,18 +88,24 @@ class Summary:
         """The mean of a value of the rows ("score", "kl", "bytes", ...), or None if there is none.
 
         Args:
-            name: Of the value.
+            name: Of the value; a list counts for as many.
             regime, policy, budget: Which cell; as they are, the full cache's (see `full_cell`).
             length: Of the documents; None: all.
             tasks: Those that count; none named: all.
         """
-        counted = tasks or self.tasks
-        rows = [
-            row
-            for row in self._cells.get((regime, policy, budget), [])
-            if row.task in counted and (length is None or row.length == length) and name in row.values
-        ]
-        return mean_with_error([row.values[name] for row in rows], [row.document for row in rows]) if rows else None
+        rows = [row for row in self.rows((regime, policy, budget), tasks) if length in (None, row.length) and name in row.values]
+        values = [(value, row.document) for row in rows for value in _each(row.values[name])]
+        return mean_with_error(*zip(*values)) if values else None
+
+    @property
+    def refused(self) -> list[str]:
+        """What could not be measured, and why: a sentence each."""
+        found = {(*row.cell[1:], row.values["why_not"]) for row in self._rows if "why_not" in row.values}
+        return [f"{policy} at {budget} was not measured: {why}" for policy, budget, why in sorted(found)]
+
+    def rows(self, cell: tuple[str, str, str], tasks: Sequence[str] = ()) -> list[Row]:
+        """Of a cell (regime, policy, budget)."""
+        return [row for row in self._cells.get(cell, []) if not tasks or row.task in tasks]
 
     @staticmethod
     def full_cell(regime: str) -> tuple[str, str, str]:
@@ -117,12 +123,14 @@ class Summary:
             lines.append((policy, [self.mean(name, regime, policy, budget, length, tasks) for budget in self.budgets]))
         return lines
 
-    def pairs(self, one: tuple[str, str, str], other: tuple[str, str, str], name: str = "score") -> list[tuple[float, float]]:
+    def pairs(
+        self, one: tuple[str, str, str], other: tuple[str, str, str], name: str = "score", tasks: Sequence[str] = ()
+    ) -> list[tuple[float, float]]:
         """A value of the rows in two cells (regime, policy, budget), question by question, where both have it."""
         second = {(row.document, row.question): row.values[name] for row in self._cells.get(other, []) if name in row.values}
         return [
             (row.values[name], second[row.document, row.question])
-            for row in self._cells.get(one, [])
+            for row in self.rows(one, tasks)
             if name in row.values and (row.document, row.question) in second
         ]
 
@@ -155,18 +163,26 @@ class Summary:
 
 
 def _whole_documents(rows: Sequence[Row]) -> set[tuple[str, int, int]]:
-    """Documents whose every question was asked in all cells that their family and length have."""
-    wanted: dict[tuple[str, int], set[tuple[str, str, str]]] = defaultdict(set)
-    have: dict[tuple[str, int, int], dict[int, set[tuple[str, str, str]]]] = defaultdict(lambda: defaultdict(set))
+    """Documents whose every question was asked in all cells that their family, length and task have."""
+    wanted: dict[tuple[str, int, str], set[tuple[str, str, str]]] = defaultdict(set)
+    have: dict[tuple[str, int, int], dict[tuple[int, str], set[tuple[str, str, str]]]] = defaultdict(lambda: defaultdict(set))
     for row in rows:
-        wanted[row.document[:2]].add(row.cell)
-        have[row.document][row.question].add(row.cell)
+        wanted[_group(row.document, row.task)].add(row.cell)
+        have[row.document][row.question, row.task].add(row.cell)
 
-    def whole(document: tuple[str, int, int], question: int, cells: set[tuple[str, str, str]]) -> bool:
-        asked = {cell for cell in wanted[document[:2]] if question or cell[0] != "follow-up"}  # the first one follows nothing
-        return cells == asked
+    def whole(document: tuple[str, int, int], question: int, task: str, cells: set[tuple[str, str, str]]) -> bool:
+        # The first question follows nothing.
+        return cells == {cell for cell in wanted[_group(document, task)] if question or cell[0] != "follow-up"}
 
-    return {d for d, questions in have.items() if all(whole(d, i, cells) for i, cells in questions.items())}
+    return {d for d, asked in have.items() if all(whole(d, i, task, cells) for (i, task), cells in asked.items())}
+
+
+def _group(document: tuple[str, int, int], task: str) -> tuple[str, int, str]:
+    return document[0], document[1], task
+
+
+def _each(value: Any) -> Sequence[float]:
+    return value if isinstance(value, list) else [value]
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

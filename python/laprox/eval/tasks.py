@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from laprox.chat.reading import read_jsonl
 from laprox.eval import english
-from laprox.reading import read_jsonl
 
 QA = "qa"
 TASKS = ("niah-single", "niah-multikey", "niah-multikey-dense", "niah-multivalue", "niah-multiquery", "variable-tracking",
@@ -40,6 +40,7 @@ class Question:
         predict: Longest reply in tokens.
         classes: Of a classification, their names.
         first_line: Only the first line of a reply counts.
+        stop: What ends a reply, where the model has no token for it.
     """
 
     task: str
@@ -50,6 +51,13 @@ class Question:
     predict: int = 0
     classes: tuple[str, ...] = ()
     first_line: bool = False
+    stop: tuple[str, ...] = ()
+
+    def counted(self, answer: str) -> str:
+        """What of a reply counts."""
+        for stop in self.stop:
+            answer = answer.partition(stop)[0]
+        return answer.lstrip("\n").partition("\n")[0] if self.first_line else answer
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from laprox.chat.reading import read_json
 from laprox.gates.pickles import load_tensors
 from laprox.gates.sidecar import KINDS, Gates, Layer
-from laprox.reading import read_json
 
 # <anything>.layers.N.self_attn.retention_gate.linear1.weight, and so on; a wrapper may have put more in front
 _NAME = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:[\w.]*\.)?retention_gate\.(.+)$")
@@ -62,7 +62,7 @@ def read_checkpoint(weights: Path, config: Path, model: str = "", fingerprint: s
             _check(weights, config, *layer[part], shape)
         if extra := [name for part, (name, _) in layer.items() if part not in shapes]:
             raise ValueError(f"{weights}: gates of type {kind} don't have {_listed(extra)}")
-        layers.append(Layer(*(layer[part][1] if part else None for part in _PARTS[kind])))
+        layers.append(Layer(*(layer[part][1] if part else None for part in _PARTS[kind])))  # type: ignore[arg-type]
     if found:
         raise ValueError(f"{weights} has gates of layer {max(found)}, and {config} says {n_layer} layers")
 

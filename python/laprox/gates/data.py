@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laprox.reading import read_document, read_jsonl
+from laprox.chat.reading import read_document, read_jsonl
 
 EXPECTED = '{"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [{"role": ..., "content": ...}, ...]}'
 
@@ -50,7 +50,7 @@ def read_examples(paths: Sequence[Path], tokenizer: Any, length: int) -> list[Ex
 
 def _line(source: str, data: Any, tokenizer: Any, length: int) -> list[Example]:
     if isinstance(data.get("text"), str):
-        return _pieces(tokenizer.encode(data["text"]), length)
+        return list(_pieces(tokenizer.encode(data["text"]), length))
     if isinstance(data.get("prompt"), str) and isinstance(data.get("completion"), str):
         before = tokenizer.encode(data["prompt"])
         after = tokenizer.encode(data["completion"], add_special_tokens=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import llama_cpp
 from llama_cpp._internals import LlamaModel
 
 from laprox import _core, extras
+from laprox.files import check_writable, replacing
 from laprox.gates import sidecar
 from laprox.gates.sidecar import TYPES, Gates
-from laprox.partial import check_writable
 
 
 def check_output(output: Path, kind: str) -> None:
@@ -43,9 +42,5 @@ def fitted(gates: Gates, path: Path, model: LlamaModel) -> Gates:
 
 def save(output: Path, gates: Gates, kind: str) -> None:
     """Write the file, whole or not at all."""
-    unfinished = output.with_name(output.name + ".tmp")
-    try:
+    with replacing(output) as unfinished:
         sidecar.write(unfinished, gates, kind)
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)

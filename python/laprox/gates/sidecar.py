@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -89,18 +88,6 @@ class Gates:
         first, *others = (layer.tensors()[name] for layer in self.layers)
         return all(first.shape == t.shape and first.tobytes() == t.tobytes() for t in others)
 
-    def log_beta(self, layer: int, x: Array) -> Array:
-        """log beta of a layer: [n, n_embd] -> [n, n_head_kv], float32. As the engine computes it."""
-        return log_sigmoid(self.z(layer, x))
-
-    def z(self, layer: int, x: Array) -> Array:
-        """The gates' output before the logistic function."""
-        act, gate = (_silu if self.activation == "silu" else _gelu), self.layers[layer]
-        h = act(x @ gate.gate_in.T + gate.gate_in_bias)
-        if gate.gate_mid is not None:
-            h = act(h @ gate.gate_mid.T + gate.gate_mid_bias)
-        return h @ gate.gate_out.T + gate.gate_out_bias
-
     def check(self) -> None:
         """Raises ValueError, with the tensor's name, if one has another shape than the first layer's, or isn't finite."""
         d, h, n = self.n_embd, self.hidden, self.n_head_kv
@@ -116,16 +103,6 @@ class Gates:
                     raise ValueError(f"blk.{i}.{name} is {_sizes(tensor.shape)}, not {_sizes(shapes[name])}")
                 if not np.isfinite(tensor).all():
                     raise ValueError(f"blk.{i}.{name} has {int((~np.isfinite(tensor)).sum())} values that are not finite")
-
-
-def log_sigmoid(z: Array) -> Array:
-    """log(1 / (1 + exp(-z))) without overflow, and exact for large z, where it is -exp(-z)."""
-    return np.minimum(z, 0) - np.log1p(np.exp(-np.abs(z)))
-
-
-def scores(log_beta: Array, positions: npt.NDArray[np.integer[Any]], tokens_seen: int) -> Array:
-    """log of beta^age, which ranks entries over all layers and heads (DBTrimKV, eviction)."""
-    return (np.float32(tokens_seen + 1) - positions.astype(np.float32)) * log_beta
 
 
 def write(path: Path, gates: Gates, kind: str = "f16") -> None:
@@ -229,7 +206,7 @@ def _gates(reader: GGUFReader, tensors: dict[str, Array]) -> Gates:
     kind = value("laprox.gates.type")
     names = ["gate_in.weight", "gate_in.bias", "gate_mid.weight", "gate_mid.bias", "gate_out.weight", "gate_out.bias"]
     layers = [
-        Layer(*(tensor(i, name) if kind == "rg10" or "mid" not in name else None for name in names))
+        Layer(*(tensor(i, name) if kind == "rg10" or "mid" not in name else None for name in names))  # type: ignore[arg-type]
         for i in range(value("laprox.gates.block_count"))
     ]
     gates = Gates(
@@ -255,14 +232,3 @@ def _crc32(parts: Iterable[npt.NDArray[Any]]) -> int:
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
-
-
-_erf = np.vectorize(math.erf, otypes=[np.float32])
-
-
-def _gelu(x: Array) -> Array:
-    return np.float32(0.5) * x * (1 + _erf(x * np.float32(0.5**0.5)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from laprox.files import replacing
 from laprox.gates.data import Example
 from laprox.gates.losses import capacity_loss, prediction_losses
 from laprox.gates.modules import Gated
@@ -110,10 +110,9 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
-        unfinished = path.with_suffix(".tmp")
         state = {"step": self.step, "gates": self.gated.gates.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state | {"random": torch.get_rng_state()}, unfinished)
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            torch.save(state | {"random": torch.get_rng_state()}, unfinished)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""

@@ -6,7 +6,7 @@
 """
 
 from laprox.hub.cache import DownloadError, Progress, cache_folder
-from laprox.hub.fetching import NotKnown, Note, fetch, find, is_known, path_of, remove, verify
+from laprox.hub.fetching import Note, NotKnown, fetch, find, is_known, path_of, remove, verify
 from laprox.hub.known import MODELS, KnownModel
 from laprox.hub.repositories import BadRepository, fetch_from_repository, fetch_matching, split_repository
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from laprox.files import replacing
+
 Progress = Callable[[int, int], None]
 """Is told bytes done and bytes in all."""
 
@@ -71,13 +73,8 @@ def record_verified(path: Path, sha256: str) -> None:
     """Remember for `is_verified`. A folder that can't be written to costs a hash next time, nothing else."""
     stat = path.stat()
     text = json.dumps({"sha256": sha256, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns})
-    unfinished = _record(path).with_name(f"{_record(path).name}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError), replacing(_record(path)) as unfinished:
         unfinished.write_text(text + "\n")
-        os.replace(unfinished, _record(path))
-    except OSError:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def delete(path: Path) -> None:

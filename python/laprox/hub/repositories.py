@@ -207,7 +207,7 @@ def _cached(repo: str, cache_dir: str | os.PathLike[str] | None) -> list[Listed]
     from huggingface_hub.utils import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(repo, local_files_only=True, cache_dir=cache_dir)
+        folder: str | None = snapshot_download(repo, local_files_only=True, cache_dir=None if cache_dir is None else Path(cache_dir))
     except LocalEntryNotFoundError as error:
         folder = getattr(error, "snapshot_path", None)  # only some of its files are there, and they will do
     if not folder:
@@ -232,7 +232,8 @@ def _download(
         folder, unfinished = cache, cache / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
         wanted = [file for file in files if not isinstance(try_to_load_from_cache(repo, file.path, cache_dir=cache), str)]
     else:
-        folder, unfinished = Path(local_dir), Path(local_dir, ".cache")
+        local_dir = Path(local_dir)
+        folder, unfinished = local_dir, local_dir / ".cache"
         wanted = [file for file in files if not (folder / file.path).is_file()]
     total = sum(file.n_bytes or 0 for file in wanted)
     if wanted and not offline:

@@ -7,7 +7,7 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,8 +24,6 @@ from matplotlib.figure import Figure  # noqa: E402
 
 WIDE, NARROW = 720, 344  # pixels of a chart on a screen and on a phone
 
-GAP = 20  # between charts that are saved together
-
 # In a page these become CSS variables, which follow the reader's light or dark scheme; colours of data are the same in both.
 INK, MUTED, RULE, PAPER = "#1b1e24", "#5b626e", "#dcdfe4", "#fffffe"
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
@@ -37,7 +35,7 @@ QUIET = "#8b919b"
 # is read alike by everyone, in grey too, and shows on white and on black.
 MAP = LinearSegmentedColormap.from_list("laprox", ["#22305e", "#4a5580", "#83828a", "#b79f72", "#e3bd4f", "#ffe16b"])
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
     "axes.facecolor": "none",
@@ -104,45 +102,10 @@ class Chart:
             self.draw(width).savefig(path, dpi=72 * scale, facecolor="white")
 
 
-def save_together(rows: Sequence[Sequence[tuple[Chart, int]]], path: str | Path, scale: float = 2.0) -> None:
-    """Write charts as one light PNG: rows from the top, each of charts and their widths from the left.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    from PIL import Image  # matplotlib brings it
-
-    drawn = []
-    for row in rows:
-        drawn.append([])
-        for chart, width in row:
-            file = io.BytesIO()
-            with _look():
-                chart.draw(width - GAP).savefig(file, format="png", dpi=72 * scale, facecolor="white")
-            drawn[-1].append(Image.open(file).convert("RGB"))
-    gap = int(GAP * scale)
-    whole = Image.new(
-        "RGB",
-        (
-            max(sum(i.width + gap for i in row) for row in drawn) + gap,
-            sum(max(i.height for i in row) + gap for row in drawn) + gap,
-        ),
-        "white",
-    )
-    y = gap
-    for row in drawn:
-        x = gap
-        for image in row:
-            whole.paste(image, (x, y))
-            x += image.width + gap
-        y += max(image.height for image in row) + gap
-    # A palette is enough for flat colours, and a third of the bytes.
-    whole.quantize(128, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
-
-
 @contextlib.contextmanager
 def _look(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
-    with matplotlib.rc_context({**_STYLE, **(changes or {})}), warnings.catch_warnings():
+    style: Any = {**_STYLE, **(changes or {})}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names and documents are in any script
         yield
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from laprox.viz.chart import ACCENT, INK, MAP, MUTED, PAPER, QUIET, RULE, Chart
 from laprox.viz.marks import DOTTED, mark
-from laprox.viz.text import shortened
+from laprox.viz.text import shortened, size
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,6 @@ def distributions(
     masks = {} if kept is None else {layer: np.asarray(k, bool).ravel() for layer, k in kept.items()}
     ridges = _count(values, masks)
     return Chart(f"Distribution of the {x} in each layer", lambda width: _draw_distributions(width, ridges, title, x))
-
-
-def size(n_bytes: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    unit = min(3, int(math.log(n_bytes, 1024))) if n_bytes >= 1 else 0
-    return f"{n_bytes / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
 
 
 # --- Drawing ---------------------------------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from laprox.files import replacing
 from laprox.viz.chart import NARROW, WIDE, Chart
 from laprox.viz.text import visible
 
@@ -137,18 +136,8 @@ class Page:
         Raises:
             OSError: It can't be written.
         """
-        path = Path(path)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, suffix=".html", delete=False, encoding="utf-8", newline="\n"
-        ) as file:
-            try:
-                file.write(self.render())
-                file.close()
-                os.chmod(file.name, 0o666 & ~_umask())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(Path(path)) as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+            file.write(self.render())
 
     def _add(self, part: str, **values: Any) -> None:
         self._sections[-1].parts.append(Markup(getattr(_TEMPLATES.get_template("parts.html").module, part)(**values)))
@@ -156,9 +145,3 @@ class Page:
 
 def _longest(texts: Sequence[str]) -> int:
     return max(map(len, texts), default=0)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

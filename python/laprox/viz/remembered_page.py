@@ -1,12 +1,12 @@
-"""What is remembered of a text, as an HTML page and as a PNG."""
+"""What is remembered of a text, as an HTML page."""
 
 from __future__ import annotations
 
 import base64
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from html import escape
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,11 @@ from markupsafe import Markup
 
 from laprox import __version__
 from laprox.config import KVConfig
-from laprox.viz.chart import Chart, save_together
-from laprox.viz.charts import along, distributions, heat_map, size
-from laprox.viz.excerpt import excerpt
+from laprox.viz.chart import Chart
+from laprox.viz.charts import along, distributions, heat_map
 from laprox.viz.page import Page, template
 from laprox.viz.remembered import Cell, Remembered, cells, held_by, legend, shade
+from laprox.viz.text import size
 
 
 def page(remembered: Remembered, model: str, document: str = "", question: str = "") -> Page:
@@ -73,22 +73,6 @@ def page(remembered: Remembered, model: str, document: str = "", question: str =
     return made
 
 
-def picture(
-    remembered: Remembered, path: str | Path, model: str, document: str = "", question: str = "", lines: int = 30
-) -> None:
-    """Write the same as a PNG, light. Of a long text, so many lines: the passages of which most is kept.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    pictures = charts_of(remembered)
-    width = 960
-    rows = [[(excerpt(remembered, lines, *heading(remembered, model, document, question)), width)], [(pictures["along"], width)]]
-    below = [pictures[name] for name in ("heads", "scores") if name in pictures]
-    rows.append([(chart, width // len(below)) for chart in below])
-    save_together(rows, path)
-
-
 def heading(remembered: Remembered, model: str, document: str = "", question: str = "") -> tuple[str, str]:
     """What it is, and how it came about."""
     stats = remembered.stats
@@ -130,7 +114,7 @@ def numbers(remembered: Remembered) -> dict[str, str]:
 def settings(remembered: Remembered) -> dict[str, str]:
     """How the cache was set, and laprox's version."""
     config = remembered.config
-    names = ("budget", "window", "sink", "recent", "min_tokens", "prefill", "profile", "gates", "floor")
+    names = [field.name for field in fields(config) if field.name != "policy"]
     chosen = {name: str(getattr(config, name)) for name in names if getattr(config, name) is not None}
     return {"policy": policy_name(config), **chosen, "compressions": str(remembered.stats.compressions), "laprox": __version__}
 

@@ -1,6 +1,10 @@
-"""Shaded text in a terminal."""
+"""Shaded text in a terminal, or as a picture of one."""
 
 from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console, Group
@@ -8,6 +12,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from laprox.files import replacing
 from laprox.viz.remembered import Remembered, cells, held_by, legend, shade
 
 # The dark scheme of the page for backgrounds, which all carry dark or light text of their own: right on any terminal.
@@ -87,6 +92,15 @@ def show(remembered: Remembered, console: Console) -> None:
     console.print()
     if remembered.entries.shape[1] * 7 <= console.width:
         console.print(Group(Text("Entries kept:"), heads(remembered)))
+
+
+def save(remembered: Remembered, path: Path, title: str, columns: int = 110) -> None:
+    """The same as a picture, an .svg file. Raises OSError if it can't be written."""
+    console = Console(record=True, file=io.StringIO(), width=columns, force_terminal=True, color_system="truecolor", legacy_windows=False)
+    show(remembered, console)
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title), flags=re.DOTALL)  # they are from the network
+    with replacing(path) as unfinished:
+        unfinished.write_text(svg, "utf-8")
 
 
 def _forgotten(text: Text, pieces: list[str], colours: bool) -> None:

@@ -13,6 +13,14 @@ def visible(text: str) -> str:
     return "".join(_visible(c) for c in text.replace("\r\n", "\n"))
 
 
+def size(n_bytes: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    unit = 0
+    while n_bytes >= 1024 and unit < 3:
+        n_bytes, unit = n_bytes / 1024, unit + 1
+    return f"{n_bytes:.{min(unit, 1)}f}".removesuffix(".0") + f" {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+
+
 def shortened(text: str, n: int) -> str:
     """In one line, of at most n characters."""
     text = " ".join(text.split())

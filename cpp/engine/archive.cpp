@@ -1,0 +1,261 @@
+#include "engine/archive.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <stdexcept>
+
+#ifndef _WIN32
+#include <fcntl.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+#endif
+
+namespace laprox {
+
+static std::string temporary_folder() {
+    for (const char * name : { "TMPDIR", "TMP", "TEMP" }) {
+        const char * folder = std::getenv(name);
+        if (folder && *folder) {
+            return folder;
+        }
+    }
+    return "/tmp";
+}
+
+// Bytes of memory that a process can take without swapping; 0: unknown.
+static size_t free_memory() {
+    std::ifstream lines("/proc/meminfo");
+    std::string name, unit;
+    for (size_t kilobytes; lines >> name >> kilobytes; std::getline(lines, unit)) {
+        if (name == "MemAvailable:") {
+            return kilobytes*1024;
+        }
+    }
+    return 0;
+}
+
+#ifdef _WIN32
+
+static size_t free_disk(const std::string &) {
+    return 0;
+}
+
+static int open_unnamed(const std::string & folder, size_t) {
+    throw std::runtime_error("archive = " + folder + " can't be used on this system; accepted: ram, off");
+}
+
+#else
+
+static size_t free_disk(const std::string & folder) {
+    struct statvfs s;
+    return statvfs(folder.c_str(), &s) == 0 ? (size_t) s.f_bavail*s.f_frsize : 0;
+}
+
+// A file without a name, which the system deletes when it is closed, whatever becomes of this process.
+static int open_unnamed(const std::string & folder, size_t size) {
+    const auto refuse = [&](const char * what, int error) {
+        throw archive_full("archive = " + folder + ": " + what + ": " + std::strerror(error));
+    };
+    std::string path = folder + "/laprox-archive-XXXXXX";
+    const int file = mkstemp(path.data());
+    if (file < 0) {
+        refuse("no file can be made there", errno);
+    }
+    unlink(path.c_str());
+    fcntl(file, F_SETFD, FD_CLOEXEC);
+#ifdef __linux__
+    const int error = posix_fallocate(file, 0, (off_t) size);
+#else
+    const int error = ftruncate(file, (off_t) size) == 0 ? 0 : errno;
+#endif
+    if (error) {
+        close(file);
+        refuse(("no room for " + std::to_string(size) + " bytes").c_str(), error);
+    }
+    return file;
+}
+
+#endif
+
+static size_t bytes_of(const budget & limit, archive_kind kind, const std::string & folder) {
+    if (limit.unit == budget_unit::bytes) {
+        return (size_t) limit.value;
+    }
+    const size_t n_free = kind == archive_kind::file ? free_disk(folder) : free_memory();
+    return n_free ? (size_t) (limit.value*n_free) : SIZE_MAX;
+}
+
+archive_space::archive_space(archive_kind kind, std::string where, const budget & limit) :
+        kind(kind),
+        folder(where.empty() ? temporary_folder() : std::move(where)),
+        limit(bytes_of(limit, kind, folder)) {
+}
+
+std::shared_ptr<archive_space> make_archive_space(const std::string & setting, const budget & limit, bool in_host_memory) {
+    if (setting == "off") {
+        return nullptr;
+    }
+    const bool named = setting != "auto" && setting != "ram";
+    std::error_code error;
+    if (named && !std::filesystem::is_directory(setting, error)) {
+        throw std::invalid_argument("archive = " + setting + " is no folder; accepted: auto, ram, off, or a folder for unnamed files");
+    }
+#ifdef _WIN32
+    const bool in_file = named;
+#else
+    const bool in_file = named || (setting == "auto" && in_host_memory);
+#endif
+    return std::make_shared<archive_space>(in_file ? archive_kind::file : archive_kind::memory, named ? setting : "", limit);
+}
+
+archive_chunk::archive_chunk(std::shared_ptr<archive_space> s, size_t size) : size(size), space(std::move(s)) {
+    if (size > space->limit - std::min(space->limit, space->used())) {
+        throw archive_full("archive_limit of " + std::to_string(space->limit) + " bytes is reached: " +
+                std::to_string(space->used()) + " are taken, " + std::to_string(size) + " more are needed");
+    }
+    if (space->kind == archive_kind::file) {
+        file = open_unnamed(space->folder, size);
+    } else {
+        memory.reset(new (std::nothrow) uint8_t[size]);
+        if (!memory) {
+            throw archive_full("no host memory for an archive of " + std::to_string(size) + " bytes");
+        }
+    }
+    space->n_used += size;
+}
+
+archive_chunk::~archive_chunk() {
+    space->n_used -= size;
+#ifndef _WIN32
+    if (file >= 0) {
+        close(file);
+    }
+#endif
+}
+
+void archive_chunk::write(const void * data, size_t n) {
+    const auto * bytes = (const uint8_t *) data;
+    if (memory) {
+        std::memcpy(memory.get() + n_written, bytes, n);
+        n_written += n;
+        return;
+    }
+#ifndef _WIN32
+    for (size_t done = 0; done < n;) {
+        const ssize_t written = pwrite(file, bytes + done, n - done, (off_t) n_written);
+        if (written < 0 && errno != EINTR) {
+            throw std::runtime_error(std::string("the archive's file can't be written: ") + std::strerror(errno));
+        }
+        done      += std::max<ssize_t>(written, 0);
+        n_written += std::max<ssize_t>(written, 0);
+    }
+#endif
+}
+
+void archive_chunk::read(size_t offset, void * data, size_t n) const {
+    if (memory) {
+        std::memcpy(data, memory.get() + offset, n);
+        return;
+    }
+#ifndef _WIN32
+    for (size_t done = 0; done < n;) {
+        const ssize_t got = pread(file, (uint8_t *) data + done, n - done, (off_t) (offset + done));
+        if (got == 0 || (got < 0 && errno != EINTR)) {
+            throw std::runtime_error(std::string("the archive's file can't be read: ") + (got == 0 ? "it ends early" : std::strerror(errno)));
+        }
+        done += std::max<ssize_t>(got, 0);
+    }
+#endif
+}
+
+void archive::set_layout(layout rows, std::vector<uint32_t> heads) {
+    row_bytes = std::move(rows);
+    n_heads   = std::move(heads);
+}
+
+size_t archive::token_bytes() const {
+    size_t n = 0;
+    for (size_t ikv = 0; ikv < row_bytes.size(); ikv++) {
+        for (size_t bytes : row_bytes[ikv]) {
+            n += n_heads[ikv]*bytes;
+        }
+    }
+    return n;
+}
+
+size_t archive::offset(size_t ikv, size_t pool, uint32_t head) const {
+    size_t before = head*row_bytes[ikv][pool];
+    for (size_t i = 0; i < ikv; i++) {
+        for (size_t bytes : row_bytes[i]) {
+            before += n_heads[i]*bytes;
+        }
+    }
+    for (size_t i = 0; i < pool; i++) {
+        before += n_heads[ikv]*row_bytes[ikv][i];
+    }
+    return before;
+}
+
+void archive::read(size_t ikv, size_t pool, uint32_t head, uint8_t * data) const {
+    const size_t row = row_bytes[ikv][pool];
+    for (const part & p : parts) {
+        p.chunk->read(offset(ikv, pool, head)*p.n_stored, data, row*p.n);
+        data += row*p.n;
+    }
+}
+
+// A long generation adds little at a time, and a file each: parts double, so that there are few, and each row is written
+// anew as often as it has doubled.
+void archive::join_parts(const std::shared_ptr<archive_space> & space) {
+    while (parts.size() >= 2 && parts[parts.size() - 2].n <= 2*parts.back().n) {
+        const part a = parts[parts.size() - 2];
+        const part b = parts.back();
+        std::shared_ptr<archive_chunk> both;
+        try {
+            both = std::make_shared<archive_chunk>(space, (a.n + b.n)*token_bytes());
+            for_each_block(a.n + b.n, [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+                const size_t row    = row_bytes[ikv][pool];
+                const size_t before = offset(ikv, pool, head);
+                a.chunk->read(before*a.n_stored, rows.data(), row*a.n);
+                b.chunk->read(before*b.n_stored, rows.data() + row*a.n, row*b.n);
+                both->write(rows.data(), rows.size());
+            });
+        } catch (const std::exception &) {
+            return; // no room for both: they stay as they are
+        }
+        parts.pop_back();
+        parts.back() = { std::move(both), a.n + b.n, a.n + b.n };
+    }
+}
+
+void archive::cut(llama_pos pos) {
+    const size_t n = std::lower_bound(positions.begin(), positions.end(), pos) - positions.begin();
+    positions.resize(n);
+    size_t before = 0;
+    for (size_t i = 0; i < parts.size(); i++) {
+        parts[i].n = std::min(parts[i].n, n - before);
+        before += parts[i].n;
+        if (parts[i].n == 0) {
+            parts.resize(i);
+        }
+    }
+}
+
+void archive::clear() {
+    parts.clear();
+    positions.clear();
+}
+
+size_t archive::bytes() const {
+    size_t n = 0;
+    for (const part & p : parts) {
+        n += p.chunk->size;
+    }
+    return n;
+}
+
+}

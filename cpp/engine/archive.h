@@ -1,0 +1,156 @@
+// The second tier: every row of the tokens that left a sequence's tail, bit by bit as the cache had it, in host memory or
+// in an unnamed file. The cache is a selection of these tokens and of the tail's, so what was evicted for one question is
+// there when another needs it.
+//
+// Tokens leave the tail in ascending order and never change afterwards, so each compression adds one chunk, written once;
+// sequences that were copied share them. Chunks hold all tokens of all heads, what the cache keeps, too: a fifth more
+// memory at the default budget, and a row is found by its token's number alone.
+
+#pragma once
+
+#include "core/budget.h"
+
+#include "llama.h"
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace laprox {
+
+enum class archive_kind { memory, file };
+
+// There is no room for more.
+struct archive_full : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Where a context's archives lie, and how much they have taken.
+class archive_space {
+public:
+    // folder: of the unnamed files; empty: the system's folder for temporary files. limit: bytes, or a share of what is free.
+    archive_space(archive_kind kind, std::string folder, const budget & limit);
+
+    const archive_kind kind;
+
+    size_t used() const { return n_used; }
+
+private:
+    friend class archive_chunk;
+
+    const std::string folder;
+    const size_t limit;
+    std::atomic<size_t> n_used { 0 };
+};
+
+// The space that a setting asks for: "auto", "ram", "off" or a folder. `in_host_memory`: the cache, whose archive is then better
+// in a file, which the system keeps in whatever memory is free. null: off. Throws std::invalid_argument for a folder that isn't one.
+std::shared_ptr<archive_space> make_archive_space(const std::string & setting, const budget & limit, bool in_host_memory);
+
+// A run of bytes that is written once, from its start to its end, and then read.
+class archive_chunk {
+public:
+    // Takes the room. Throws archive_full where there is none.
+    archive_chunk(std::shared_ptr<archive_space> space, size_t size);
+    ~archive_chunk();
+
+    archive_chunk(const archive_chunk &) = delete;
+
+    void write(const void * data, size_t n);
+    void read(size_t offset, void * data, size_t n) const;
+
+    const size_t size;
+
+private:
+    const std::shared_ptr<archive_space> space;
+    size_t n_written = 0;
+    std::unique_ptr<uint8_t[]> memory; // null: in the file
+    int file = -1;
+};
+
+// What one sequence has in it.
+class archive {
+public:
+    // row_bytes[layer][pool]: of one row of one KV head
+    using layout = std::vector<std::vector<size_t>>;
+
+    // n_heads: KV heads of each layer
+    void set_layout(layout row_bytes, std::vector<uint32_t> n_heads);
+
+    // Tokens that leave the tail, ascending and behind all others. `fill(layer, pool, head, rows, size)` writes those of a head,
+    // [tokens, row bytes], for one head after the other. Throws archive_full where there is no room, before the first call, or
+    // std::runtime_error where they can't be written; nothing has changed then.
+    template <typename F> void add(const std::shared_ptr<archive_space> & space, const std::vector<llama_pos> & added, F fill) {
+        auto chunk = std::make_shared<archive_chunk>(space, added.size()*token_bytes());
+        for_each_block(added.size(), [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+            fill(ikv, pool, head, rows.data(), rows.size());
+            chunk->write(rows.data(), rows.size());
+        });
+        parts.push_back({ std::move(chunk), added.size(), added.size() });
+        positions.insert(positions.end(), added.begin(), added.end());
+        join_parts(space);
+    }
+
+    // The same calls for n tokens that aren't stored.
+    template <typename F> void skip(size_t n, F fill) const {
+        for_each_block(n, [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+            fill(ikv, pool, head, rows.data(), rows.size());
+        });
+    }
+
+    // Rows of all tokens, a block for each head in the order of add().
+    template <typename F> void visit(F use) const {
+        for_each_block(positions.size(), [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+            read(ikv, pool, head, rows.data());
+            use(rows);
+        });
+    }
+
+    // Rows of all tokens, in their order: [tokens, row bytes]
+    void read(size_t ikv, size_t pool, uint32_t head, uint8_t * data) const;
+
+    // Tokens from that position on are gone.
+    void cut(llama_pos pos);
+    void clear();
+
+    const std::vector<llama_pos> & pos() const { return positions; }
+    size_t row_size(size_t ikv, size_t pool) const { return row_bytes[ikv][pool]; }
+
+    // Taken by its chunks; those that sequences share count for each.
+    size_t bytes() const;
+
+private:
+    struct part {
+        std::shared_ptr<archive_chunk> chunk;
+        size_t n_stored; // tokens in the chunk
+        size_t n;        // of them this sequence's, from the first on
+    };
+
+    template <typename F> void for_each_block(size_t n, F use) const {
+        std::vector<uint8_t> rows;
+        for (size_t ikv = 0; ikv < row_bytes.size(); ikv++) {
+            for (size_t pool = 0; pool < row_bytes[ikv].size(); pool++) {
+                rows.resize(row_bytes[ikv][pool]*n);
+                for (uint32_t head = 0; head < n_heads[ikv]; head++) {
+                    use(ikv, pool, head, rows);
+                }
+            }
+        }
+    }
+
+    size_t token_bytes() const;
+    // Where a head's rows of a layer and a pool begin in a chunk: bytes per token of the chunk.
+    size_t offset(size_t ikv, size_t pool, uint32_t head) const;
+    void join_parts(const std::shared_ptr<archive_space> & space);
+
+    layout row_bytes;
+    std::vector<uint32_t> n_heads;
+    std::vector<part> parts;
+    std::vector<llama_pos> positions;
+};
+
+}

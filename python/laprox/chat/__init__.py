@@ -1,0 +1,1 @@
+"""Questions about documents: reading files, prompts, a model from its options, a conversation with it."""

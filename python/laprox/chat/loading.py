@@ -1,0 +1,91 @@
+"""A model from the options of a command; what fails is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llama_cpp
+from llama_cpp._internals import LlamaModel
+
+from laprox.chat import log
+from laprox.config import KVConfig
+from laprox.llama import Llama
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How a model is to be loaded.
+
+    Attributes:
+        path: A GGUF file.
+        verbose: Whether to show llama.cpp's log.
+        threads: Number of CPU threads, of prompts and answers; 0 = llama.cpp's choice.
+        gpu_layers: Number of layers on the GPU; -1 = all.
+        batch_size: Number of tokens that are evaluated at once.
+        type_k: Of the cached keys, as llama.cpp numbers types; None is F16.
+        type_v: Of the cached values.
+    """
+
+    path: Path
+    verbose: bool = False
+    threads: int = 0
+    gpu_layers: int = 0
+    batch_size: int = 512
+    type_k: int | None = None
+    type_v: int | None = None
+
+    @cached_property
+    def vocabulary(self) -> LlamaModel:
+        """The model without its weights: enough to count tokens."""
+        return load_vocabulary(self.path)
+
+    def open(self, n_ctx: int, kv: KVConfig | None, **more: Any) -> Llama:
+        """The model with a context of so many tokens. `more` are keywords of laprox.Llama.
+
+        Raises:
+            ValueError: It can't be loaded; says why.
+        """
+        options: dict[str, Any] = {
+            "kv": kv,
+            "n_ctx": n_ctx,
+            "n_batch": self.batch_size,
+            "n_threads": self.threads or None,
+            "n_threads_batch": self.threads or None,
+            "n_gpu_layers": self.gpu_layers,
+            "type_k": self.type_k,
+            "type_v": self.type_v,
+            "chat_format": "chatml",  # unused: prompts are made by Conversation, which tells of broken templates
+        }
+        return _explained(self.path, lambda: Llama(str(self.path), verbose=self.verbose, **(options | more)))
+
+
+def load_vocabulary(model: Path) -> LlamaModel:
+    """The model without its weights: enough to count tokens."""
+    return load_weights(model, vocab_only=True)
+
+
+def load_weights(model: Path, **params: Any) -> LlamaModel:
+    """The model without a context. `params` are fields of llama_model_params."""
+    settings = llama_cpp.llama_model_default_params()
+    for name, value in params.items():
+        setattr(settings, name, value)
+    return _explained(model, lambda: LlamaModel(path_model=str(model), params=settings, verbose=False))
+
+
+def _explained(model: Path, make: Callable[[], T]) -> T:
+    """Raises ValueError with llama.cpp's own reason, which llama_cpp leaves in the log."""
+    if not model.is_file():
+        raise ValueError(f"{model}: {'not a file' if model.exists() else 'no such file'}")
+    log.forget()
+    try:
+        return make()
+    except ValueError as error:
+        if str(error).startswith("Failed to") and log.reason():
+            raise ValueError(f"{model}: {log.reason()}") from None
+        raise

@@ -1,0 +1,155 @@
+"""laprox.Llama with an archive: whatever is asked later, nothing is read twice."""
+
+import pytest
+from gguf_factory import CHATML
+
+from laprox import KVConfig, Llama  # before llama_cpp, which finds its libraries through it
+
+KV = KVConfig(budget="10%", min_tokens=64, archive="ram")
+DOCUMENT = "the code of Ada is 48, of Bob 77, of Eve 12. " * 12
+SETTINGS = dict(max_tokens=6, temperature=0.0, logit_bias={2: -100})
+
+
+@pytest.fixture(scope="module")
+def load(toy):
+    def make(kv=KV, arch="llama", **kwargs):
+        kwargs = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "seed": 1, "verbose": False, **kwargs}
+        return Llama(str(toy(arch, chat_template=CHATML)), kv=kv, **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """counted(llm): a list that grows by the length of every batch that it evaluates."""
+
+    def count(llm):
+        lengths, decode = [], llm._ctx.decode
+        monkeypatch.setattr(llm._ctx, "decode", lambda batch: (lengths.append(batch.n_tokens()), decode(batch))[1])
+        return lengths
+
+    return count
+
+
+def ask(llm, *said):
+    messages = [
+        {"role": ("user", "assistant")[i % 2], "content": text}
+        for i, text in enumerate((DOCUMENT + said[0], *said[1:]))
+    ]
+    return llm.create_chat_completion(messages, **SETTINGS)["choices"][0]["message"]["content"]
+
+
+def test_another_question_reads_itself_alone(load, counted):
+    """A character is a token here. Each pass evaluates the question again."""
+    llm = load()
+    lengths = counted(llm)
+    ask(llm, "Ada?")
+    assert sum(lengths) > len(DOCUMENT)
+    for question in ("Bob?", "Eve?", "Ada?"):
+        del lengths[:]
+        ask(llm, question)
+        stats = llm.kv.stats()
+        assert stats.tokens_reread == 0
+        assert sum(lengths) < 3 * 40 + 6
+        assert stats.entries_held < 0.3 * stats.entries_full
+    assert llm.kv.stats().entries_recalled > 0
+
+
+def test_any_place_of_a_conversation_can_be_gone_back_to(load, counted):
+    llm = load()
+    first = ask(llm, "Ada?")
+    ask(llm, "Ada?", first, "Bob?")
+    lengths = counted(llm)
+    ask(llm, "Ada?", first, "Eve?")  # edited
+    ask(llm, "Ada?")  # regenerated
+    ask(llm, "Ada?", "another answer", "Bob?")  # a branch
+    assert sum(lengths) < len(DOCUMENT)
+    assert llm.kv.stats().tokens_reread == 0
+
+
+def test_recall_is_a_setting_of_a_live_cache(load):
+    """0: as if there were no archive."""
+    llm = load()
+    ask(llm, "Ada?")
+    llm.kv.set(recall=0)
+    ask(llm, "Bob?")
+    assert llm.kv.stats().tokens_reread > len(DOCUMENT)
+    llm.kv.set(recall=1)
+    ask(llm, "Eve?")
+    assert llm.kv.stats().tokens_reread == 0
+
+
+def test_the_archive_is_for_the_life_of_a_cache(load):
+    llm = load()
+    with pytest.raises(ValueError, match="archive is 'ram' for the life of this Llama"):
+        llm.kv.set(archive="off")
+    with pytest.raises(ValueError, match="archive_limit is '50%' for the life"):
+        llm.kv.set(archive_limit="1GiB")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"archive": "/no/such/folder"}, "archive = /no/such/folder is no folder"),
+        ({"archive_limit": "many"}, "archive_limit is .*accepted: a share of what is free"),
+        ({"archive_limit": "2048"}, "archive_limit is .*accepted: a share of what is free"),
+        ({"recall": 9}, "recall is .*accepted: an integer from 0 to 8"),
+        ({"recall_tokens": -1}, "recall_tokens is .*accepted: an integer"),
+    ],
+)
+def test_bad_settings(load, setting, message):
+    with pytest.raises(ValueError, match=message):
+        load(KVConfig(**setting))
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_state_with_or_without_it(load, counted, archive):
+    llm, other = load(), load()
+    answer = ask(llm, "Ada?")
+    state = llm.save_state(archive=archive)
+    other.load_state(state)
+    assert ask(other, "Ada?", answer, "Bob?") if archive else True
+    del state
+    other.load_state(llm.save_state(archive=archive))
+    ask(other, "Eve?")
+    reread = other.kv.stats().tokens_reread
+    assert reread == 0 if archive else reread > len(DOCUMENT)
+    assert (other.kv.stats().archived_entries > 0) and llm.kv.stats().archived_entries > 0
+
+
+def test_a_state_with_the_archive_is_as_large_as_a_full_one(load):
+    full, llm = load(KVConfig(budget="100%", min_tokens=64, archive="off")), load()
+    ask(full, "Ada?")
+    ask(llm, "Ada?")
+    held, everything = llm.save_state().llama_state_size, llm.save_state(archive=True).llama_state_size
+    whole = full.save_state().llama_state_size
+    assert held < 0.5 * whole < everything < 1.5 * whole
+
+
+def test_recurrent_layers_read_again(load):
+    """They can't go back, archive or not."""
+    llm = load(arch="lfm2")
+    ask(llm, "Ada?")
+    ask(llm, "Bob?")
+    assert llm.kv.stats().tokens_reread == 0 or llm.kv.stats().tokens_reread > len(DOCUMENT)
+    fresh = load(arch="lfm2")
+    assert ask(llm, "Eve?") == ask(fresh, "Eve?")
+
+
+def test_an_interrupted_recall_leaves_a_conversation_that_goes_on(load, monkeypatch):
+    llm = load()
+    answer = ask(llm, "Ada?")
+    evaluate, calls = llm._eval_scored, []
+
+    def interrupted(tokens):
+        calls.append(len(tokens))
+        if len(calls) == 2:  # not the prompt, but its tokens again
+            raise KeyboardInterrupt
+        evaluate(tokens)
+
+    monkeypatch.setattr(llm, "_eval_scored", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ask(llm, "Ada?", answer, "Bob?")
+    monkeypatch.setattr(llm, "_eval_scored", evaluate)
+    assert ask(llm, "Ada?", answer, "Eve?")
+    assert llm.kv.stats().tokens_reread == 0

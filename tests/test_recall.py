@@ -1,0 +1,286 @@
+"""An archive behind the cache: what was evicted comes back, bit by bit, when another question needs it."""
+
+import numpy as np
+import pytest
+
+import engine
+
+KV = {"budget": "20%", "min_tokens": 0, "window": 16, "archive": "ram"}
+KINDS = {"llama": ("llama", {}), "mha": ("llama", {"n_head": 4, "n_head_kv": 4}), "iswa": ("gemma2", {"swa": 16}), "hybrid": ("lfm2", {})}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, toy):
+    arch, shape = KINDS[request.param]
+    return toy(arch, **shape)
+
+
+def everything(ctx, seq=0):
+    """What every KV head of every layer holds: positions, and the bytes of K and V."""
+    return {pair: (e.pos.tolist(), e.k.tobytes(), e.v.tobytes()) for pair in ctx.pairs() for e in [ctx.entries(*pair, seq)]}
+
+
+def whole(ctx, **settings):
+    """Bring everything back."""
+    ctx.set_params(engine.params(**KV | {"budget": "100%"} | settings))
+    ctx.compress()
+
+
+@pytest.mark.parametrize("archive", ["ram", "auto"])
+@pytest.mark.parametrize("type_kv", ["f32", "f16", "q8_0", "q4_0"])
+def test_every_entry_comes_back_bit_by_bit(kind, rng, type_kv, archive):
+    kv = engine.params(**KV | {"archive": archive})
+    with engine.Model(kind, kv) as model, engine.Context(model, n_ctx=1024, type_k=type_kv) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        before = everything(ctx)
+        ctx.compress()
+        assert ctx.stats().entries_held < 0.3 * ctx.stats().entries_full
+        whole(ctx, archive=archive)
+        assert everything(ctx) == before
+
+
+def test_after_any_turns_what_is_seen_can_be_held(kind, rng):
+    """Entries of several compressions; those of a turn are the ones that were computed last."""
+    with engine.Model(kind, engine.params(**KV)) as model, engine.Context(model, n_ctx=2048) as ctx:
+        for n in (300, 40, 1, 200, 3, 90):
+            ctx.decode(rng.integers(3, 512, n))
+            ctx.compress()
+        whole(ctx)
+        n = ctx.stats().tokens_seen
+        assert all(pos == list(range(n)) for pos, _, _ in everything(ctx).values())
+
+
+@pytest.mark.parametrize("policy", ["laprox", "snapkv", "expected", "tova", "keydiff", "streaming", "cake"])
+def test_a_selection_from_the_archive_is_one_from_the_full_cache(kind, rng, policy):
+    """Kept by one policy's choice, then chosen anew by another's: as if the first had never been."""
+    tokens = rng.integers(3, 512, 400)
+    settings = KV | {"policy": policy}
+    with engine.Model(kind, engine.params(**settings)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(tokens)
+        ctx.compress()
+        wanted = {pair: pos.tolist() for pair, pos in ctx.held().items()}
+    with engine.Model(kind, engine.params(**settings)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(tokens)
+        ctx.set_params(engine.params(**KV | {"policy": "random", "budget": "15%"}))
+        ctx.compress()
+        assert {pair: pos.tolist() for pair, pos in ctx.held().items()} != wanted
+        ctx.set_params(engine.params(**settings))
+        ctx.compress()
+        assert {pair: pos.tolist() for pair, pos in ctx.held().items()} == wanted
+
+
+def test_without_an_archive_what_is_evicted_is_gone(kind, rng):
+    with engine.Model(kind, engine.params(**KV | {"archive": "off"})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        held = everything(ctx)
+        whole(ctx, archive="off")
+        assert everything(ctx) == held
+        assert ctx.tail_begin() > 0
+        assert not ctx.seq_rm(0, 100, -1)
+
+
+@pytest.mark.parametrize("archive", ["ram", "auto"])
+def test_nothing_of_it_shows_before_a_second_prompt(kind, rng, archive):
+    """The first compression, and what is generated after it, are bit by bit those without an archive."""
+    tokens, outputs = rng.integers(3, 512, 400), []
+    for where in ("off", archive):
+        with engine.Model(kind, engine.params(**KV | {"archive": where})) as model, engine.Context(model, n_ctx=1024) as ctx:
+            ctx.decode(tokens)
+            ctx.compress()
+            outputs.append((everything(ctx), [ctx.decode([5 + i]).tobytes() for i in range(8)], ctx.stats().kv_bytes))
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2"])
+def test_a_cut_into_what_was_compressed(toy, rng, arch):
+    path, tokens = toy(arch), rng.integers(3, 512, 400)
+    with engine.Model(path, engine.params(**KV)) as model, engine.Context(model, n_ctx=1024, swa_full=True) as ctx:
+        ctx.decode(tokens)
+        before = everything(ctx)
+        ctx.compress()
+        held = ctx.held()
+        assert ctx.tail_begin() == 0
+        assert ctx.pos_min() == 0
+        assert ctx.seq_rm(0, 250, -1)
+        assert ctx.pos_max() == 249
+        assert ctx.stats().tokens_seen == 250
+        for pair, pos in ctx.held().items():  # what it held, and the last `recent` tokens whole
+            assert set(pos) == {p for p in held[pair] if p < 250} | set(range(218, 250))
+        ctx.decode(tokens[250:300])
+        assert ctx.pos_max() == 299
+        whole(ctx)
+        for pair, (pos, k, v) in everything(ctx).items():
+            assert pos == list(range(300))
+            width = len(before[pair][1]) // 400
+            assert k[: 250 * width] == before[pair][1][: 250 * width]
+
+
+def test_a_cut_to_almost_nothing_and_to_nothing(toy, rng):
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        assert ctx.seq_rm(0, 1, -1)
+        assert ctx.stats().tokens_seen == 1
+        ctx.decode(rng.integers(3, 512, 100))
+        ctx.compress()
+        assert ctx.seq_rm(0, 0, -1)
+        assert ctx.stats().tokens_seen == 0
+        assert ctx.stats().archived_bytes == 0
+        ctx.decode(rng.integers(3, 512, 100))
+
+
+def test_a_piece_out_of_the_middle_is_refused(toy, rng):
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        before = everything(ctx)
+        assert not ctx.seq_rm(0, 100, 200)
+        assert everything(ctx) == before
+
+
+def test_a_turn_is_evaluated_again_on_what_it_brought_back(toy, rng):
+    """recall = 2: after a first selection and after a second one, those tokens are cut off for the caller to evaluate."""
+    path, document, turn = toy(), rng.integers(3, 512, 400), rng.integers(3, 512, 30)
+    with engine.Model(path, engine.params(**KV | {"recall": 2})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(document)
+        assert ctx.prompt_done() is None  # nothing was evicted before
+        assert ctx.stats().compressions == 1
+        ctx.decode(turn)
+        for _ in range(2):
+            assert ctx.prompt_done() == 400
+            assert ctx.pos_max() == 399
+            ctx.decode(turn)
+        assert ctx.prompt_done() is None
+        assert ctx.stats().recalls == 2
+        assert all({*range(400, 430)} <= set(pos) for pos in ctx.held().values())
+        budget = 0.2 * 430 + 30
+        assert ctx.stats().entries_held <= budget * len(ctx.pairs())
+        ctx.decode([7])
+        assert ctx.pos_max() == 430
+
+
+def test_the_longest_turn_to_be_evaluated_again(toy, rng):
+    path = toy()
+    with engine.Model(path, engine.params(**KV | {"recall_tokens": 50})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.prompt_done()
+        ctx.decode(rng.integers(3, 512, 200))
+        assert ctx.prompt_done() == 550
+        ctx.decode(rng.integers(3, 512, 50))
+        assert ctx.prompt_done(most=20) == 580
+        ctx.decode(rng.integers(3, 512, 20))
+        assert ctx.prompt_done() is None
+
+
+def test_layers_that_cannot_be_cut_are_not_evaluated_again(toy, rng):
+    """A recurrent state has no way back: entries come back, and the turn stays as it was computed."""
+    with engine.Model(toy("lfm2"), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.prompt_done()
+        ctx.decode(rng.integers(3, 512, 30))
+        assert ctx.prompt_done() is None
+        assert ctx.stats().recalls == 1
+        ctx.decode([7])
+
+
+def test_a_copy_shares_what_was_archived_and_goes_its_own_way(toy, rng):
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=2048, n_seq_max=2) as ctx:
+        ctx.decode(rng.integers(3, 512, 400), seq=0)
+        before = everything(ctx)
+        ctx.compress(0)
+        alone = ctx.stats(0).archived_bytes
+        ctx.seq_cp(0, 1)
+        assert ctx.stats(1).archived_bytes == alone
+        assert ctx.stats(-1).archived_bytes == alone  # once, for both
+        assert ctx.seq_rm(1, 200, -1)
+        ctx.decode(rng.integers(3, 512, 100), seq=1)
+        ctx.seq_rm(1)
+        whole(ctx)
+        assert everything(ctx) == before
+
+
+def test_a_long_generation_is_archived_too(toy, rng):
+    with engine.Model(toy(), engine.params(**KV | {"budget": "64"})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 200))
+        ctx.prompt_done()
+        for token in rng.integers(3, 512, 1500):
+            ctx.decode([token])
+        stats = ctx.stats()
+        assert stats.compressions > 3
+        assert stats.archived_entries > 1000 * len(ctx.pairs())
+        assert stats.entries_held < 400 * len(ctx.pairs())
+
+
+@pytest.mark.parametrize(("archive", "limit", "why"), [("ram", "100KiB", "archive_limit"), ("auto", "100KiB", "archive_limit")])
+def test_an_archive_that_is_full(toy, rng, archive, limit, why):
+    kv = engine.params(**KV | {"archive": archive, "archive_limit": limit})
+    with engine.Model(toy(), kv) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        assert why in engine.recent_log()
+        assert ctx.stats().archived_bytes == 0
+        assert ctx.tail_begin() > 0  # as without one
+        ctx.decode(rng.integers(3, 512, 100))
+        assert ctx.prompt_done() is None
+
+
+def test_a_folder_that_is_none(toy, tmp_path):
+    with engine.Model(toy(), engine.params(**KV | {"archive": str(tmp_path / "no")})) as model:
+        with pytest.raises(engine.Refused, match="is no folder; accepted: auto, ram, off, or a folder"):
+            engine.Context(model)
+
+
+def test_files_have_no_names(toy, rng, tmp_path):
+    with engine.Model(toy(), engine.params(**KV | {"archive": str(tmp_path)})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        assert ctx.stats().archived_bytes > 0
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_state_without_the_archive_is_as_before(toy, rng):
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        held, state = everything(ctx), ctx.seq_save()
+        assert ctx.seq_load(state)
+        assert everything(ctx) == held
+        assert ctx.tail_begin() > 0  # what was evicted is gone
+        assert ctx.prompt_done() is None
+
+
+def test_short_texts_come_back_whole(toy, rng):
+    """min_tokens holds for what a cut left, too."""
+    with engine.Model(toy(), engine.params(**KV | {"min_tokens": 256})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        assert ctx.seq_rm(0, 200, -1)
+        ctx.decode(rng.integers(3, 512, 20))
+        while ctx.prompt_done() is not None:
+            ctx.decode(rng.integers(3, 512, 220 - ctx.pos_max() - 1))
+        assert all(pos.tolist() == list(range(220)) for pos in ctx.held().values())
+
+
+def test_byte_budgets_hold_after_a_recall(toy, rng):
+    with engine.Model(toy(), engine.params(**KV | {"budget": "800KiB"})) as model, engine.Context(model, n_ctx=2048, type_k="f16") as ctx:
+        ctx.decode(rng.integers(3, 512, 900))
+        ctx.prompt_done()
+        assert ctx.stats().kv_bytes <= 800 * 1024
+        turn = rng.integers(3, 512, 40)
+        ctx.decode(turn)
+        while (again := ctx.prompt_done()) is not None:
+            assert ctx.stats().kv_bytes <= 800 * 1024
+            ctx.decode(turn[again - 900 :])
+        assert ctx.stats().kv_bytes <= 800 * 1024
+
+
+def test_a_scorer_of_ones_own_chooses_from_what_is_held(toy, rng):
+    with engine.Model(toy(), engine.params(**KV | {"policy": "custom"})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.set_scorer(lambda seq, il, head, pos: np.arange(len(pos), dtype=np.float32))
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        held = everything(ctx)
+        ctx.compress()
+        assert everything(ctx) == held
+        assert ctx.prompt_done() is None
