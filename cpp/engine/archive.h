@@ -102,10 +102,12 @@ public:
         });
     }
 
-    // Rows of all tokens, a block for each head in the order of add().
-    template <typename F> void visit(F use) const {
+    // Rows of all tokens, a block for each head in the order of add(); `sizes_only`: with whatever in them.
+    template <typename F> void visit(F use, bool sizes_only) const {
         for_each_block(positions.size(), [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
-            read(ikv, pool, head, rows.data());
+            if (!sizes_only) {
+                read(ikv, pool, head, rows.data());
+            }
             use(rows);
         });
     }

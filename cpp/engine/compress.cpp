@@ -72,7 +72,7 @@ static void select_and_compact(llama_context & lctx, sequence & seq, quota most,
             seq.bytes()/1048576.0, (t1 - t0)/1e3, (t2 - t1)/1e3, (t3 - t2)/1e3);
 }
 
-void compress(llama_context & lctx, sequence & seq, int64_t n_budget_seen, int64_t n_least) {
+void compress(llama_context & lctx, sequence & seq, int64_t n_budget_seen, int64_t n_least, entry_source::scope from) {
     const settings & own = seq.config();
     // nothing may be evicted, or there is nothing to evict
     if (!own.evicts() || (is_short(seq) && !seq.remembers())) {
@@ -81,7 +81,7 @@ void compress(llama_context & lctx, sequence & seq, int64_t n_budget_seen, int64
     const quota most = quota_of(seq, n_budget_seen, n_least);
     // under pressure a byte budget has to make room for a longer tail even where it holds now
     const bool within = most.n_bytes ? seq.n_wanted == 0 && seq.bytes() <= *most.n_bytes : seq.n_held() <= most.n_entries;
-    const bool recall = seq.remembers();
+    const bool recall = from == entry_source::scope::seen && seq.remembers();
     if (!within || recall) {
         select_and_compact(lctx, seq, most, { seq, recall ? entry_source::scope::seen : entry_source::scope::held });
     }

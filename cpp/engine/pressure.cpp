@@ -68,10 +68,10 @@ void make_room(llama_context & lctx, sequence & seq) {
         }
     };
 
-    const auto shrink = [&](int64_t n_budget_seen, int64_t n_least) {
+    const auto shrink = [&](int64_t n_budget_seen, int64_t n_least, entry_source::scope from) {
         const int64_t n_before = seq.n_compressions();
         try {
-            compress(lctx, seq, n_budget_seen, n_least);
+            compress(lctx, seq, n_budget_seen, n_least, from);
             seq.chosen_early = seq.chosen_early || seq.n_compressions() > n_before; // until what comes in turns out to be generated
         } catch (const std::exception & e) {
             reason = std::string("; ") + e.what();
@@ -80,7 +80,7 @@ void make_room(llama_context & lctx, sequence & seq) {
 
     // The latest queries decide about what was generated. A share of a short text is little, so min_tokens stay.
     if (overgrown(seq)) {
-        shrink(seq.n_seen(), own.budget.unit == budget_unit::fraction ? own.min_tokens : 0);
+        shrink(seq.n_seen(), own.budget.unit == budget_unit::fraction ? own.min_tokens : 0, entry_source::scope::seen);
         seq.begin_generation(); // also where nothing could be evicted: not again at the next token
         if (!reason.empty()) {
             LLAMA_LOG_WARN("laprox: the text generated so far wasn't compressed%s\n", reason.c_str());
@@ -93,7 +93,7 @@ void make_room(llama_context & lctx, sequence & seq) {
         grow(tail_limit(seq));
     }
     if (missing()) {
-        shrink(own.chunked ? std::max<int64_t>(seq.shared.kv_size, seq.n_seen()) : seq.n_seen(), 0);
+        shrink(own.chunked ? std::max<int64_t>(seq.shared.kv_size, seq.n_seen()) : seq.n_seen(), 0, entry_source::scope::held); // what the prompt needs, its end will say
         grow(tail_limit_in_bytes(seq));
     }
     if (!own.chunked) {

@@ -190,7 +190,7 @@ void sequence::write(state_writer & out) const {
     out.field(archived);
     if (archived) {
         out.list(left.pos(), left.pos().size());
-        left.visit([&](const std::vector<uint8_t> & rows) { out.write(rows.data(), rows.size()); });
+        left.visit([&](const std::vector<uint8_t> & rows) { out.write(rows.data(), rows.size()); }, out.counts_only());
     }
 }
 

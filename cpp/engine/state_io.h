@@ -46,6 +46,7 @@ public:
         write(values.data(), n*sizeof(T));
     }
     void rows(const ggml_tensor * t, size_t first, size_t n);
+    bool counts_only() const { return io.counts_only(); }
     void finish();
 
 private:
