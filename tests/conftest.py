@@ -18,6 +18,13 @@ from gguf import GGMLQuantizationType as QType  # noqa: E402
 import laprox  # noqa: E402, F401 - before any test imports llama_cpp
 
 
+@pytest.fixture(autouse=True)
+def _log_kept():
+    """llama.cpp has one log; a test before may have run a command, which takes it."""
+    if "engine" in sys.modules:
+        sys.modules["engine"].keep_log()
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """toy(architecture, **changes to its Shape): the path of a small random GGUF, written once per session."""

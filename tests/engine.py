@@ -33,7 +33,12 @@ def _keep_log(level, text, _user):
         del _log[:-20]
 
 
-L.llama_log_set(_keep_log, c.c_void_p(0))
+def keep_log() -> None:
+    """From now on, recent_log() has it. (The command line takes it for itself.)"""
+    L.llama_log_set(_keep_log, c.c_void_p(0))
+
+
+keep_log()
 L.llama_backend_init()
 
 

@@ -20,7 +20,7 @@ KINDS = {
     "hybrid": ("lfm2", SIZE | {"n_layer": 4}),
 }
 CONTEXT = {"n_ctx": 512, "n_batch": 64, "n_seq_max": 2}
-KV = {"budget": "24", "window": 8, "sink": 2, "recent": 8}
+KV = {"budget": "24", "window": 8, "sink": 2, "recent": 8, "archive": "ram"}
 HEADER = 8  # llama.cpp's magic, and a sequence number that it doesn't look at
 _MASK = (1 << 64) - 1
 
@@ -115,7 +115,8 @@ class Target:
 
     def _states(self, ctx) -> list[bytes]:
         states = []
-        for n, compress, more in [(20, False, 0), (90, True, 0), (120, True, 9)]:
+        for n, compress, more, archive in [(20, False, 0, True), (90, True, 0, False), (120, True, 9, False), (100, True, 9, True)]:
+            ctx.set_archive_in_states(archive)
             ctx.clear()
             ctx.decode(self.rng.integers(3, 512, n))
             if compress:
@@ -163,6 +164,7 @@ class Target:
         try:
             ctx.decode([5], seq=1)
             ctx.compress(1)
+            ctx.seq_rm(1, max(0, ctx.pos_max(1) // 2), -1)  # from what was archived
         except engine.Refused:
             pass  # positions that no text has; a window without queries
         again = ctx.seq_save(1)

@@ -42,6 +42,7 @@ def test_each_question_reads_itself_alone(start):
         for seed in (2, 3, 1):
             reply = server.complete(DOCUMENT + question(seed), n=8)
             kv = reply["kv"]
+            assert "stale" not in kv
             assert reply["timings"]["cache_n"] in (700, 719) and reply["timings"]["prompt_n"] in (20, 1)
             assert kv["tokens_reread"] == 0 and kv["entries_recalled"] > 0
             assert kv["entries_held"] < 0.3 * kv["entries_full"]
@@ -144,3 +145,6 @@ def test_a_limit_and_no_archive_at_all(start):
             server.complete(DOCUMENT + question(1), n=4)
             reply = server.complete(DOCUMENT + question(2), n=4)
             assert reply["kv"]["tokens_reread"] == 700 and reply["kv"]["entries_recalled"] == 0
+            assert "stale" not in reply["kv"]
+            on = server.complete(DOCUMENT + question(2) + question(3), n=4)  # goes on with it
+            assert on["kv"]["stale"]

@@ -75,6 +75,9 @@ std::vector<uint64_t> graph_input::generations() const {
 
 // The books were moved when the ubatch was applied; here they are only read.
 void graph_input::set_input(const llama_ubatch * ubatch) {
+    for (sequence * seq : sequences) {
+        seq->begin_compute();
+    }
     if (!slots->buffer) {
         return;
     }

@@ -108,6 +108,16 @@ void sequence::remove(llama_pos p0, llama_pos p1) {
         return;
     }
     scores.clear();
+    if (unplaced) {
+        window.set_positions(unplaced->window);
+        gen_begin    = unplaced->gen_begin;
+        gen_end      = unplaced->gen_end;
+        chosen_early = unplaced->chosen_early;
+        if (sums) {
+            sums->n_summed = unplaced->n_summed;
+        }
+        unplaced.reset();
+    }
     window.remove(p0, p1);
     uint32_t first = cells.size();
     for (uint32_t cell = 0; cell < cells.size(); cell++) {
@@ -156,6 +166,7 @@ void sequence::clear() {
         sums->clear();
     }
     window.clear();
+    unplaced.reset();
     scores.clear();
     for (auto & store : stores) {
         store->drop_kept();
@@ -216,6 +227,7 @@ void sequence::copy(const sequence & from) {
 
 void sequence::place(const llama_pos * pos, size_t n_tokens, bool generated) {
     scores.clear();
+    unplaced = placement { window.get_positions(), sums ? sums->n_summed : 0, gen_begin, gen_end, chosen_early };
     if (generated) {
         gen_end = pos[n_tokens - 1] + 1;
         chosen_early = chosen_early && gen_begin < 0; // a prompt's last token looks generated, too

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 struct llama_context;
@@ -124,6 +125,8 @@ public:
 
     // A ubatch of the sequence's next tokens is being computed; `generated`: text, not a prompt.
     void place(const llama_pos * pos, size_t n_tokens, bool generated);
+    // Its graph has found room. Before, removing its tokens takes back what place() did.
+    void begin_compute() { unplaced.reset(); }
     // Slots of the window for the queries of its last tokens.
     const std::vector<uint32_t> & placed() const { return placed_slots; }
 
@@ -215,6 +218,8 @@ private:
     llama_pos gen_end    = -1; // where it ends so far, tokens that llama.cpp only tries to place not included
 
     std::vector<uint32_t> placed_slots;
+    struct placement { query_window::positions window; int64_t n_summed; llama_pos gen_begin, gen_end; bool chosen_early; };
+    std::optional<placement> unplaced; // what was before a ubatch that isn't computed yet
 
     int64_t compressions = 0;
     int64_t recalls      = 0;

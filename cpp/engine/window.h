@@ -7,6 +7,7 @@
 #include "llama.h"
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace laprox {
@@ -22,6 +23,10 @@ public:
     // Throws std::runtime_error where a device has no room for them.
     query_window(const std::vector<layer_info> & layers, int32_t n_observed, uint32_t n_slots);
 
+    using positions = std::vector<llama_pos>; // of the query in each slot; -1: none
+
+    const positions & get_positions() const { return position; }
+    void set_positions(positions before) { position = std::move(before); }
     void clear();
     void remove(llama_pos p0, llama_pos p1);
     void copy(const query_window & from);
@@ -36,7 +41,7 @@ public:
     const uint32_t n_slots;
 
 private:
-    std::vector<llama_pos> position; // of the query in a slot; -1: none
+    positions position;
 };
 
 }

@@ -186,6 +186,7 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         n_past = 0;
     }
     slot & s = slots[id_slot];
+    s.stale = n_past > 0 && laprox_compressed_for(ctx, id_slot) > 0;
 
     size_t n_cached = 0;
     if (task.params.cache_prompt) {
@@ -345,6 +346,9 @@ std::unique_ptr<server_task_result_cmpl_final> server_kv::make_final_result(int 
     result->kv["compress_ms"]   = slots[id_slot].compress_ms;
     result->kv["entries_recalled"] = std::max<int64_t>(0, slots[id_slot].stats.entries_recalled - slots[id_slot].n_recalled_before);
     result->kv["tokens_reread"] = slots[id_slot].n_reread;
+    if (slots[id_slot].stale) {
+        result->kv["stale"] = true;
+    }
     if (!slots[id_slot].refused.empty()) {
         result->kv["refused"] = slots[id_slot].refused;
     }

@@ -83,6 +83,7 @@ private:
         double      compress_ms    = 0;
         int32_t     n_reread       = 0;
         int64_t     n_recalled_before = 0; // entries that had come back before
+        bool        stale = false; // its prompt is answered from what was kept for an earlier one
         std::string refused; // why its prompt wasn't compressed
     };
 

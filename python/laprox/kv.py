@@ -30,14 +30,14 @@ class KVStats:
         kv_bytes_full: What llama.cpp would need to cache the tokens seen.
         window_bytes: Allocated for the observation window's queries.
         compressions: Times that entries were chosen.
-        recalls: Times that they were chosen for a later prompt, from the archive, too.
-        entries_recalled: Entries that came back from it.
-        archived_entries: Entries in the archive: of all tokens but the latest, held ones included.
-        archived_bytes: Memory or disk that it takes.
         score_seconds: Time spent scoring entries.
         select_seconds: Time spent choosing those that stay.
         compact_seconds: Time spent moving them together.
         tokens_reread: Cached tokens that the last prompt evaluated again, since they were compressed for another prompt.
+        recalls: Times that they were chosen for a later prompt, from the archive, too.
+        entries_recalled: Entries that came back from it.
+        archived_entries: Entries in the archive: of all tokens but the latest, held ones included.
+        archived_bytes: Memory or disk that it takes.
     """
 
     tokens_seen: int
@@ -47,14 +47,14 @@ class KVStats:
     kv_bytes_full: int
     window_bytes: int
     compressions: int
-    recalls: int
-    entries_recalled: int
-    archived_entries: int
-    archived_bytes: int
     score_seconds: float
     select_seconds: float
     compact_seconds: float
     tokens_reread: int = 0
+    recalls: int = 0
+    entries_recalled: int = 0
+    archived_entries: int = 0
+    archived_bytes: int = 0
 
 
 class KV:
