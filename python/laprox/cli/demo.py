@@ -100,7 +100,7 @@ def demo(
         _ask(console, i, question, (stock, small))
 
     console.rule("[bold]All questions in one conversation", align="left")
-    console.print("laprox compressed the text for the first question; the others are answered from what is left.\n", style="dim")
+    console.print("laprox compressed the text for the first question; what the others need comes back from its archive.\n", style="dim")
     from_the_start()
     for i, question in enumerate(questions, 1):
         _ask(console, i, question, (stock, small))
