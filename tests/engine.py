@@ -296,6 +296,7 @@ class Context:
         self._batch = L.llama_batch_init(n_batch, 0, n_seq_max)
         self._layers: list[tuple[int, int]] | None = None
         self._scorer = None
+        self._again: dict[int, int] = {}  # by sequence: what prompt_done() said last
 
     def close(self) -> None:
         if self.handle:
@@ -438,8 +439,9 @@ class Context:
 
     def prompt_done(self, seq: int = 0, most: int = 1 << 20) -> int | None:
         """The first position that is to be evaluated again; None: none."""
-        again = c.c_int32()
+        again = c.c_int32(self._again.get(seq, -1))
         _granted(laprox("prompt_done", self.handle, seq, most, c.byref(again)))
+        self._again[seq] = again.value
         return None if again.value < 0 else again.value
 
     def set_archive_in_states(self, on: bool) -> None:

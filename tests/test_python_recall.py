@@ -74,8 +74,10 @@ def test_recall_is_a_setting_of_a_live_cache(load):
     llm.kv.set(recall=0)
     ask(llm, "Bob?")
     assert llm.kv.stats().tokens_reread > len(DOCUMENT)
+    assert llm.kv.stats().archived_bytes == 0
     llm.kv.set(recall=1)
-    ask(llm, "Eve?")
+    ask(llm, "Eve?")  # what was evicted meanwhile is gone
+    ask(llm, "Ada?")
     assert llm.kv.stats().tokens_reread == 0
 
 

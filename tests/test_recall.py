@@ -284,3 +284,93 @@ def test_a_scorer_of_ones_own_chooses_from_what_is_held(toy, rng):
         ctx.compress()
         assert everything(ctx) == held
         assert ctx.prompt_done() is None
+
+
+# --- what a review found ---------------------------------------------------------------------------------------------
+
+
+def test_what_queries_chose_is_chosen_anew_for_another_prompt_whatever_the_policy_is_now(toy, rng):
+    """knorm asks no queries; what is held was chosen by some."""
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.prompt_done()
+        ctx.set_params(engine.params(**KV | {"policy": "knorm", "min_tokens": 256}))
+        ctx.decode(rng.integers(3, 512, 30))
+        assert ctx.prompt_done() == 400
+        ctx.decode(rng.integers(3, 512, 30))
+        assert ctx.prompt_done() is None  # now it was chosen by knorm, which needs no second pass
+
+
+def test_a_state_with_its_archive_is_cut_before_any_batch(toy, rng):
+    kv = engine.params(**KV)
+    with engine.Model(toy(), kv) as model, engine.Context(model, n_ctx=1024) as ctx, engine.Context(model, n_ctx=1024) as fresh:
+        ctx.decode(rng.integers(3, 512, 400))
+        before = everything(ctx)
+        ctx.compress()
+        ctx.set_archive_in_states(True)
+        assert fresh.seq_load(ctx.seq_save())
+        assert fresh.seq_rm(0, 300, -1) and fresh.pos_max() == 299
+        fresh.decode([5])
+        whole(fresh)
+        for pair, (pos, k, _) in everything(fresh).items():
+            width = len(before[pair][1]) // 400
+            assert pos == list(range(301)) and k[: 300 * width] == before[pair][1][: 300 * width]
+
+
+def test_a_cut_gives_the_archive_s_room_back(toy, rng):
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 800))
+        ctx.compress()
+        full = ctx.stats().archived_bytes
+        assert ctx.seq_rm(0, 80, -1)
+        assert ctx.stats().archived_bytes <= 0.11 * full
+
+
+def test_a_turn_that_was_given_up_costs_the_next_one_nothing(toy, rng):
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.prompt_done()
+        ctx.decode(rng.integers(3, 512, 30))
+        for _ in range(2):
+            assert ctx.prompt_done() == 400
+            ctx.decode(rng.integers(3, 512, 30))
+        ctx._again.clear()  # the client is gone
+        assert ctx.seq_rm(0, 400, -1)
+        ctx.decode(rng.integers(3, 512, 30))  # as long
+        assert ctx.prompt_done() == 400
+
+
+@pytest.mark.parametrize("n_turn", [100, 300, 700])
+def test_a_byte_budget_holds_a_long_turn(toy, rng, n_turn):
+    with engine.Model(toy(), engine.params(**KV | {"budget": "900KiB"})) as model, engine.Context(model, n_ctx=4096, type_k="f16") as ctx:
+        ctx.decode(rng.integers(3, 512, 1200))
+        ctx.prompt_done()
+        turn = rng.integers(3, 512, n_turn)
+        ctx.decode(turn[:500])
+        ctx.decode(turn[500:]) if n_turn > 500 else None
+        while (again := ctx.prompt_done()) is not None:
+            ctx.decode(turn[again - 1200 :])
+        assert ctx.stats().recalls > 0
+        assert ctx.stats().kv_bytes <= 900 * 1024
+
+
+def test_no_room_for_a_layer_of_it(toy, rng):
+    """Then nothing comes back, which llama.cpp's log says, and the answer comes from what is held."""
+    with engine.Model(toy(), engine.params(**KV | {"min_tokens": 256})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.prompt_done()
+        ctx.decode(rng.integers(3, 512, 20))
+        held = everything(ctx)
+        with engine.Full(0):
+            assert ctx.prompt_done() is None
+            assert not ctx.seq_rm(0, 100, -1)
+        assert "nothing came back" in engine.recent_log()
+        assert everything(ctx) == held
+        ctx.decode([7])
+
+
+def test_without_recall_nothing_is_archived(toy, rng):
+    with engine.Model(toy(), engine.params(**KV | {"recall": 0})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        assert ctx.stats().archived_bytes == 0 and ctx.tail_begin() > 0

@@ -39,12 +39,12 @@ void register_context(py::module_ & m) {
         require(laprox_compress(context_at(ctx), seq_id));
     }, py::arg("ctx"), py::arg("seq_id") = 0);
 
-    m.def("prompt_done", [](uintptr_t ctx, int32_t n_again, llama_seq_id seq_id) -> std::optional<llama_pos> {
+    m.def("prompt_done", [](uintptr_t ctx, int32_t n_again, std::optional<llama_pos> before, llama_seq_id seq_id) -> std::optional<llama_pos> {
         py::gil_scoped_release unlock;
-        llama_pos again = -1;
+        llama_pos again = before.value_or(-1);
         require(laprox_prompt_done(context_at(ctx), seq_id, n_again, &again));
         return again >= 0 ? std::optional<llama_pos>(again) : std::nullopt;
-    }, py::arg("ctx"), py::arg("n_again"), py::arg("seq_id") = 0);
+    }, py::arg("ctx"), py::arg("n_again"), py::arg("again") = py::none(), py::arg("seq_id") = 0);
 
     m.def("score", [](uintptr_t ctx, llama_seq_id seq_id) {
         py::gil_scoped_release unlock;

@@ -237,7 +237,7 @@ bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
 bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again) {
     return guarded(false, [&] {
         cache & kv = cache_of(ctx);
-        *again = kv.prompt_done(*ctx, seq_id, n_again);
+        *again = kv.prompt_done(*ctx, seq_id, n_again, /*first =*/ *again < 0);
         if (*again >= 0 && !llama_memory_seq_rm(ctx->get_memory(), seq_id, *again, -1)) {
             kv.end_turn(seq_id); // layers that can't go back
             *again = -1;

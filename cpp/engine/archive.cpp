@@ -8,7 +8,10 @@
 #include <fstream>
 #include <stdexcept>
 
-#ifndef _WIN32
+#ifdef _WIN32
+#define NOMINMAX
+#include <windows.h>
+#else
 #include <fcntl.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -26,19 +29,13 @@ static std::string temporary_folder() {
     return "/tmp";
 }
 
-// Bytes of memory that a process can take without swapping; 0: unknown.
-static size_t free_memory() {
-    std::ifstream lines("/proc/meminfo");
-    std::string name, unit;
-    for (size_t kilobytes; lines >> name >> kilobytes; std::getline(lines, unit)) {
-        if (name == "MemAvailable:") {
-            return kilobytes*1024;
-        }
-    }
-    return 0;
-}
-
 #ifdef _WIN32
+
+static size_t free_memory() {
+    MEMORYSTATUSEX status;
+    status.dwLength = sizeof(status);
+    return GlobalMemoryStatusEx(&status) ? (size_t) status.ullAvailPhys : 0;
+}
 
 static size_t free_disk(const std::string &) {
     return 0;
@@ -49,6 +46,19 @@ static int open_unnamed(const std::string & folder, size_t) {
 }
 
 #else
+
+// Bytes of memory that a process can take without swapping; where the system doesn't say, half of all there is.
+static size_t free_memory() {
+    std::ifstream lines("/proc/meminfo");
+    std::string name, unit;
+    for (size_t kilobytes; lines >> name >> kilobytes; std::getline(lines, unit)) {
+        if (name == "MemAvailable:") {
+            return kilobytes*1024;
+        }
+    }
+    const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    return pages > 0 && size > 0 ? (size_t) pages/2*size : 0;
+}
 
 static size_t free_disk(const std::string & folder) {
     struct statvfs s;
@@ -86,7 +96,7 @@ static size_t bytes_of(const budget & limit, archive_kind kind, const std::strin
         return (size_t) limit.value;
     }
     const size_t n_free = kind == archive_kind::file ? free_disk(folder) : free_memory();
-    return n_free ? (size_t) (limit.value*n_free) : SIZE_MAX;
+    return (size_t) (limit.value*n_free);
 }
 
 archive_space::archive_space(archive_kind kind, std::string where, const budget & limit) :
@@ -104,6 +114,15 @@ std::shared_ptr<archive_space> make_archive_space(const std::string & setting, c
     if (named && !std::filesystem::is_directory(setting, error)) {
         throw std::invalid_argument("archive = " + setting + " is no folder; accepted: auto, ram, off, or a folder for unnamed files");
     }
+#ifdef _WIN32
+    if (named) {
+        throw std::invalid_argument("archive = " + setting + ": files without a name aren't made on this system; accepted: auto, ram, off");
+    }
+#else
+    if (named) {
+        close(open_unnamed(setting, 1)); // throws what is wrong with it
+    }
+#endif
 #ifdef _WIN32
     const bool in_file = named;
 #else
@@ -208,28 +227,47 @@ void archive::read(size_t ikv, size_t pool, uint32_t head, uint8_t * data) const
     }
 }
 
+bool archive::rewrite_last(const std::shared_ptr<archive_space> & space, size_t n_parts) {
+    const std::vector<part> old(parts.end() - n_parts, parts.end());
+    size_t n = 0;
+    for (const part & p : old) {
+        n += p.n;
+    }
+    try {
+        auto chunk = std::make_shared<archive_chunk>(space, n*token_bytes());
+        for_each_block(n, [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+            const size_t row = row_bytes[ikv][pool];
+            uint8_t * to = rows.data();
+            for (const part & p : old) {
+                p.chunk->read(offset(ikv, pool, head)*p.n_stored, to, row*p.n);
+                to += row*p.n;
+            }
+            chunk->write(rows.data(), rows.size());
+        });
+        parts.resize(parts.size() - n_parts);
+        parts.push_back({ std::move(chunk), n, n });
+        return true;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
 // A long generation adds little at a time, and a file each: parts double, so that there are few, and each row is written
 // anew as often as it has doubled.
 void archive::join_parts(const std::shared_ptr<archive_space> & space) {
-    while (parts.size() >= 2 && parts[parts.size() - 2].n <= 2*parts.back().n) {
-        const part a = parts[parts.size() - 2];
-        const part b = parts.back();
-        std::shared_ptr<archive_chunk> both;
-        try {
-            both = std::make_shared<archive_chunk>(space, (a.n + b.n)*token_bytes());
-            for_each_block(a.n + b.n, [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
-                const size_t row    = row_bytes[ikv][pool];
-                const size_t before = offset(ikv, pool, head);
-                a.chunk->read(before*a.n_stored, rows.data(), row*a.n);
-                b.chunk->read(before*b.n_stored, rows.data() + row*a.n, row*b.n);
-                both->write(rows.data(), rows.size());
-            });
-        } catch (const std::exception &) {
-            return; // no room for both: they stay as they are
-        }
-        parts.pop_back();
-        parts.back() = { std::move(both), a.n + b.n, a.n + b.n };
+    while (parts.size() >= 2 && parts[parts.size() - 2].n <= 2*parts.back().n && rewrite_last(space, 2)) {
     }
+}
+
+void archive::trim(const std::shared_ptr<archive_space> & space) {
+    if (!parts.empty() && 2*parts.back().n < parts.back().n_stored) {
+        rewrite_last(space, 1);
+    }
+}
+
+bool archive::shares_positions(llama_pos before) const {
+    const auto end = std::lower_bound(positions.begin(), positions.end(), before);
+    return std::adjacent_find(positions.begin(), end) != end;
 }
 
 void archive::cut(llama_pos pos) {

@@ -115,8 +115,12 @@ public:
     // Rows of all tokens, in their order: [tokens, row bytes]
     void read(size_t ikv, size_t pool, uint32_t head, uint8_t * data) const;
 
-    // Tokens from that position on are gone.
+    // Tokens from that position on are gone. Their room stays taken until trim().
     void cut(llama_pos pos);
+    void trim(const std::shared_ptr<archive_space> & space);
+
+    // Whether tokens before that position share one, as those of an image do: rows can't be found by it.
+    bool shares_positions(llama_pos before) const;
     void clear();
 
     const std::vector<llama_pos> & pos() const { return positions; }
@@ -148,6 +152,8 @@ private:
     // Where a head's rows of a layer and a pool begin in a chunk: bytes per token of the chunk.
     size_t offset(size_t ikv, size_t pool, uint32_t head) const;
     void join_parts(const std::shared_ptr<archive_space> & space);
+    // The last n parts become one; where there is no room for it, they stay as they are.
+    bool rewrite_last(const std::shared_ptr<archive_space> & space, size_t n);
 
     layout row_bytes;
     std::vector<uint32_t> n_heads;

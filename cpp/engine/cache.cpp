@@ -304,37 +304,44 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
     });
 }
 
-llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t n_again) {
+llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t n_again, bool first) {
     sequence & seq = mine(seq_id);
     const settings & own = seq.config();
     const llama_pos  end = seq.next_position();
     seq.begin_generation();
-    const bool asks = own.policy.score && own.policy.score->by_queries(); // else another prompt needs what the last one needed
-    if (asks && seq.remembers() && seq.n_held() < seq.n_seen()*all.n_pairs) {
-        if (seq.recalled_for != end) {
-            seq.passes = 0;
-        }
-        if (seq.passes >= own.recall) {
-            seq.end_turn();
-            if (seq.n_tail() > (uint32_t) std::max(own.min_tokens, own.recent)) { // a long turn doesn't stay exact, as ever
-                compress(lctx, seq_id);
-            }
-            return -1;
-        }
+    if (first) {
+        seq.passes = 0;
+    }
+    // else another prompt needs what the last one needed
+    const bool asks    = own.policy.score && (own.policy.score->by_queries() || seq.chosen_by_queries());
+    const bool evicted = seq.n_held() < seq.n_seen()*all.n_pairs;
+    if (asks && evicted && seq.remembers()) {
         llama_pos from = end;
-        run(lctx, [&] {
-            seq.n_wanted = 0;
-            from = laprox::recall(lctx, seq, std::min(n_again, own.recall_tokens));
-            seq.recalled_for = end;
-            seq.passes++;
-        });
+        entry_source::scope choose_from = entry_source::scope::seen;
+        if (seq.passes < own.recall) {
+            try {
+                run(lctx, [&] {
+                    seq.n_wanted = 0;
+                    from = laprox::recall(lctx, seq, std::min(n_again, own.recall_tokens));
+                });
+                seq.passes++;
+            } catch (const std::exception & e) {
+                if (all.custom.running) {
+                    throw;
+                }
+                LLAMA_LOG_WARN("laprox: nothing came back for this prompt: %s\n", e.what());
+                from = end;
+                choose_from = entry_source::scope::held;
+            }
+        }
         if (from < end) {
             return from;
         }
-        seq.end_turn(); // there is nothing that a second pass would change
-        return -1;
-    }
-    if (seq.prompt_is_due()) {
+        seq.end_turn(); // a pass more would change nothing
+        if (seq.n_tail() > (uint32_t) std::max(own.min_tokens, own.recent)) { // a long turn doesn't stay exact, as ever
+            run(lctx, [&] { laprox::compress(lctx, seq, seq.n_seen(), 0, choose_from); });
+        }
+    } else if (seq.prompt_is_due()) {
         compress(lctx, seq_id);
     }
     return -1;

@@ -41,6 +41,8 @@ public:
     // llama_memory_i
     //
 
+    void set_context(llama_context & ctx) { all.lctx = &ctx; }
+
     void clear();
     bool can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
     // False: refused, nothing changed.
@@ -91,7 +93,7 @@ public:
     void compress(llama_context & lctx, llama_seq_id seq_id);
     void score   (llama_context & lctx, llama_seq_id seq_id);
     // A prompt is in: see laprox_prompt_done(). The first position to be evaluated again, of at most n_again; -1: none.
-    llama_pos prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t n_again);
+    llama_pos prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t n_again, bool first);
     void end_turn(llama_seq_id seq_id) { mine(seq_id).end_turn(); }
 
     void set_archive_in_states(bool on) { all.archive_in_states = on; }

@@ -61,7 +61,15 @@ bool seq_rm(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0, llama_po
             removed = !loses_window(*memory, *kv, seq, p0, p1);
         }
     }
-    removed = removed && memory->seq_rm(seq_id, p0, p1);
+    if (removed) {
+        removed = memory->seq_rm(seq_id, p0, p1);
+        // a part that was asked before the one that had no room has let go: better none of it than parts that don't fit
+        for (llama_seq_id seq = 0; !removed && kv->has_sequence(seq); seq++) {
+            if ((seq_id < 0 || seq == seq_id) && memory->seq_pos_max(seq) != kv->seq_pos_max(seq)) {
+                memory->seq_rm(seq, -1, -1);
+            }
+        }
+    }
     return true;
 }
 
@@ -184,8 +192,11 @@ uint32_t extra_graph_nodes(const llama_context & ctx) {
     return cache_in(ctx.get_memory()) ? 128*ctx.n_seq_max()*ctx.get_model().hparams.n_layer_all : 0;
 }
 
-void check_attention(const llama_context & ctx) {
-    const cache * kv = cache_in(ctx.get_memory());
+void check_attention(llama_context & ctx) {
+    cache * kv = cache_in(ctx.get_memory());
+    if (kv) {
+        kv->set_context(ctx);
+    }
     if (!kv || ctx.get_model().hparams.no_alloc) {
         return;
     }

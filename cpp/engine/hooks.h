@@ -38,7 +38,7 @@ void state_refused(const llama_memory_i * memory, const char * reason);
 uint32_t extra_graph_nodes(const llama_context & ctx);
 
 // Attention of the graph just reserved must run where the cache is. Throws std::runtime_error with the reason.
-void check_attention(const llama_context & ctx);
+void check_attention(llama_context & ctx);
 
 // Whether training is refused.
 bool refuses_training(const llama_context & ctx);

@@ -81,6 +81,10 @@ void make_room(llama_context & lctx, sequence & seq) {
     // The latest queries decide about what was generated. A share of a short text is little, so min_tokens stay.
     if (overgrown(seq)) {
         shrink(seq.n_seen(), own.budget.unit == budget_unit::fraction ? own.min_tokens : 0, entry_source::scope::seen);
+        if (!reason.empty() && seq.remembers()) { // no room for a layer of it: choose from what is held
+            reason.clear();
+            shrink(seq.n_seen(), own.budget.unit == budget_unit::fraction ? own.min_tokens : 0, entry_source::scope::held);
+        }
         seq.begin_generation(); // also where nothing could be evicted: not again at the next token
         if (!reason.empty()) {
             LLAMA_LOG_WARN("laprox: the text generated so far wasn't compressed%s\n", reason.c_str());

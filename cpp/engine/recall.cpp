@@ -7,8 +7,11 @@
 
 namespace laprox {
 
+entry_source::entry_source(const sequence & seq, scope what) : seq(seq), stored(what == scope::seen ? &seq.stored() : nullptr) {
+}
+
 const std::vector<llama_pos> & entry_source::kept(size_t ikv, uint32_t head) const {
-    return all ? seq.stored().pos() : seq.store(ikv).kept[head];
+    return stored ? stored->pos() : seq.store(ikv).kept[head];
 }
 
 uint32_t entry_source::row_of(size_t ikv, uint32_t head, size_t entry, const tail_view & tail) const {
@@ -27,21 +30,20 @@ std::vector<llama_pos> entry_source::positions_at(size_t ikv, uint32_t head, con
 
 const layer_store & entry_source::store(size_t ikv) const {
     const layer_store & own = seq.store(ikv);
-    if (!all) {
+    if (!stored) {
         return own;
     }
     made.reset(); // one layer at a time has room
     const layer_info & layer  = seq.shared.layers[ikv];
-    const archive    & stored = seq.stored();
-    const size_t   n      = stored.pos().size();
+    const size_t   n      = stored->pos().size();
     const uint32_t n_used = std::min(seq.used_cells(), own.n_tail);
-    made = std::make_unique<layer_store>(layer, layer_store::positions(layer.n_head_kv, stored.pos()), GGML_PAD(n_used + 1, tail_block));
+    made = std::make_unique<layer_store>(layer, layer_store::positions(layer.n_head_kv, stored->pos()), GGML_PAD(n_used + 1, tail_block));
     std::vector<uint8_t> rows;
     for (size_t pool = 0; pool < own.pools.size(); pool++) {
         const size_t size = own.pools[pool]->nb[1];
         rows.resize((n + n_used)*size);
         for (uint32_t head = 0; head < layer.n_head_kv; head++) {
-            stored.read(ikv, pool, head, rows.data());
+            stored->read(ikv, pool, head, rows.data());
             ggml_backend_tensor_get(own.pools[pool], rows.data() + n*size, own.tail_row(head)*size, n_used*size);
             ggml_backend_tensor_set(made->pools[pool], rows.data(), made->held_row(head)*size, rows.size());
         }
@@ -50,15 +52,27 @@ const layer_store & entry_source::store(size_t ikv) const {
 }
 
 llama_pos recall(llama_context & lctx, sequence & seq, int32_t n_again) {
-    const llama_pos from = std::max({ seq.tail_begin(), seq.turn_begin(), seq.next_position() - std::max(n_again, 0) });
+    const llama_pos next = seq.next_position();
+    llama_pos from = std::max({ seq.tail_begin(), seq.turn_begin(), next - std::max(n_again, 0) });
+    // a byte budget has to hold the turn, too: at most half of it
+    std::vector<std::vector<uint32_t>> nothing;
+    for (const layer_info & layer : seq.shared.layers) {
+        nothing.emplace_back(layer.n_head_kv, 0);
+    }
+    const auto tail_bytes = [&] { return seq.shared.bytes_for(nothing, GGML_PAD(next - from + 1, tail_block)); };
+    while (seq.config().budget.unit == budget_unit::bytes && from < next && tail_bytes() > seq.byte_limit()/2) {
+        from = std::min<llama_pos>(next, from + tail_block);
+    }
     compress_turn(lctx, seq, from);
     return from;
 }
 
 void cut(llama_context & lctx, sequence & seq, llama_pos p0) {
-    const auto & pos      = seq.stored().pos();
+    archive before = seq.stored(); // which it shares
+    before.cut(p0);
+    const auto & pos      = before.pos();
     const auto   index_of = [&](llama_pos p) { return (uint32_t) (std::lower_bound(pos.begin(), pos.end(), p) - pos.begin()); };
-    const uint32_t n      = index_of(p0);
+    const uint32_t n      = pos.size();
     const uint32_t recent = n - std::min<uint32_t>(seq.config().recent, n);
     selection keep;
     for (size_t ikv = 0; ikv < seq.shared.layers.size(); ikv++) {
@@ -74,7 +88,7 @@ void cut(llama_context & lctx, sequence & seq, llama_pos p0) {
             keep.rows.back().push_back(std::move(rows));
         }
     }
-    seq.cut(p0, gather(lctx, entry_source(seq, entry_source::scope::seen), keep, tail_block));
+    seq.cut(p0, gather(lctx, entry_source(seq, before), keep, tail_block));
 }
 
 }

@@ -13,6 +13,7 @@ struct llama_context;
 
 namespace laprox {
 
+class archive;
 class sequence;
 
 // The entries that a selection chooses from, layer by layer: those that a sequence holds or, where its archive has the
@@ -21,9 +22,11 @@ class entry_source {
 public:
     enum class scope { held, seen };
 
-    entry_source(const sequence & seq, scope what) : seq(seq), all(what == scope::seen) {}
+    entry_source(const sequence & seq, scope what);
+    // All of these, which a sequence has seen.
+    entry_source(const sequence & seq, const archive & stored) : seq(seq), stored(&stored) {}
 
-    bool sees_all() const { return all; }
+    bool sees_all() const { return stored != nullptr; }
 
     // Entries of a KV head before the tail, at ascending positions.
     const std::vector<llama_pos> & kept(size_t ikv, uint32_t head) const;
@@ -39,7 +42,7 @@ public:
     const sequence & seq;
 
 private:
-    const bool all;
+    const archive * const stored; // null: what is held
     mutable std::unique_ptr<layer_store> made;
 };
 

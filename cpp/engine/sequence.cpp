@@ -99,7 +99,7 @@ tail_view sequence::tail() const {
 
 bool sequence::can_remove(llama_pos p0, llama_pos p1) const {
     const bool to_the_end = p1 < 0 || p1 > last_position();
-    return !reaches_in(p0, p1) || covers(p0, p1) || (remembers() && to_the_end && shared.lctx);
+    return !reaches_in(p0, p1) || covers(p0, p1) || (remembers() && to_the_end && shared.lctx && !left.shares_positions(p0));
 }
 
 void sequence::remove(llama_pos p0, llama_pos p1) {
@@ -134,9 +134,9 @@ void sequence::remove(llama_pos p0, llama_pos p1) {
 
 void sequence::cut(llama_pos p0, std::vector<std::unique_ptr<layer_store>> fresh) {
     left.cut(p0);
+    left.trim(shared.space);
     n_gone     = left.pos().size();
     tail_start = p0;
-    chosen_for = std::min(chosen_for, p0);
     cells.reset();
     cell_head = 0;
     replace_all(std::move(fresh));
@@ -161,6 +161,8 @@ void sequence::clear() {
     chosen_early = false;
     n_wanted     = 0;
     compressions = recalls = n_recalled = 0;
+    passes       = 0;
+    by_queries   = false;
     times_us     = {};
     if (sums) {
         sums->clear();
@@ -205,6 +207,7 @@ void sequence::copy(const sequence & from) {
     left         = from.left;
     chosen_for   = from.chosen_for;
     turn_start   = from.turn_start;
+    by_queries   = from.by_queries;
     gen_begin    = from.gen_begin;
     gen_end      = from.gen_end;
     chosen_early = from.chosen_early;
@@ -303,11 +306,16 @@ void sequence::absorb(const absorbed & gone, const std::vector<uint32_t> & cells
     replace_all(std::move(fresh));
     scores.clear();
     chosen_for = turn_start = next_position();
+    by_queries = config().policy.score && config().policy.score->by_queries();
     compressions++;
 }
 
 void sequence::store_away(const absorbed & gone) {
     if (!shared.space || (int64_t) left.pos().size() != n_gone) {
+        return;
+    }
+    if (config().recall == 0 || !config().policy.recalls()) { // not all of it would be of no use
+        left.clear();
         return;
     }
     std::vector<uint8_t> run;

@@ -104,11 +104,13 @@ public:
     const archive & stored() const { return left; }
     // Whether every entry that was evicted can come back, and is to.
     bool remembers() const;
+    // What is held was chosen by queries, so that another prompt needs something else.
+    bool chosen_by_queries() const { return by_queries; }
 
     // Whether that is all of it.
     bool covers(llama_pos p0, llama_pos p1) const { return p0 <= 0 && (p1 < 0 || p1 > last_position()); }
     // Whether that begins among the tokens that left the tail.
-    bool reaches_in(llama_pos p0, llama_pos p1) const { return n_gone > 0 && p0 < tail_start && (p1 < 0 || std::max(p0, 0) < p1); }
+    bool reaches_in(llama_pos p0, llama_pos p1) const { return n_gone > 0 && p0 < gone_end() && (p1 < 0 || std::max(p0, 0) < p1); }
     // Whether that can be removed: the part that was compressed goes as a whole or, where it is remembered, from a position on.
     bool can_remove(llama_pos p0, llama_pos p1) const;
     void remove(llama_pos p0, llama_pos p1); // without reaching in
@@ -138,8 +140,7 @@ public:
     int64_t n_generated() const { return gen_begin < 0 ? 0 : gen_end - gen_begin; } // since, or since the last compression
 
     // Passes of recall for the prompt that ends there.
-    int32_t   passes = 0;
-    llama_pos recalled_for = -1;
+    int32_t  passes = 0;
 
     bool     chosen_early = false; // entries were chosen while the prompt came in, without its end
     uint32_t n_wanted = 0; // tail cells that the last batch found no room for
@@ -194,6 +195,8 @@ public:
 private:
     struct books; // what a state has beside rows
 
+    // First position behind all that left the tail: tokens of an image share one, of which some may have left.
+    llama_pos gone_end() const { return left.pos().empty() ? tail_start : std::max(tail_start, left.pos().back() + 1); }
     void replace_all(std::vector<std::unique_ptr<layer_store>> fresh);
     void store_away(const absorbed & gone);
     void read_archive(state_reader & in);
@@ -213,6 +216,7 @@ private:
     int64_t   n_gone     = 0; // tokens that left the tail
     llama_pos chosen_for = 0;
     llama_pos turn_start = 0;
+    bool      by_queries = false;
     archive   left;
     llama_pos gen_begin  = -1; // where text began to be generated, or was last compressed; -1: a prompt is coming in
     llama_pos gen_end    = -1; // where it ends so far, tokens that llama.cpp only tries to place not included

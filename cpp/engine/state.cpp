@@ -280,6 +280,7 @@ void sequence::read(state_reader & in) {
     chosen_for   = b.chosen_for;
     gen_begin    = b.gen_begin;
     compressions = b.n_absorbed > 0;
+    by_queries   = b.n_absorbed > 0; // who knows
 
     for (uint32_t cell = 0; cell < n_cells; cell++) {
         cells.pos_set(cell, b.tail[cell].pos);

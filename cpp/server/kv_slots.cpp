@@ -169,6 +169,8 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
     s.compress_ms    = 0;
     s.n_reread       = 0;
     s.n_recalled_before = get_stats(id_slot).entries_recalled;
+    s.again   = -1;
+    s.goes_on = s.stale = false;
     s.refused.clear();
     return "";
 }
@@ -185,8 +187,15 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
     if (!can_reuse(id_slot, cached, task.tokens) || cached.pos_next(n_past) < cut_from(id_slot)) {
         n_past = 0;
     }
+    // where there is no room for what a cut leaves, llama-server reads the prompt again; later it would give up altogether
+    llama_memory_t  memory = llama_get_memory(ctx);
+    const llama_pos p0     = cached.pos_next(n_past);
+    if (n_past > 0 && p0 <= llama_memory_seq_pos_max(memory, id_slot) && !llama_memory_seq_rm(memory, id_slot, p0, -1)) {
+        n_past = 0;
+    }
     slot & s = slots[id_slot];
-    s.stale = n_past > 0 && laprox_compressed_for(ctx, id_slot) > 0;
+    s.goes_on = n_past > 0 && get_stats(id_slot).entries_held < get_stats(id_slot).entries_full;
+    s.n_recalled_before = n_past > 0 ? s.n_recalled_before : 0;
 
     size_t n_cached = 0;
     if (task.params.cache_prompt) {
@@ -235,13 +244,12 @@ size_t server_kv::prompt_done(int id_slot, const server_tokens & prompt, server_
     while (n_text < (int32_t) prompt.size() && prompt[prompt.size() - 1 - n_text] != LLAMA_TOKEN_NULL) {
         n_text++;
     }
-    llama_pos again = -1;
     slot & s = slots[id_slot];
     const laprox_stats before = get_stats(id_slot);
     const int64_t      t0     = ggml_time_us();
 
     queue.yield_to_queue([&]() {
-        if (!laprox_prompt_done(ctx, id_slot, n_text, &again)) {
+        if (!laprox_prompt_done(ctx, id_slot, n_text, &s.again)) {
             s.refused = laprox_last_error();
         }
     });
@@ -260,12 +268,13 @@ size_t server_kv::prompt_done(int id_slot, const server_tokens & prompt, server_
                 (long long) s.stats.tokens_seen, 100.0*s.stats.entries_held/s.stats.entries_full,
                 s.stats.kv_bytes/1048576.0, before.kv_bytes/1048576.0, s.compress_ms);
     }
-    if (again < 0) {
+    s.stale = s.goes_on && s.stats.archived_entries == 0;
+    if (s.again < 0) {
         return prompt.size();
     }
     SRV_INF("slot %d: %lld entries came back for this prompt; its tokens from position %d on are evaluated again\n", id_slot,
-            (long long) (s.stats.entries_recalled - before.entries_recalled), again);
-    return prompt.size_up_to_pos(again);
+            (long long) (s.stats.entries_recalled - before.entries_recalled), s.again);
+    return prompt.size_up_to_pos(s.again);
 }
 
 void server_kv::clear_reason() const {

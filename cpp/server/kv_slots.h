@@ -83,6 +83,8 @@ private:
         double      compress_ms    = 0;
         int32_t     n_reread       = 0;
         int64_t     n_recalled_before = 0; // entries that had come back before
+        llama_pos   again = -1; // the first position of its prompt that is being evaluated again
+        bool        goes_on = false; // what it found in the slot had been compressed
         bool        stale = false; // its prompt is answered from what was kept for an earlier one
         std::string refused; // why its prompt wasn't compressed
     };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -132,7 +133,11 @@ class KV:
         prompt came in, so that its end, the question, has its say. Where entries were evicted before, those that this prompt
         needs come back from the archive, and its tokens are evaluated again on them, `recall` times. Raises as `compress` does.
         """
-        while again := self._scored(self._llm._prompt_done):
+        first: int | None = None
+        while True:
+            first, again = self._scored(partial(self._llm._prompt_done, last=first))
+            if first is None:
+                return
             self._llm._eval_scored(again)
 
     def set(self, **changes: Any) -> None:

@@ -232,14 +232,15 @@ class Llama(llama_cpp.Llama):
         """Length of the prompt that entries were last chosen for; 0: all are held, or can come back."""
         return _core.compressed_for(self._ctx.ctx) if self.kv_config is not None else 0
 
-    def _prompt_done(self, ctx: int) -> list[int]:
-        """Tokens that were taken back, to be evaluated again on what the cache holds now."""
+    def _prompt_done(self, ctx: int, last: int | None) -> tuple[int | None, list[int]]:
+        """Tokens that were taken back, to be evaluated again on what the cache holds now, and the position of the first."""
         # What a chat handler put there, images say, isn't among the tokens.
-        first = _core.prompt_done(ctx, 0 if self.chat_handler is not None else self.n_tokens)
+        first = _core.prompt_done(ctx, 0 if self.chat_handler is not None else self.n_tokens, last)
         if first is None:
-            return []
+            return None, []
         again, self.n_tokens = self._input_ids[first:].tolist(), first
-        return again
+        self._requires_eval = True  # the logits are of what was taken back
+        return first, again
 
     def _goes_on(self, tokens: Sequence[int]) -> bool:
         """Whether what is cached, with `tokens` after it, contains the whole prompt that the cache was compressed for."""
