@@ -170,7 +170,8 @@ def test_reported_bytes_are_the_processs(toy, rng, tmp_path, n_seq_max):
     (first, rss_first), *later = seen
     assert max(reported for reported, _ in seen) > 200 * MiB
     for reported, rss in later:
-        assert abs((rss - rss_first) - (reported - first)) < 0.04 * max(reported, first) + 8 * MiB
+        masks = 4 * (reported / (6 * 8 * 2 * 128 * 4)) * 64 * 8  # in the compute buffers, see the test above: rows x batch x KV heads
+        assert abs((rss - rss_first) - (reported - first)) < 0.04 * max(reported, first) + masks + 8 * MiB
 
 
 def test_a_byte_budget_is_chosen_as_fast_as_one_of_tokens(toy, rng):
