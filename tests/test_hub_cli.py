@@ -135,13 +135,19 @@ def test_a_wrong_command_line(arguments, message, tmp_path, monkeypatch):
     assert message in " ".join(done.stderr.replace("│", " ").split())
 
 
+def heeds_ctrl_c():
+    """Background jobs ignore it, and so does what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_keeps_what_came(tmp_path, monkeypatch):
     """And the next call goes on there."""
     model = MODELS["smollm2-135m"]
     with Hub({model.repository.repo: {model.repository.file: bytes(model.n_bytes)}}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         server.stalls[model.repository.file] = model.n_bytes // 8
-        process = subprocess.Popen([*LAPROX, "models", model.name], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*LAPROX, "models", model.name], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                   preexec_fn=heeds_ctrl_c)  # fmt: skip
         stop = threading.Timer(120, process.kill)
         stop.start()
         lines = [process.stderr.readline() for _ in range(2)]
