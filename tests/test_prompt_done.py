@@ -1,8 +1,7 @@
 """When a prompt is compressed: laprox_prompt_done(), one rule for Python and llama-server."""
 
-import pytest
-
 import engine
+import pytest
 
 PAIRS = 2  # (layer, KV head) pairs of the model
 

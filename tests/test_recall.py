@@ -1,9 +1,8 @@
 """An archive behind the cache: what was evicted comes back, bit by bit, when another question needs it."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 
 KV = {"budget": "20%", "min_tokens": 0, "window": 16, "archive": "ram"}
 KINDS = {"llama": ("llama", {}), "mha": ("llama", {"n_head": 4, "n_head_kv": 4}), "iswa": ("gemma2", {"swa": 16}), "hybrid": ("lfm2", {})}

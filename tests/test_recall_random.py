@@ -1,9 +1,8 @@
 """Any order of calls on a cache with an archive: what is held and archived is exactly what was seen, bit by bit."""
 
+import engine
 import numpy as np
 import pytest
-
-import engine
 
 SETTINGS = {"budget": "40", "window": 16, "sink": 2, "recent": 8, "min_tokens": 0, "recall_tokens": 24}
 KINDS = {"llama": ("llama", {}), "iswa": ("gemma2", {"swa": 16}), "hybrid": ("lfm2", {})}

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from laprox import KVConfig, _core
+from laprox import KVConfig
 from laprox.chat.tokens import check_context, tokens_of, trained_for
 from laprox.cli import options
 from laprox.cli.progress import progress
