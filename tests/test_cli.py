@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -459,7 +460,9 @@ def test_everything_has_help(command):
 
 
 def test_completion():
-    assert "_LAPROX_COMPLETE" in run("--show-completion", "bash").stdout
+    """Typed at a shell, whose name it finds among its parents."""
+    typed = shlex.join([*LAPROX, "--show-completion"]) + "; true"
+    assert "_LAPROX_COMPLETE" in subprocess.run(["bash", "-c", typed], capture_output=True, text=True, timeout=300).stdout
 
 
 def test_version():
