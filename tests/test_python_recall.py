@@ -107,16 +107,11 @@ def test_bad_settings(load, setting, message):
 @pytest.mark.parametrize("archive", [True, False])
 def test_a_state_with_or_without_it(load, counted, archive):
     llm, other = load(), load()
-    answer = ask(llm, "Ada?")
-    state = llm.save_state(archive=archive)
-    other.load_state(state)
-    assert ask(other, "Ada?", answer, "Bob?") if archive else True
-    del state
+    ask(llm, "Ada?")
     other.load_state(llm.save_state(archive=archive))
     ask(other, "Eve?")
     reread = other.kv.stats().tokens_reread
     assert reread == 0 if archive else reread > len(DOCUMENT)
-    assert (other.kv.stats().archived_entries > 0) and llm.kv.stats().archived_entries > 0
 
 
 def test_a_state_with_the_archive_is_as_large_as_a_full_one(load):
@@ -133,7 +128,7 @@ def test_recurrent_layers_read_again(load):
     llm = load(arch="lfm2")
     ask(llm, "Ada?")
     ask(llm, "Bob?")
-    assert llm.kv.stats().tokens_reread == 0 or llm.kv.stats().tokens_reread > len(DOCUMENT)
+    assert llm.kv.stats().tokens_reread > len(DOCUMENT)
     fresh = load(arch="lfm2")
     assert ask(llm, "Eve?") == ask(fresh, "Eve?")
 

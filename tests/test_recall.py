@@ -362,6 +362,7 @@ def test_no_room_for_a_layer_of_it(toy, rng):
         held = everything(ctx)
         with engine.Full(0):
             assert ctx.prompt_done() is None
+            assert "nothing came back" in engine.last_error()
             assert not ctx.seq_rm(0, 100, -1)
         assert "nothing came back" in engine.recent_log()
         assert everything(ctx) == held

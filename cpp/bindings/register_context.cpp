@@ -43,7 +43,7 @@ void register_context(py::module_ & m) {
         py::gil_scoped_release unlock;
         llama_pos again = before.value_or(-1);
         require(laprox_prompt_done(context_at(ctx), seq_id, n_again, &again));
-        return again >= 0 ? std::optional<llama_pos>(again) : std::nullopt;
+        return again >= 0 ? std::optional<llama_pos>(again) : std::nullopt; // laprox_last_error(): what couldn't come back
     }, py::arg("ctx"), py::arg("n_again"), py::arg("again") = py::none(), py::arg("seq_id") = 0);
 
     m.def("score", [](uintptr_t ctx, llama_seq_id seq_id) {

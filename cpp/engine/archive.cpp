@@ -31,6 +31,8 @@ static std::string temporary_folder() {
 
 #ifdef _WIN32
 
+static const bool has_unnamed_files = false;
+
 static size_t free_memory() {
     MEMORYSTATUSEX status;
     status.dwLength = sizeof(status);
@@ -42,10 +44,15 @@ static size_t free_disk(const std::string &) {
 }
 
 static int open_unnamed(const std::string & folder, size_t) {
-    throw std::runtime_error("archive = " + folder + " can't be used on this system; accepted: ram, off");
+    throw archive_full("archive = " + folder + ": files without a name aren't made on this system; accepted: auto, ram, off");
+}
+
+static void close(int) {
 }
 
 #else
+
+static const bool has_unnamed_files = true;
 
 // Bytes of memory that a process can take without swapping; where the system doesn't say, half of all there is.
 static size_t free_memory() {
@@ -114,20 +121,10 @@ std::shared_ptr<archive_space> make_archive_space(const std::string & setting, c
     if (named && !std::filesystem::is_directory(setting, error)) {
         throw std::invalid_argument("archive = " + setting + " is no folder; accepted: auto, ram, off, or a folder for unnamed files");
     }
-#ifdef _WIN32
-    if (named) {
-        throw std::invalid_argument("archive = " + setting + ": files without a name aren't made on this system; accepted: auto, ram, off");
-    }
-#else
     if (named) {
         close(open_unnamed(setting, 1)); // throws what is wrong with it
     }
-#endif
-#ifdef _WIN32
-    const bool in_file = named;
-#else
-    const bool in_file = named || (setting == "auto" && in_host_memory);
-#endif
+    const bool in_file = named || (setting == "auto" && in_host_memory && has_unnamed_files);
     return std::make_shared<archive_space>(in_file ? archive_kind::file : archive_kind::memory, named ? setting : "", limit);
 }
 
@@ -149,11 +146,9 @@ archive_chunk::archive_chunk(std::shared_ptr<archive_space> s, size_t size) : si
 
 archive_chunk::~archive_chunk() {
     space->n_used -= size;
-#ifndef _WIN32
     if (file >= 0) {
         close(file);
     }
-#endif
 }
 
 void archive_chunk::write(const void * data, size_t n) {

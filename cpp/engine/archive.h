@@ -124,7 +124,6 @@ public:
     void clear();
 
     const std::vector<llama_pos> & pos() const { return positions; }
-    size_t row_size(size_t ikv, size_t pool) const { return row_bytes[ikv][pool]; }
 
     // Taken by its chunks; those that sequences share count for each.
     size_t bytes() const;

@@ -329,7 +329,9 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
                 if (all.custom.running) {
                     throw;
                 }
-                LLAMA_LOG_WARN("laprox: nothing came back for this prompt: %s\n", e.what());
+                const std::string why = std::string("nothing came back for this prompt, which is answered from what was kept for an earlier one: ") + e.what();
+                LLAMA_LOG_WARN("laprox: %s\n", why.c_str());
+                set_last_error(why);
                 from = end;
                 choose_from = entry_source::scope::held;
             }

@@ -41,7 +41,7 @@ sequence::sequence(const llama_model & model, const common & shared, uint32_t id
         }
         n_heads.push_back(shared.layers[ikv].n_head_kv);
     }
-    left.set_layout(std::move(row_bytes), std::move(n_heads));
+    archived.set_layout(std::move(row_bytes), std::move(n_heads));
     if (shared.config.evicts() && shared.config.policy.score->needs == need::all_queries) {
         sums = std::make_unique<query_stats>(model, shared.layers);
     }
@@ -71,13 +71,13 @@ llama_pos sequence::last_position() const {
 llama_pos sequence::first_position() const {
     const llama_pos tail = cells.seq_pos_min(id);
     if (remembers()) {
-        return left.pos().front();
+        return archived.pos().front();
     }
     return tail < 0 && n_gone > 0 ? tail_start - 1 : tail;
 }
 
 bool sequence::remembers() const {
-    return n_gone > 0 && (int64_t) left.pos().size() == n_gone && config().recall > 0 && config().policy.recalls();
+    return n_gone > 0 && (int64_t) archived.pos().size() == n_gone && config().recall > 0 && config().policy.recalls();
 }
 
 tail_view sequence::tail() const {
@@ -99,7 +99,7 @@ tail_view sequence::tail() const {
 
 bool sequence::can_remove(llama_pos p0, llama_pos p1) const {
     const bool to_the_end = p1 < 0 || p1 > last_position();
-    return !reaches_in(p0, p1) || covers(p0, p1) || (remembers() && to_the_end && shared.lctx && !left.shares_positions(p0));
+    return !reaches_in(p0, p1) || covers(p0, p1) || (remembers() && to_the_end && shared.lctx && !archived.shares_positions(p0));
 }
 
 void sequence::remove(llama_pos p0, llama_pos p1) {
@@ -133,9 +133,9 @@ void sequence::remove(llama_pos p0, llama_pos p1) {
 }
 
 void sequence::cut(llama_pos p0, std::vector<std::unique_ptr<layer_store>> fresh) {
-    left.cut(p0);
-    left.trim(shared.space);
-    n_gone     = left.pos().size();
+    archived.cut(p0);
+    archived.trim(shared.space);
+    n_gone     = archived.pos().size();
     tail_start = p0;
     cells.reset();
     cell_head = 0;
@@ -154,7 +154,7 @@ void sequence::clear() {
     cell_head    = 0;
     tail_start   = 0;
     n_gone       = 0;
-    left.clear();
+    archived.clear();
     chosen_for   = 0;
     turn_start   = 0;
     gen_begin    = -1;
@@ -204,7 +204,7 @@ void sequence::copy(const sequence & from) {
     replace_all(std::move(copies));
     tail_start   = from.tail_start;
     n_gone       = from.n_gone;
-    left         = from.left;
+    archived         = from.archived;
     chosen_for   = from.chosen_for;
     turn_start   = from.turn_start;
     by_queries   = from.by_queries;
@@ -299,9 +299,9 @@ void sequence::absorb(const absorbed & gone, const std::vector<uint32_t> & cells
         tail_start  = cells.pos_get(cells_kept.front());
         n_gone += gone.cell.size();
     }
-    const llama_kv_cells left = cells.cp(cells_kept);
+    const llama_kv_cells stay = cells.cp(cells_kept);
     cells.reset();
-    cells.set(0, left);
+    cells.set(0, stay);
     cell_head = cells_kept.size();
     replace_all(std::move(fresh));
     scores.clear();
@@ -311,17 +311,17 @@ void sequence::absorb(const absorbed & gone, const std::vector<uint32_t> & cells
 }
 
 void sequence::store_away(const absorbed & gone) {
-    if (!shared.space || (int64_t) left.pos().size() != n_gone) {
+    if (!shared.space || (int64_t) archived.pos().size() != n_gone) {
         return;
     }
     if (config().recall == 0 || !config().policy.recalls()) { // not all of it would be of no use
-        left.clear();
+        archived.clear();
         return;
     }
     std::vector<uint8_t> run;
     const uint32_t n = *std::max_element(gone.cell.begin(), gone.cell.end()) + 1;
     try {
-        left.add(shared.space, gone.pos, [&](size_t ikv, size_t pool, uint32_t head, uint8_t * rows, size_t) {
+        archived.add(shared.space, gone.pos, [&](size_t ikv, size_t pool, uint32_t head, uint8_t * rows, size_t) {
             const ggml_tensor * from = stores[ikv]->pools[pool];
             const size_t size = from->nb[1];
             run.resize(n*size);
@@ -332,7 +332,7 @@ void sequence::store_away(const absorbed & gone) {
         });
     } catch (const std::exception & e) {
         LLAMA_LOG_WARN("laprox: what was and will be evicted from sequence %u can't come back: %s\n", id, e.what());
-        left.clear();
+        archived.clear();
     }
 }
 
@@ -411,8 +411,8 @@ laprox_stats sequence::stats() const {
     result.compressions     = compressions;
     result.recalls          = recalls;
     result.entries_recalled = n_recalled;
-    result.archived_entries = left.pos().size()*shared.n_pairs;
-    result.archived_bytes   = left.bytes();
+    result.archived_entries = archived.pos().size()*shared.n_pairs;
+    result.archived_bytes   = archived.bytes();
     result.score_seconds   = times_us[0]/1e6;
     result.select_seconds  = times_us[1]/1e6;
     result.compact_seconds = times_us[2]/1e6;

@@ -46,7 +46,7 @@ struct common {
     int64_t n_pairs = 0; // (layer, KV head)
     std::vector<float> kq_scales = {}; // [layer], known from the first graph on: every graph of an architecture has the same
     user_scorer custom = {};
-    llama_context * lctx = nullptr; // that computes on this cache, known from its first batch on
+    llama_context * lctx = nullptr; // that computes on this cache, known when it has reserved its graphs
     std::shared_ptr<archive_space> space = {}; // of what leaves the tails; null: evicted entries are gone
     bool archive_in_states = false;
 
@@ -95,13 +95,13 @@ public:
     llama_pos tail_begin    () const { return n_gone > 0 ? tail_start : 0; } // first position that was never part of a compression
     llama_pos compressed_for() const { return chosen_for; } // positions there were when entries were last chosen; 0: all are held
     llama_pos turn_begin() const { return turn_start; } // first position of the turn that entries are to be chosen for
-    void      end_turn() { turn_start = next_position(); passes = 0; }
+    void      end_turn() { turn_start = next_position(); passes = 0; chosen_early = false; }
     int64_t   n_compressions() const { return compressions; }
     tail_view tail() const;
     llama_pos position_in(uint32_t cell) const { return cells.pos_get(cell); }
 
     // The tokens that left the tail, with every entry; empty where one of them couldn't be stored.
-    const archive & stored() const { return left; }
+    const archive & stored() const { return archived; }
     // Whether every entry that was evicted can come back, and is to.
     bool remembers() const;
     // What is held was chosen by queries, so that another prompt needs something else.
@@ -196,7 +196,7 @@ private:
     struct books; // what a state has beside rows
 
     // First position behind all that left the tail: tokens of an image share one, of which some may have left.
-    llama_pos gone_end() const { return left.pos().empty() ? tail_start : std::max(tail_start, left.pos().back() + 1); }
+    llama_pos gone_end() const { return archived.pos().empty() ? tail_start : std::max(tail_start, archived.pos().back() + 1); }
     void replace_all(std::vector<std::unique_ptr<layer_store>> fresh);
     void store_away(const absorbed & gone);
     void read_archive(state_reader & in);
@@ -217,7 +217,7 @@ private:
     llama_pos chosen_for = 0;
     llama_pos turn_start = 0;
     bool      by_queries = false;
-    archive   left;
+    archive   archived; // of the tokens that left the tail
     llama_pos gen_begin  = -1; // where text began to be generated, or was last compressed; -1: a prompt is coming in
     llama_pos gen_end    = -1; // where it ends so far, tokens that llama.cpp only tries to place not included
 

@@ -186,22 +186,22 @@ void sequence::write(state_writer & out) const {
         visit_rows(out, *store, held.cell);
     }
 
-    const uint8_t archived = shared.archive_in_states && remembers();
-    out.field(archived);
-    if (archived) {
-        out.list(left.pos(), left.pos().size());
-        left.visit([&](const std::vector<uint8_t> & rows) { out.write(rows.data(), rows.size()); }, out.counts_only());
+    const uint8_t carried = shared.archive_in_states && remembers();
+    out.field(carried);
+    if (carried) {
+        out.list(archived.pos(), archived.pos().size());
+        archived.visit([&](const std::vector<uint8_t> & rows) { out.write(rows.data(), rows.size()); }, out.counts_only());
     }
 }
 
 // What was archived; where there is no archive here or it has no room, it is read and let go.
 void sequence::read_archive(state_reader & in) {
-    uint8_t archived;
-    in.field(archived);
-    if (archived > 1) {
+    uint8_t carried;
+    in.field(carried);
+    if (carried > 1) {
         damaged("it neither has an archive nor lacks one");
     }
-    if (!archived) {
+    if (!carried) {
         return;
     }
     std::vector<llama_pos> pos;
@@ -214,13 +214,13 @@ void sequence::read_archive(state_reader & in) {
     const auto next = [&](size_t, size_t, uint32_t, uint8_t * rows, size_t size) { in.read(rows, size); };
     try {
         if (shared.space) {
-            left.add(shared.space, pos, next);
+            archived.add(shared.space, pos, next);
             return;
         }
     } catch (const archive_full & e) {
         LLAMA_LOG_WARN("laprox: what was evicted from sequence %u can't come back: %s\n", id, e.what());
     }
-    left.skip(pos.size(), next);
+    archived.skip(pos.size(), next);
 }
 
 void sequence::read(state_reader & in) {

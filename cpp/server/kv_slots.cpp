@@ -170,6 +170,7 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
     s.n_reread       = 0;
     s.n_recalled_before = get_stats(id_slot).entries_recalled;
     s.again   = -1;
+    s.n_again = 0;
     s.goes_on = s.stale = false;
     s.refused.clear();
     return "";
@@ -194,12 +195,14 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         n_past = 0;
     }
     slot & s = slots[id_slot];
-    s.goes_on = n_past > 0 && get_stats(id_slot).entries_held < get_stats(id_slot).entries_full;
+    const laprox_stats found = get_stats(id_slot);
+    const bool evicted = found.entries_held < found.entries_full;
+    s.goes_on = n_past > 0 && evicted;
     s.n_recalled_before = n_past > 0 ? s.n_recalled_before : 0;
 
     size_t n_cached = 0;
     if (task.params.cache_prompt) {
-        if (n_past == 0 && laprox_compressed_for(ctx, id_slot) > 0) {
+        if (n_past == 0 && evicted) {
             n_cached = cached.get_common_prefix(task.tokens);
         }
         if (ram) {
@@ -249,15 +252,14 @@ size_t server_kv::prompt_done(int id_slot, const server_tokens & prompt, server_
     const int64_t      t0     = ggml_time_us();
 
     queue.yield_to_queue([&]() {
-        if (!laprox_prompt_done(ctx, id_slot, n_text, &s.again)) {
-            s.refused = laprox_last_error();
-        }
+        laprox_prompt_done(ctx, id_slot, n_text, &s.again);
+        s.refused = laprox_last_error(); // also where it succeeded, but nothing could come back
     });
 
     s.stats = get_stats(id_slot);
     metrics.add(before, s.stats);
     if (!s.refused.empty()) {
-        SRV_WRN("slot %d: the KV cache was not compressed and is as it was: %s\n", id_slot, s.refused.c_str());
+        SRV_WRN("slot %d: the KV cache was not compressed: %s\n", id_slot, s.refused.c_str());
         metrics.n_refused++;
     } else if (s.stats.compressions > before.compressions) {
         const double seconds = (ggml_time_us() - t0)/1e6;
@@ -268,13 +270,23 @@ size_t server_kv::prompt_done(int id_slot, const server_tokens & prompt, server_
                 (long long) s.stats.tokens_seen, 100.0*s.stats.entries_held/s.stats.entries_full,
                 s.stats.kv_bytes/1048576.0, before.kv_bytes/1048576.0, s.compress_ms);
     }
-    s.stale = s.goes_on && s.stats.archived_entries == 0;
+    s.stale = s.goes_on && (s.stats.archived_entries == 0 || !s.refused.empty());
     if (s.again < 0) {
         return prompt.size();
     }
     SRV_INF("slot %d: %lld entries came back for this prompt; its tokens from position %d on are evaluated again\n", id_slot,
             (long long) (s.stats.entries_recalled - before.entries_recalled), s.again);
-    return prompt.size_up_to_pos(s.again);
+    const size_t n_done = prompt.size_up_to_pos(s.again);
+    s.n_again += prompt.size() - n_done;
+    return n_done;
+}
+
+bool server_kv::counts(int id_slot) {
+    if (!on() || slots[id_slot].n_again == 0) {
+        return true;
+    }
+    slots[id_slot].n_again--;
+    return false;
 }
 
 void server_kv::clear_reason() const {

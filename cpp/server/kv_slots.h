@@ -62,6 +62,9 @@ public:
     // follow are to be evaluated again, on what came back for them.
     size_t prompt_done(int id_slot, const server_tokens & prompt, server_queue & queue);
 
+    // Whether a token of the slot's prompt that was evaluated counts: not those that are evaluated again.
+    bool counts(int id_slot);
+
     // Forget the reason of an earlier refusal, and the reason of one since then, if any.
     void        clear_reason() const;
     std::string reason_or(const std::string & otherwise) const;
@@ -84,6 +87,7 @@ private:
         int32_t     n_reread       = 0;
         int64_t     n_recalled_before = 0; // entries that had come back before
         llama_pos   again = -1; // the first position of its prompt that is being evaluated again
+        size_t      n_again = 0;  // tokens of it that were to be, so far
         bool        goes_on = false; // what it found in the slot had been compressed
         bool        stale = false; // its prompt is answered from what was kept for an earlier one
         std::string refused; // why its prompt wasn't compressed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -137,8 +138,10 @@ class KV:
         while True:
             first, again = self._scored(partial(self._llm._prompt_done, last=first))
             if first is None:
-                return
+                break
             self._llm._eval_scored(again)
+        if lost := _core.last_error():
+            warnings.warn(lost, RuntimeWarning, stacklevel=2)
 
     def set(self, **changes: Any) -> None:
         """Change settings, named as in KVConfig, from the next compression on.

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -23,6 +23,10 @@ from laprox.policy import Policy, Scorer
 from laprox.reuse import common_prefix, contains
 
 _DEFAULT = KVConfig()
+
+
+class _Prompt(NamedTuple):
+    n_cached: int  # its tokens that have been evaluated before
 
 
 class Llama(llama_cpp.Llama):
@@ -71,7 +75,7 @@ class Llama(llama_cpp.Llama):
         self.kv_config = kv  # None: stock llama.cpp
         self._pid = os.getpid()
         self._takes_broken_template = kwargs.get("chat_format") is not None or kwargs.get("chat_handler") is not None
-        self._in_prompt: object | None = None  # set while the next eval() completes a prompt
+        self._in_prompt: _Prompt | None = None  # set while the next eval() completes a prompt
         self._tokens_reread = 0  # by the last prompt
         self._params_set = False
         try:
@@ -208,7 +212,7 @@ class Llama(llama_cpp.Llama):
             RuntimeError: They found no room in the cache; caused by what a `laprox.Policy` raised, if it did.
         """
         check_usable(self)
-        completes_prompt, self._in_prompt = self._in_prompt is not None, None
+        prompt, self._in_prompt = self._in_prompt, None
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise ValueError(
                 f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}"
@@ -216,6 +220,8 @@ class Llama(llama_cpp.Llama):
         if self.kv_config is None:
             return super().eval(tokens)
         self._check_not_scoring()
+        if prompt is not None:  # the parent starts over where layers can't be cut back
+            self._tokens_reread += max(0, prompt.n_cached - self.n_tokens)
 
         if not self._goes_on(tokens) or not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
             # n_tokens was taken back into what the cache was compressed for, or of what nothing can be cut off: start over.
@@ -224,7 +230,7 @@ class Llama(llama_cpp.Llama):
             self.reset()
 
         self._eval_scored(tokens)
-        if completes_prompt:
+        if prompt is not None:
             self.kv.prompt_done()
 
     @property
@@ -292,7 +298,9 @@ class Llama(llama_cpp.Llama):
             if not contains(tokens, self.input_ids[: self._compressed_for], self._as_text):
                 self._tokens_reread = common_prefix(self._input_ids, tokens)
                 self.reset()
-        this_prompt = self._in_prompt = object()  # the parent evaluates what is left of it in one eval(), then token by token
+        # the parent evaluates what is left of it in one eval(), then token by token
+        n_cached = common_prefix(self._input_ids, tokens[:-1]) if reset else self.n_tokens
+        this_prompt = self._in_prompt = _Prompt(n_cached)
         try:
             yield from super().generate(tokens, *args, **kwargs)
         finally:

@@ -190,6 +190,8 @@ def evaluate(
     regimes = split(regime, "--regime")
     if unknown := [name for name in regimes if name not in REGIMES]:
         raise ValueError(f"--regime has {unknown[0]!r}; accepted: {', '.join(REGIMES)}, with commas")
+    if regimes == ["aware"] and (named := [name for name in wanted if recalls(name)]):
+        raise ValueError(f"--policies has {named[0]!r}, which is for later questions; accepted with it: --regime follow-up, agnostic or both")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     check_writable(output)
     if html:
