@@ -121,8 +121,8 @@ def test_recurrent_layers_and_windows(toy):
             on = server.complete(DOCUMENT + question(1) + first["tokens"] + question(2), n=8)
             assert on["kv"]["tokens_reread"] == 0 and on["kv"]["recalls"] > 0
             other = server.complete(DOCUMENT + question(3), n=8)
-            if arch == "lfm2":  # which has no way back
-                assert other["kv"]["tokens_reread"] == 700 and other["timings"]["cache_n"] == 0
+            if arch == "lfm2":  # which goes back no further than to llama.cpp's checkpoints
+                assert other["timings"]["cache_n"] + other["timings"]["prompt_n"] == 720 and other["timings"]["cache_n"] < 700
 
 
 def test_settings_of_a_request(start):
