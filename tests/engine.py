@@ -83,6 +83,10 @@ class LaproxOption(c.Structure):
     _fields_ = [(name, c.c_char_p) for name in ("name", "kind", "initial", "accepted", "value", "help")]
 
 
+class LaproxLook(c.Structure):
+    _fields_ = [(name, c.c_int32) for name in ("n_text", "n_prefix", "first", "last", "every")]
+
+
 class LaproxStats(c.Structure):
     _fields_ = [(n, c.c_int64) for n in ("tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full")]
     _fields_ += [(n, c.c_int64) for n in ("window_bytes", "compressions", "recalls", "entries_recalled", "archived_entries", "archived_bytes")]
@@ -118,6 +122,8 @@ if hasattr(L._lib, "laprox_api_version"):
         ("set_params", c.c_bool, [c.c_void_p, c.c_void_p]),
         ("get_params", c.c_void_p, [c.c_void_p]),
         ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
+        ("probe", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxLook)]),
+        ("bias", c.c_float, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32]),
         ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, _i32p]),
         ("set_archive_in_states", c.c_bool, [c.c_void_p, c.c_bool]),
         ("tail_begin", c.c_int32, [c.c_void_p, c.c_int32]),
@@ -436,6 +442,12 @@ class Context:
 
     def compress(self, seq: int = 0) -> None:
         _granted(laprox("compress", self.handle, seq))
+
+    def probe(self, n_text: int, n_prefix: int, first: int, last: int, every: int = 0, seq: int = 0) -> None:
+        _granted(laprox("probe", self.handle, seq, c.byref(LaproxLook(n_text, n_prefix, first, last, every))))
+
+    def bias(self, il: int, head: int, seq: int = 0) -> float:
+        return laprox("bias", self.handle, seq, il, head)
 
     def prompt_done(self, seq: int = 0, most: int = 1 << 20) -> int | None:
         """The first position that is to be evaluated again; None: none."""

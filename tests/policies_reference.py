@@ -117,6 +117,11 @@ def snapkv(head: Head) -> np.ndarray:
     return head.attention.mean((0, 1))
 
 
+def kvzip(head: Head) -> np.ndarray:
+    """KVzip (2505.23416): the most attention that any observed query of the group gives."""
+    return head.attention.max((0, 1))
+
+
 def tova(head: Head) -> np.ndarray:
     """Section 12: attention of the last query alone, mean over the group (a layer's mean over its heads comes later)."""
     assert head.q_pos[-1] == head.q_pos.max()
@@ -192,6 +197,7 @@ RAW = {
     "cake": snapkv,
     "lava": looks_most,
     "tova": tova,
+    "kvzip": kvzip,
     "knorm": knorm,
     "keydiff": keydiff,
     "streaming": streaming,
@@ -295,6 +301,7 @@ SCORES = {
     "cake": cake_scores,
     "lava": lava_scores,
     "tova": tova_scores,
+    "kvzip": plain(kvzip),
     "knorm": plain(knorm),
     "keydiff": plain(keydiff),
     "streaming": plain(streaming),

@@ -82,6 +82,7 @@ class Network:
 
     def clear(self) -> None:
         self.pos, self.k, self.v = {}, {}, {}
+        self.bias = {}  # by (layer, head): a function of positions, added to q k^T
         for il in self.attention_layers:
             for h in range(self.n_head_kv[il]):
                 self.pos[il, h] = np.empty(0, int)
@@ -153,7 +154,10 @@ class Network:
             if self.windowed(il):
                 seen &= age < self.swa
             for i in range(g * group, (g + 1) * group):
-                out[:, i] = softmax(attention_logits(q[:, i], self.k[key], seen, self.scale, self.softcap)) @ self.v[key]
+                logits = attention_logits(q[:, i], self.k[key], seen, self.scale, self.softcap)
+                if key in self.bias:
+                    logits = logits + self.bias[key](self.pos[key])
+                out[:, i] = softmax(logits) @ self.v[key]
         return out.reshape(n, -1) @ self.w[b + "attn_output.weight"].T
 
     def _shortconv(self, il: int, h: np.ndarray) -> np.ndarray:

@@ -39,6 +39,12 @@ void register_context(py::module_ & m) {
         require(laprox_compress(context_at(ctx), seq_id));
     }, py::arg("ctx"), py::arg("seq_id") = 0);
 
+    m.def("probe", [](uintptr_t ctx, llama_pos n_text, llama_pos n_prefix, llama_pos first, llama_pos last, int32_t every, llama_seq_id seq_id) {
+        py::gil_scoped_release unlock;
+        const laprox_look look { n_text, n_prefix, first, last, every };
+        require(laprox_probe(context_at(ctx), seq_id, &look));
+    }, py::arg("ctx"), py::arg("n_text"), py::arg("n_prefix"), py::arg("first"), py::arg("last"), py::arg("every") = 0, py::arg("seq_id") = 0);
+
     m.def("prompt_done", [](uintptr_t ctx, int32_t n_again, std::optional<llama_pos> before, llama_seq_id seq_id) -> std::optional<llama_pos> {
         py::gil_scoped_release unlock;
         llama_pos again = before.value_or(-1);

@@ -234,6 +234,13 @@ bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
     });
 }
 
+bool laprox_probe(llama_context * ctx, llama_seq_id seq_id, const laprox_look * look) {
+    return guarded(false, [&] {
+        cache_of(ctx).look(*ctx, seq_id, *look);
+        return true;
+    });
+}
+
 bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again) {
     return guarded(false, [&] {
         cache & kv = cache_of(ctx);
@@ -386,6 +393,13 @@ int64_t laprox_entries(llama_context * ctx, llama_seq_id seq_id, int32_t il, int
             seq.entries(ikv, head, k, v);
         }
         return n;
+    });
+}
+
+float laprox_bias(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head) {
+    return guarded<float>(NAN, [&] {
+        const sequence & seq = sequence_of(ctx, seq_id);
+        return seq.store(find_layer(seq.shared.layers, il, head)).bias.of(head);
     });
 }
 

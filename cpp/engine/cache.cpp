@@ -3,6 +3,7 @@
 #include "engine/error.h"
 #include "engine/gates.h"
 #include "engine/pressure.h"
+#include "engine/probe.h"
 #include "engine/recall.h"
 
 #include "llama-context.h"
@@ -347,6 +348,11 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
         compress(lctx, seq_id);
     }
     return -1;
+}
+
+void cache::look(llama_context & lctx, llama_seq_id seq_id, const laprox_look & part) {
+    sequence & seq = mine(seq_id);
+    run(lctx, [&] { laprox::look(lctx, seq, part); });
 }
 
 void cache::score(llama_context & lctx, llama_seq_id seq_id) {

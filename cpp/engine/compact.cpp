@@ -1,6 +1,7 @@
 #include "engine/compact.h"
 #include "engine/graph.h"
 #include "engine/recall.h"
+#include "engine/refit.h"
 #include "engine/sequence.h"
 
 #include <algorithm>
@@ -68,7 +69,8 @@ static void move_rows(workbench & bench, const layer_store & from, const layer_s
     run_if_any(graph);
 }
 
-std::vector<std::unique_ptr<layer_store>> gather(llama_context & lctx, const entry_source & from, const selection & keep, uint32_t n_tail) {
+std::vector<std::unique_ptr<layer_store>> gather(llama_context & lctx, const entry_source & from, const selection & keep, uint32_t n_tail,
+        std::optional<llama_pos> biased_from) {
     const auto & layers = from.seq.shared.layers;
     std::vector<std::unique_ptr<layer_store>> fresh;
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
@@ -76,7 +78,11 @@ std::vector<std::unique_ptr<layer_store>> gather(llama_context & lctx, const ent
         for (uint32_t head = 0; head < layers[ikv].n_head_kv; head++) {
             kept.push_back(from.positions_at(ikv, head, keep.rows[ikv][head]));
         }
-        fresh.push_back(std::make_unique<layer_store>(layers[ikv], std::move(kept), n_tail));
+        head_bias bias = from.bias(ikv);
+        if (biased_from) {
+            bias = { std::vector<float>(layers[ikv].n_head_kv), *biased_from };
+        }
+        fresh.push_back(std::make_unique<layer_store>(layers[ikv], std::move(kept), n_tail, std::move(bias)));
     }
     workbench bench(lctx);
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
@@ -86,7 +92,11 @@ std::vector<std::unique_ptr<layer_store>> gather(llama_context & lctx, const ent
 }
 
 void compact(llama_context & lctx, sequence & seq, const entry_source & from, const selection & keep, uint32_t n_tail) {
-    auto fresh = gather(lctx, from, keep, n_tail);
+    const bool fits = seq.probed && !seq.probed->queries.empty();
+    auto fresh = gather(lctx, from, keep, n_tail, fits ? std::optional(seq.probed->n_prefix) : std::nullopt);
+    if (fits) {
+        refit(lctx, seq, keep, fresh);
+    }
     // The one place where tokens leave the tail: their rows, of every head, are still in the storage that is replaced next.
     const absorbed gone = seq.leaving(keep.cells);
     seq.absorb(gone, keep.cells, std::move(fresh)); // can't fail
@@ -97,7 +107,7 @@ void grow_tail(llama_context & lctx, sequence & seq, uint32_t n_tail) {
     workbench bench(lctx);
     for (size_t ikv = 0; ikv < seq.shared.layers.size(); ikv++) {
         const layer_store & from = seq.store(ikv);
-        auto fresh = std::make_unique<layer_store>(seq.shared.layers[ikv], from.kept, n_tail);
+        auto fresh = std::make_unique<layer_store>(seq.shared.layers[ikv], from.kept, n_tail, from.bias);
 
         graph_runner graph(bench);
         for (size_t c = 0; c < from.classes.size(); c++) {

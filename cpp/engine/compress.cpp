@@ -51,7 +51,7 @@ static void select_and_compact(llama_context & lctx, sequence & seq, quota most,
     const settings & own = seq.config();
     most.n_tail = GGML_PAD(most.n_recent + std::max(seq.n_wanted, 1u), tail_block);
     const int64_t t0 = ggml_time_us();
-    std::vector<layer_scores> scores = score_entries(lctx, from, *own.policy.score);
+    std::vector<layer_scores> scores = seq.probed ? scores_by_probe(seq) : score_entries(lctx, from, *own.policy.score);
     const int64_t t1 = ggml_time_us();
     const selection keep = choose(from, std::move(scores), most, lctx.n_threads_batch());
     const int64_t t2 = ggml_time_us();

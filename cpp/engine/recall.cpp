@@ -28,6 +28,10 @@ std::vector<llama_pos> entry_source::positions_at(size_t ikv, uint32_t head, con
     return result;
 }
 
+head_bias entry_source::bias(size_t ikv) const {
+    return stored ? head_bias {} : seq.store(ikv).bias;
+}
+
 const layer_store & entry_source::store(size_t ikv) const {
     const layer_store & own = seq.store(ikv);
     if (!stored) {

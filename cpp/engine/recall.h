@@ -35,6 +35,9 @@ public:
     // Positions of the kept rows and tail cells that these rows are.
     std::vector<llama_pos> positions_at(size_t ikv, uint32_t head, const std::vector<uint32_t> & rows) const;
 
+    // Of the entries that are held: what comes back from the archive is as it was.
+    head_bias bias(size_t ikv) const;
+
     // The sequence's own, or one made of archive and tail, which the next call may give up.
     // Throws std::runtime_error where the device has no room for one more layer, or the archive can't be read.
     const layer_store & store(size_t ikv) const;

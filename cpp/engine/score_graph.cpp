@@ -88,8 +88,12 @@ head_graph::head_graph(workbench & bench, const score_source & from, uint32_t he
     score_source::mask & data = store.n_kept(head) == 0 ? from.unbroken : own_mask;
     if (data.empty()) {
         data.reserve(n*n_window);
+        score_source::mask added(n, ggml_fp32_to_fp16(0.0f)); // where it is seen
+        for (uint32_t entry = 0; entry < store.n_kept(head); entry++) {
+            added[entry] = ggml_fp32_to_fp16(store.bias.at(head, pos[entry]));
+        }
         for (int64_t t = 0; t < n_window; t++) {
-            data.insert(data.end(), n_visible(t),     ggml_fp32_to_fp16(0.0f));
+            data.insert(data.end(), added.begin(), added.begin() + n_visible(t));
             data.insert(data.end(), n - n_visible(t), ggml_fp32_to_fp16(-INFINITY));
         }
     }
@@ -97,13 +101,25 @@ head_graph::head_graph(workbench & bench, const score_source & from, uint32_t he
 }
 
 std::vector<std::vector<float>> head_graph::run(ggml_tensor * numbers) {
-    runner.output(numbers);
-    runner.run();
-    std::vector<std::vector<float>> result(ggml_nelements(numbers)/n, std::vector<float>(n));
-    for (size_t i = 0; i < result.size(); i++) {
-        ggml_backend_tensor_get(numbers, result[i].data(), i*n*sizeof(float), n*sizeof(float));
+    const std::vector<float> all = compute({ numbers }).front();
+    std::vector<std::vector<float>> result;
+    for (auto begin = all.begin(); begin != all.end(); begin += n) {
+        result.emplace_back(begin, begin + n);
     }
     return result;
+}
+
+std::vector<std::vector<float>> head_graph::compute(const std::vector<ggml_tensor *> & results) {
+    for (ggml_tensor * t : results) {
+        runner.output(t);
+    }
+    runner.run();
+    std::vector<std::vector<float>> data;
+    for (ggml_tensor * t : results) {
+        data.emplace_back(ggml_nelements(t));
+        ggml_backend_tensor_get(t, data.back().data(), 0, ggml_nbytes(t));
+    }
+    return data;
 }
 
 int64_t head_graph::n_visible(int64_t query) const {

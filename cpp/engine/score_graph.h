@@ -35,7 +35,9 @@ public:
 
     ggml_context * ctx() const { return runner.ctx; }
 
-    // [n, n_numbers] on the host
+    // F32 results on the host.
+    std::vector<std::vector<float>> compute(const std::vector<ggml_tensor *> & results);
+    // The same of [n, n_numbers], number by number.
     std::vector<std::vector<float>> run(ggml_tensor * numbers);
 
     workbench & bench;

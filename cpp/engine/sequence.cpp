@@ -102,12 +102,22 @@ bool sequence::can_remove(llama_pos p0, llama_pos p1) const {
     return !reaches_in(p0, p1) || covers(p0, p1) || (remembers() && to_the_end && shared.lctx && !archived.shares_positions(p0));
 }
 
+// Tokens from there on are gone.
+void sequence::forget_probe(llama_pos p0) {
+    if (probed && p0 < probed->n_text) {
+        probed.reset();
+    } else if (probed) {
+        probed->next = std::min(probed->next, p0);
+    }
+}
+
 void sequence::remove(llama_pos p0, llama_pos p1) {
     if (covers(p0, p1)) {
         clear();
         return;
     }
     scores.clear();
+    forget_probe(p0);
     if (unplaced) {
         window.set_positions(unplaced->window);
         gen_begin    = unplaced->gen_begin;
@@ -155,6 +165,7 @@ void sequence::clear() {
     tail_start   = 0;
     n_gone       = 0;
     archived.clear();
+    probed.reset();
     chosen_for   = 0;
     turn_start   = 0;
     gen_begin    = -1;
@@ -192,7 +203,7 @@ void sequence::copy(const sequence & from) {
     std::vector<std::unique_ptr<layer_store>> copies;
     for (size_t ikv = 0; ikv < stores.size(); ikv++) {
         const layer_store & store = from.store(ikv);
-        copies.push_back(std::make_unique<layer_store>(shared.layers[ikv], store.kept, store.n_tail));
+        copies.push_back(std::make_unique<layer_store>(shared.layers[ikv], store.kept, store.n_tail, store.bias));
         for (size_t i = 0; i < store.pools.size(); i++) {
             ggml_backend_tensor_copy(store.pools[i], copies.back()->pools[i]);
         }
@@ -306,7 +317,8 @@ void sequence::absorb(const absorbed & gone, const std::vector<uint32_t> & cells
     replace_all(std::move(fresh));
     scores.clear();
     chosen_for = turn_start = next_position();
-    by_queries = config().policy.score && config().policy.score->by_queries();
+    by_queries = !probed && config().policy.score && config().policy.score->by_queries();
+    probed.reset();
     compressions++;
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "engine/archive.h"
+#include "engine/probe.h"
 #include "engine/query_stats.h"
 #include "engine/scoring.h"
 #include "engine/settings.h"
@@ -167,6 +168,7 @@ public:
     void replace(size_t ikv, std::unique_ptr<layer_store> fresh);
 
     query_window window;
+    std::unique_ptr<probe> probed; // of the text, all of which is in the tail; null: none
     std::unique_ptr<query_stats> sums; // where the policy the context was made with needs them; else null
 
     //
@@ -199,8 +201,10 @@ private:
     llama_pos gone_end() const { return archived.pos().empty() ? tail_start : std::max(tail_start, archived.pos().back() + 1); }
     void replace_all(std::vector<std::unique_ptr<layer_store>> fresh);
     void store_away(const absorbed & gone);
+    void forget_probe(llama_pos p0);
     void read_archive(state_reader & in);
     template <typename IO, typename Positions> static void visit(IO & io, const common & shared, books & b, const std::vector<Positions *> & kept);
+    template <typename IO> static void visit_bias(IO & io, head_bias & bias, size_t n_heads, const books & b);
     template <typename IO> void visit_query(IO & io, uint32_t slot) const;
     template <typename IO> static void visit_rows(IO & io, const layer_store & store, const std::vector<uint32_t> & tail_cells);
 

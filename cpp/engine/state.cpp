@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -17,7 +18,7 @@
 namespace laprox {
 
 static const uint32_t state_magic   = 0x5358504c; // "LPXS"
-static const uint32_t state_version = 4;
+static const uint32_t state_version = 5;
 
 // Far above any text, and low enough to count on from.
 static const llama_pos max_position = std::numeric_limits<llama_pos>::max() - (1 << 24);
@@ -133,6 +134,20 @@ template <typename IO, typename Positions> void sequence::visit(IO & io, const c
     }
 }
 
+template <typename IO> void sequence::visit_bias(IO & io, head_bias & bias, size_t n_heads, const books & b) {
+    uint8_t any = !bias.value.empty();
+    io.field(any);
+    if (!any) {
+        return;
+    }
+    io.field(bias.from);
+    io.list(bias.value, n_heads);
+    if (IO::reads && (any > 1 || bias.from < 0 || bias.from > b.tail_start ||
+            !std::all_of(bias.value.begin(), bias.value.end(), [](float value) { return std::abs(value) <= 16.0f; }))) {
+        damaged("a bias of attention is none");
+    }
+}
+
 template <typename IO> void sequence::visit_query(IO & io, uint32_t slot) const {
     for (size_t ikv = 0; ikv < stores.size(); ikv++) {
         io.rows(window.rows[ikv], slot, 1);
@@ -170,6 +185,10 @@ void sequence::write(state_writer & out) const {
         }
     }
     visit(out, shared, b, kept);
+    for (const auto & store : stores) {
+        head_bias bias = store->bias;
+        visit_bias(out, bias, bias.value.size(), b);
+    }
 
     // the observation window, so that what was restored can be compressed again before new tokens come
     out.field(b.n_queries);
@@ -236,6 +255,11 @@ void sequence::read(state_reader & in) {
         }
     }
     visit(in, shared, b, kept_of_heads);
+    std::vector<head_bias> biases;
+    for (const layer_info & layer : shared.layers) {
+        biases.emplace_back();
+        visit_bias(in, biases.back(), layer.n_head_kv, b);
+    }
 
     in.field(b.n_queries);
     if (b.n_queries > max_window) {
@@ -271,7 +295,7 @@ void sequence::read(state_reader & in) {
     std::iota(first_cells.begin(), first_cells.end(), 0);
     std::vector<std::unique_ptr<layer_store>> fresh;
     for (size_t ikv = 0; ikv < stores.size(); ikv++) {
-        fresh.push_back(std::make_unique<layer_store>(shared.layers[ikv], std::move(kept[ikv]), std::min<uint32_t>(shared.kv_size, GGML_PAD(n_cells + 1, tail_block))));
+        fresh.push_back(std::make_unique<layer_store>(shared.layers[ikv], std::move(kept[ikv]), std::min<uint32_t>(shared.kv_size, GGML_PAD(n_cells + 1, tail_block)), std::move(biases[ikv])));
         visit_rows(in, *fresh.back(), first_cells);
     }
     replace_all(std::move(fresh));

@@ -48,8 +48,8 @@ size_t layer_store::bytes_for(const layer_info & layer, const std::vector<uint32
     return bytes + (plan.classes.size() + 5)*256 + 2*layer.n_head_kv*sizeof(int32_t);
 }
 
-layer_store::layer_store(const layer_info & layer, positions kept_positions, uint32_t n_tail) :
-        n_tail(n_tail), kept(std::move(kept_positions)), tail_rows(layer.n_head_kv) {
+layer_store::layer_store(const layer_info & layer, positions kept_positions, uint32_t n_tail, head_bias biases) :
+        n_tail(n_tail), kept(std::move(kept_positions)), bias(std::move(biases)), tail_rows(layer.n_head_kv) {
     row_plan plan = plan_rows(layer, n_kept(), n_tail);
     classes = std::move(plan.classes);
 
@@ -71,7 +71,7 @@ layer_store::layer_store(const layer_info & layer, positions kept_positions, uin
         const uint32_t n = cls.plan.heads.size();
         if (cls.n_view > 0) {
             const auto as_first = [&](uint32_t head) { return n_kept(head) == n_kept(cls.plan.heads.front()); };
-            const bool equal = std::all_of(cls.plan.heads.begin(), cls.plan.heads.end(), as_first);
+            const bool equal = bias.value.empty() && std::all_of(cls.plan.heads.begin(), cls.plan.heads.end(), as_first);
             cls.kept_mask = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, cls.n_view, 1, 1, equal ? 1 : n);
         }
         for (uint32_t i = 0; i < n; i++) {
@@ -114,12 +114,19 @@ void layer_store::set_masks() {
         }
         std::vector<ggml_fp16_t> mask;
         for (int64_t i = 0; i < cls.kept_mask->ne[3]; i++) {
-            const uint32_t n = n_kept(cls.plan.heads[i]);
-            mask.insert(mask.end(), cls.n_view - n, ggml_fp32_to_fp16(-INFINITY));
-            mask.insert(mask.end(), n,              ggml_fp32_to_fp16(0.0f));
+            const uint32_t head = cls.plan.heads[i];
+            mask.insert(mask.end(), cls.n_view - n_kept(head), ggml_fp32_to_fp16(-INFINITY));
+            for (llama_pos pos : kept[head]) {
+                mask.push_back(ggml_fp32_to_fp16(bias.at(head, pos)));
+            }
         }
         ggml_backend_tensor_set(cls.kept_mask, mask.data(), 0, ggml_nbytes(cls.kept_mask));
     }
+}
+
+void layer_store::set_bias(head_bias b) {
+    bias = std::move(b);
+    set_masks();
 }
 
 void layer_store::drop_kept() {

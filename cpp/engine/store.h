@@ -42,8 +42,8 @@ struct store_class {
     uint32_t n_view;  // masked rows in front of the tail that attention reads; at least plan.n_rows
     size_t   row0;    // where the first head's run begins
     size_t   stride;  // rows from one head's run to the next
-    // F16 [n_view, 1, 1, n_heads], or with 1 in place of n_heads where they have equally many rows: -inf on padding; null if
-    // nothing is kept
+    // F16 [n_view, 1, 1, n_heads], or with 1 in place of n_heads where they have equally many rows and no biases: -inf on padding; null
+    // if nothing is kept
     ggml_tensor * kept_mask = nullptr;
 };
 
@@ -53,12 +53,21 @@ struct tail_view {
     std::vector<llama_pos> pos;
 };
 
+// What is added to the q k^T of a KV head's kept entries from a position on, for the attention that evicted ones had.
+struct head_bias {
+    std::vector<float> value = {}; // [head]; empty: none has any
+    llama_pos from = 0;
+
+    float of(uint32_t head) const { return value.empty() ? 0.0f : value[head]; }
+    float at(uint32_t head, llama_pos pos) const { return pos < from ? 0.0f : of(head); }
+};
+
 class layer_store {
 public:
     using positions = std::vector<std::vector<llama_pos>>; // [head]
 
     // Empty until filled. Throws std::runtime_error when the device has no room.
-    layer_store(const layer_info & layer, positions kept, uint32_t n_tail);
+    layer_store(const layer_info & layer, positions kept, uint32_t n_tail, head_bias bias = {});
 
     // Bytes that such a store takes, without allocating it (alignment aside).
     static size_t bytes_for(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail);
@@ -83,8 +92,12 @@ public:
     // Nothing is kept any more: the rows stay where they are, masked. Can't fail.
     void drop_kept();
 
+    // Of a store that was made with biases.
+    void set_bias(head_bias b);
+
     const uint32_t n_tail;
     positions kept; // ascending, of the rows before the tail
+    head_bias bias;
 
     ggml_tensor * k = nullptr; // [d_k, n_rows]
     ggml_tensor * v = nullptr; // [d_v, n_rows]

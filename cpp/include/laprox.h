@@ -116,6 +116,26 @@ LLAMA_API bool laprox_compress(struct llama_context * ctx, llama_seq_id seq_id);
 // laprox_last_error() says so.
 LLAMA_API bool laprox_prompt_done(struct llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again);
 
+// A look of a probe: tokens evaluated behind a text to see what they look at in it, in the place of questions that nobody has asked
+// yet. Positions.
+struct laprox_look {
+    llama_pos n_text;   // the text: everything before
+    llama_pos n_prefix; // its beginning, which every query sees (a chat template's)
+    llama_pos first;    // the part of the text, [first, last), that these tokens are about
+    llama_pos last;
+    int32_t   every;    // > 0: the queries of every so many-th of these tokens are kept for a refit
+};
+
+// The tokens at n_text and behind, as many as were evaluated since the last look, at most `window`, score the prefix and that part:
+// they compete for attention with each other, and the rest of the text is out of it. The highest score over all looks counts. Then
+// the probe's tokens are to be removed (llama_memory_seq_rm from n_text on), which another look may follow, with other tokens there;
+// the next laprox_compress() chooses by what was found, the policy saying how scores are made of attention. Where queries were kept,
+// it also refits what stays: the values, so that what these queries read from the kept entries is what they read from all; and a bias
+// per KV head, for the attention that the others had. Evaluating a token more
+// than the context has room for evicts, so a probe needs room beside the text. Refuses policies that don't score by the latest
+// queries.
+LLAMA_API bool laprox_probe(struct llama_context * ctx, llama_seq_id seq_id, const struct laprox_look * look);
+
 // Whether states carry the archive, beside what is held. They don't unless they are asked to.
 LLAMA_API bool laprox_set_archive_in_states(struct llama_context * ctx, bool on);
 
@@ -200,6 +220,10 @@ LLAMA_API int64_t laprox_finished_scores(struct llama_context * ctx, llama_seq_i
 // Returns n, writes nothing if n > cap.
 LLAMA_API int64_t laprox_entries(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
                                  float * k, float * v, int64_t cap);
+
+// What a KV head's kept entries, those before the tail and behind the prefix, have added to their q k^T: 0 without a refit, NaN if
+// refused.
+LLAMA_API float laprox_bias(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head);
 
 // The observed queries of a layer, oldest first: float32 [n, n_head, n_embd_head_k], after RoPE, and their positions.
 // Returns n <= window, writes nothing if n > cap.

@@ -74,6 +74,11 @@ def get_params(ctx: int) -> Params: ...
 # --- compression and statistics; these release the GIL ---
 
 def compress(ctx: int, seq_id: int = 0) -> None: ...
+def probe(ctx: int, n_text: int, n_prefix: int, first: int, last: int, every: int = 0, seq_id: int = 0) -> None:
+    """The tokens at n_text and behind score positions [first, last), and the prefix, of the text before them.
+
+    `every`: the queries of every so many-th of these tokens are kept for a refit; 0: none. See laprox_probe()."""
+
 def prompt_done(ctx: int, n_again: int, again: int | None = None, seq_id: int = 0) -> int | None:
     """Compress or recall, if it is time. The first position that is to be evaluated again; None: none.
 

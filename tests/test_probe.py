@@ -1,0 +1,258 @@
+"""Probes: what text behind a document looks at decides what stays, and what stays is refitted to it. Oracles in NumPy float64."""
+
+from dataclasses import replace
+
+import engine
+import numpy as np
+import policies_reference as pr
+import pytest
+import test_scorers as ts
+
+N_TEXT, N_PREFIX, WINDOW = 300, 12, 48
+PARTS = [(12, 130), (130, 300)]
+PROBE = 110  # tokens behind the text for each part
+
+CASES = [*ts.EXACT, *ts.ROUNDED[:4]]
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+class Probed(ts.Run):
+    """A text, and what a probe with random tokens finds."""
+
+    def __init__(self, toy, rng, policy, case=ts.DEFAULT, every=0, **more):
+        settings = {"budget": "30%", "window": WINDOW, "recent": 8, "n_ctx": 512, "n_batch": 256} | more
+        super().__init__(toy, rng, policy, case, **settings)
+        self.every = every
+        self.read(N_TEXT - 200)
+        self.read(200)
+        self.numbers = {}  # of the entries of the text, by layer and head
+        self.kept = {}  # queries for the refit, by layer: [n, heads, d]
+        self.n_looked = 0
+
+    def look_everywhere(self):
+        for part in PARTS:
+            self.look(*part)
+            assert self.ctx.seq_rm(0, N_TEXT, -1)
+
+    def look(self, first, last, n=PROBE):
+        for begin in range(0, n, WINDOW):
+            n_now = min(WINDOW, n - begin)
+            self.ctx.decode(self.rng.integers(3, 512, n_now))
+            self.remember(first, last, n_now)
+            self.ctx.probe(N_TEXT, N_PREFIX, first, last, self.every)
+
+    def remember(self, first, last, n_now):
+        raw = pr.RAW[ts.parts(self.policy)[0]]
+        for il, heads in self.heads().items():
+            for i, head in enumerate(heads):
+                seen = (head.pos < N_PREFIX) | ((head.pos >= first) & (head.pos < last)) | (head.pos >= N_TEXT)
+                q, q_pos = head.q[-n_now:], head.q_pos[-n_now:]
+                sub = replace(head, pos=head.pos[seen], k=head.k[seen], v=head.v[seen], q=q, q_pos=q_pos)
+                best = self.numbers.setdefault((il, i), np.zeros(N_TEXT))
+                got, text = raw(sub), sub.pos < N_TEXT
+                best[sub.pos[text]] = np.maximum(best[sub.pos[text]], got[text])
+            if self.every:
+                q, _ = self.ctx.queries(il)
+                mine = [j for j in range(n_now) if (self.n_looked + j) % self.every == 0]
+                self.kept.setdefault(il, []).extend(q[-n_now:][mine].astype(np.float64))
+        self.n_looked += n_now
+
+    def found(self, pool=lambda x: x) -> pr.Layers:
+        candidates = slice(self.sink, N_TEXT - self.recent)
+        return pr.Layers(
+            pos={pair: np.arange(N_TEXT)[candidates] for pair in self.numbers},
+            scores={pair: pr.Scores(pool(numbers[candidates])) for pair, numbers in self.numbers.items()},
+            preference={},
+            tokens_seen=N_TEXT,
+            n_protected=self.sink + self.recent,
+        )
+
+
+@each_case
+@pytest.mark.parametrize("policy", ["kvzip", "oracle:global-raw", "laprox", "snapkv:ada"])
+def test_what_a_probe_looks_at_stays(toy, rng, policy, case):
+    """A query's attention is shared out between prefix, part and probe; the most over all looks counts."""
+    with Probed(toy, rng, policy, case) as run:
+        run.look_everywhere()
+        pool = {"laprox": lambda x: pr.average_pool(x, 7), "snapkv": pr.max_pool}.get(ts.parts(policy)[0], lambda x: x)
+        m = run.found(pool)
+        kept = run.compress()
+        ts.assert_best(kept, m, case.near)
+        ts.assert_counts({pair: len(pos) for pair, pos in kept.items()}, m, ts.parts(policy)[1], case.near)
+
+
+def test_a_probe_leaves_no_trace_but_its_scores(toy, rng):
+    """The text is what it was, and what another policy keeps of it, too."""
+    tokens = rng.integers(3, 512, N_TEXT)
+    held = []
+    for probes in (False, True):
+        with engine.Model(toy("llama"), engine.params("kvzip", "30%", window=32)) as model, engine.Context(model, n_ctx=512) as ctx:
+            ctx.decode(tokens)
+            before = {pair: ctx.entries(*pair) for pair in ctx.pairs()}
+            if probes:
+                ctx.decode(rng.integers(3, 512, 32))
+                ctx.probe(N_TEXT, 0, 0, N_TEXT)
+                ctx.seq_rm(0, N_TEXT, -1)
+                for pair, entries in before.items():
+                    now = ctx.entries(*pair)
+                    assert np.array_equal(now.k, entries.k) and np.array_equal(now.v, entries.v)
+                assert ctx.seq_rm(0, N_TEXT - 1, -1)  # the scores are gone with a token of the text
+                ctx.decode(tokens[-1:])
+            else:
+                assert ctx.seq_rm(0, N_TEXT - 1, -1)
+                ctx.decode(tokens[-1:])
+            ctx.set_params(engine.params("keydiff", "30%", window=32))
+            ctx.compress()
+            held.append({pair: ctx.positions(*pair).tolist() for pair in ctx.pairs()})
+    assert held[0] == held[1]
+
+
+def test_refusals(toy, rng):
+    with engine.Model(toy("llama"), engine.params("kvzip", "30%", window=32, min_tokens=0)) as model, engine.Context(model, n_ctx=512) as ctx:
+        ctx.decode(rng.integers(3, 512, 100))
+        with pytest.raises(engine.Refused, match=r"n_text is 100; accepted: 1 to 99"):
+            ctx.probe(100, 0, 0, 100)
+        ctx.decode(rng.integers(3, 512, 33))
+        with pytest.raises(engine.Refused, match=r"33 tokens were evaluated since the last look; accepted: 1 to 32"):
+            ctx.probe(100, 0, 0, 100)
+        ctx.seq_rm(0, 100, -1)
+        ctx.decode(rng.integers(3, 512, 5))
+        for part in [(5, 4, 50), (0, 50, 50), (0, 0, 101), (-1, 0, 5)]:
+            with pytest.raises(engine.Refused, match="doesn't lie within a text of 100 tokens"):
+                ctx.probe(100, *part)
+        with pytest.raises(engine.Refused, match="every is -1; accepted: 0 or more"):
+            ctx.probe(100, 0, 0, 100, -1)
+        ctx.probe(100, 0, 0, 100)
+        with pytest.raises(engine.Refused, match="0 tokens were evaluated since the last look"):
+            ctx.probe(100, 0, 0, 100)
+        with pytest.raises(engine.Refused, match="a text of 100 tokens, and the sequence has 105; remove those behind the text first"):
+            ctx.compress()
+        ctx.seq_rm(0, 100, -1)
+        ctx.set_params(engine.params("laprox", "30%", window=32, min_tokens=0))
+        with pytest.raises(engine.Refused, match="scored the text by kvzip, and the policy is laprox now"):
+            ctx.compress()
+        assert ctx.stats().entries_held == ctx.stats().entries_full
+        ctx.set_params(engine.params("kvzip", "30%", window=32, min_tokens=0))
+        ctx.compress()
+        assert ctx.stats().entries_held < ctx.stats().entries_full
+        ctx.decode(rng.integers(3, 512, 5))
+        with pytest.raises(engine.Refused, match="entries of this sequence were evicted already"):
+            ctx.probe(100, 0, 0, 100)
+        ctx.clear()
+        ctx.decode(rng.integers(3, 512, 20))
+        ctx.seq_rm(0, 5, 8)
+        with pytest.raises(engine.Refused, match="without gaps"):
+            ctx.probe(10, 0, 0, 10)
+        for policy in ("keydiff", "random", "full"):
+            ctx.set_params(engine.params(policy, "30%", window=32))
+            with pytest.raises(engine.Refused, match=f"policy {policy} doesn't score by queries"):
+                ctx.probe(10, 0, 0, 10)
+
+
+# --- refit -------------------------------------------------------------------------------------------------------------
+
+
+def attention(q, k, scale, softcap, bias=0.0):
+    logits = q @ k.T * scale
+    if softcap:
+        logits = softcap * np.tanh(logits / softcap)
+    return pr.softmax(logits + bias)
+
+
+def refitted(head, kept, q, n_prefix, recent):
+    """(values, bias) by the formulas, or None where the error of the queries held out doesn't fall. q: [n, g, d]."""
+    if len(kept) > 0.75 * len(head.pos):
+        return None
+    tests = np.array([i // 4 % 5 == 4 for i in range(len(q))])
+    rows = [q[which].transpose(1, 0, 2).reshape(-1, q.shape[2]) for which in (~tests, tests)]  # by query head, then query
+    at = np.isin(head.pos, kept)
+    k, v = head.k[at], head.v[at]
+    biased = (kept >= n_prefix) & (kept < len(head.pos) - recent)
+    full = [attention(x, head.k, head.scale, head.softcap) for x in rows]
+    wanted = [a @ head.v for a in full]
+    free, bound = (full[0][:, at][:, which].sum(1) for which in (~biased, biased))
+    bias = np.clip(np.log((bound * (1 - free)).sum() / (bound**2).sum()), -3, 3)
+    added = np.where(biased, np.float16(bias), 0.0)
+    x = attention(rows[0], k, head.scale, head.softcap, added)
+    fitted = v + np.linalg.solve(x.T @ x + np.eye(len(k)), x.T @ (wanted[0] - x @ v))
+    held_out = [((attention(rows[1], k, head.scale, head.softcap, b) @ values - wanted[1]) ** 2).sum() for b, values in ((0, v), (added, fitted))]
+    return (fitted, np.float16(bias), held_out[1] / held_out[0])
+
+
+@pytest.mark.parametrize("budget", ["8%", "30%", "60%"])
+@each_case
+def test_refit(toy, rng, case, budget):
+    """Ridge of absolute size towards the values there were, one bias per KV head: both against NumPy's, in float64."""
+    with Probed(toy, rng, "kvzip", case, every=3, budget=budget) as run:
+        run.look_everywhere()
+        full = run.heads()
+        run.compress()
+        n_fitted, rough = 0, case.error > 1e-3
+        for il, heads in full.items():
+            group = heads[0].w_o.shape[0]
+            for i, head in enumerate(heads):
+                now = run.ctx.entries(il, i)
+                head.k, head.v = head.k[:N_TEXT], head.v[:N_TEXT]
+                head.pos = head.pos[:N_TEXT]
+                q = np.array(run.kept[il])[:, i * group : (i + 1) * group]
+                want = refitted(head, now.pos, q, N_PREFIX, run.recent)
+                before = head.v[now.pos]
+                if want is None or abs(want[2] - 1) < 1e-3:
+                    assert want is not None or (run.ctx.bias(il, i) == 0 and np.array_equal(now.v, before))
+                    continue
+                if want[2] > 1:
+                    assert run.ctx.bias(il, i) == 0 and np.array_equal(now.v, before)
+                    continue
+                n_fitted += 1
+                size = np.abs(want[0] - before).max()
+                assert run.ctx.bias(il, i) == pytest.approx(want[1], abs=2e-2 if rough else 2e-3)
+                # a quantised row is as coarse as its type, whatever was fitted
+                near = {"f32": 1e-3, "f16": 0.05}.get(case.cache, None)
+                if near is not None:
+                    assert np.abs(now.v - want[0]).max() < near * size + (2e-3 * np.abs(want[0]).max() if rough else 0)
+                assert not np.array_equal(now.v, before)
+        assert n_fitted > 0
+
+
+def test_refit_of_heads_with_more_entries_than_queries(toy, rng):
+    """Solved over queries then, with the same result."""
+    with Probed(toy, rng, "kvzip", ts.DEFAULT, every=10, budget="60%") as run:
+        run.look_everywhere()
+        full = run.heads()
+        run.compress()
+        for il, heads in full.items():
+            for i, head in enumerate(heads):
+                now = run.ctx.entries(il, i)
+                head.k, head.v, head.pos = head.k[:N_TEXT], head.v[:N_TEXT], head.pos[:N_TEXT]
+                q = np.array(run.kept[il])[:, i * 4 : (i + 1) * 4]
+                assert q.shape[0] * q.shape[1] < len(now.pos)
+                want = refitted(head, now.pos, q, N_PREFIX, run.recent)
+                if want is not None and want[2] < 0.999:
+                    assert np.abs(now.v - want[0]).max() < 1e-3 * np.abs(want[0] - head.v[now.pos]).max() + 1e-6
+
+
+def test_a_bias_is_attended_with(toy, rng):
+    """What the engine computes after a refit is what NumPy does with its biases, and a saved state and a copy carry them."""
+    with Probed(toy, rng, "kvzip", ts.DEFAULT, every=3, budget="20%", n_ctx=1024, n_seq_max=2) as run:
+        run.look_everywhere()
+        run.compress()
+        ctx = run.ctx
+        biases = {pair: ctx.bias(*pair) for pair in ctx.pairs()}
+        assert any(biases.values())
+        for (il, i), bias in biases.items():
+            e = ctx.entries(il, i)
+            run.net.pos[il, i], run.net.k[il, i], run.net.v[il, i] = e.pos, e.k.astype(float), e.v.astype(float)
+            run.net.bias[il, i] = lambda pos, bias=bias: np.where((pos >= N_PREFIX) & (pos < N_TEXT - run.recent), bias, 0)
+        state = ctx.seq_save(0)
+        ctx.seq_cp(0, 1)
+        token = run.rng.integers(3, 512, 1)
+        logits = ctx.decode(token)
+        want = run.net.decode(token, [N_TEXT])
+        assert np.abs(logits - want).max() < 1e-3 * np.abs(want).max()
+        assert np.array_equal(ctx.decode(token, seq=1), logits)
+        assert {pair: ctx.bias(*pair, seq=1) for pair in ctx.pairs()} == biases
+        ctx.clear()
+        assert not any(ctx.bias(*pair) for pair in ctx.pairs())
+        assert ctx.seq_load(state, 0)
+        assert {pair: ctx.bias(*pair) for pair in ctx.pairs()} == biases
+        assert np.array_equal(ctx.decode(token), logits)
