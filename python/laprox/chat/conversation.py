@@ -10,7 +10,7 @@ from llama_cpp._internals import LlamaModel
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from laprox import templates
-from laprox.chat.tokens import n_shared, tokens_of, trained_for
+from laprox.chat.tokens import n_shared, text_of, tokens_of, trained_for
 
 
 class Conversation:
@@ -72,6 +72,10 @@ class Conversation:
         tokens = self.prompt(question)
         self._asked = self._render(question)[0], tokens
         return tokens
+
+    def text_of(self, tokens: list[int]) -> str:
+        """What tokens say, control tokens left out."""
+        return text_of(self._vocabulary, tokens)
 
     def opening(self) -> list[int]:
         """The tokens that every next prompt starts with, whatever the question."""

@@ -124,7 +124,7 @@ def compare(
         "gpu_layers": running.gpu_layers,
         "batch_size": running.batch_size,
     }
-    files = [path for path in (kv.profile, kv.gates) if path]
+    files = [Path(path) for path in (kv.profile, kv.gates) if path]
     rows = Rows(results, make_header("compare", sys.argv, settings, [*documents, *files], about), restart)
 
     def open_llm(contender: Contender, n_ctx: int) -> Llama:

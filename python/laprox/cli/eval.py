@@ -26,10 +26,11 @@ from laprox.config import policies as policy_names
 from laprox.eval import books, longbench, tasks
 from laprox.eval.bench import plan_policies, runnable
 from laprox.eval.jobs import Job, book_jobs, context_size, longbench_jobs, task_jobs
-from laprox.eval.reader import RECALL, REGIMES, SHORTER, recalls, without_recall
+from laprox.eval.reader import RECALL, REFIT, REGIMES, REPEAT, SHORTER, plain, probes, recalls, suits
 from laprox.eval.rows import Rows, make_header, make_model
 from laprox.eval.summary import Summary
 from laprox.files import check_writable
+from laprox.read.probe import WINDOW
 
 ALL = "all"
 
@@ -159,7 +160,8 @@ def evaluate(
         typer.Option(
             "--policies",
             help=f"What to compare, separated by commas; {ALL} = every policy that has a name; {SHORTER} = the document's last tokens alone; "
-            f"POLICY{RECALL} = with an archive, from which entries come back for a later question.",
+            f"POLICY{RECALL} = with an archive, from which entries come back for a later question; POLICY{REPEAT} = by what the model "
+            f"looks at as it repeats the document; POLICY{REFIT} = the same, and what stays is refitted to that.",
         ),
     ] = "laprox,snapkv,streaming",
     budgets: Annotated[
@@ -190,8 +192,10 @@ def evaluate(
     regimes = split(regime, "--regime")
     if unknown := [name for name in regimes if name not in REGIMES]:
         raise ValueError(f"--regime has {unknown[0]!r}; accepted: {', '.join(REGIMES)}, with commas")
-    if regimes == ["aware"] and (named := [name for name in wanted if recalls(name)]):
-        raise ValueError(f"--policies has {named[0]!r}, which is for later questions; accepted with it: --regime follow-up, agnostic or both")
+    for name in wanted:
+        if not any(suits(name, regime) for regime in regimes):
+            fitting = " or ".join(regime for regime in REGIMES if suits(name, regime))
+            raise ValueError(f"--policies has {name!r}, which is for later questions; accepted with it: --regime {fitting}")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     check_writable(output)
     if html:
@@ -201,6 +205,8 @@ def evaluate(
     loader = running.loader(model.get(), type_k.ggml, type_v.ggml)
     vocabulary = loader.vocabulary
     jobs = list(asked.jobs(vocabulary))
+    if not any(map(probes, wanted)):  # needs no room then
+        jobs = [replace(job, probe=None) for job in jobs]
     n_ctx = context_size(vocabulary, jobs, ctx_size)
     able = runnable(wanted, lambda policy: loader.open(256, replace(kv, policy=policy)), insist=policies != ALL)
     for policy, reason in able.refused.items():
@@ -211,12 +217,15 @@ def evaluate(
         "batch_size": running.batch_size,
     }  # fmt: skip
     beside = [loader.path.with_suffix(kind) for kind in (".kv-profile.npy", ".kv-gates.gguf")]
-    inputs = [*asked.files, *(p for p in (kv.profile, kv.gates) if p), *(p for p in beside if p.exists())]
+    inputs = [*asked.files, *(Path(p) for p in (kv.profile, kv.gates) if p), *(p for p in beside if p.exists())]
     header = make_header("eval", sys.argv, settings, inputs, make_model(loader.path, able.fingerprint))
     rows = Rows(output, header, restart)
 
-    readings = plan_policies(rows, jobs, able.policies, budget_list, regimes, lambda policy: loader.open(n_ctx, replace(kv, policy=policy)))
-    measure(readings, rows, vocabulary, restart=restart)
+    observed = max(kv.window, WINDOW) if any(map(probes, wanted)) else kv.window
+    readings = plan_policies(
+        rows, jobs, able.policies, budget_list, regimes, lambda policy: loader.open(n_ctx, replace(kv, policy=policy, window=observed))
+    )
+    measure(readings, rows, vocabulary, window=kv.window, restart=restart)
 
     cells = {(r, policy, b) for r in regimes for policy in able.policies for b in budget_list}
     cells |= {Summary.full_cell(r) for r in ("", *regimes)}
@@ -237,8 +246,8 @@ def _policies(text: str, kv: KVConfig) -> list[str]:
     for name in found:
         if name == SHORTER:
             continue
-        kv.check("--policies: ", policy=without_recall(name))
-        if without_recall(name) in ("off", "full"):
+        kv.check("--policies: ", policy=plain(name))
+        if plain(name) in ("off", "full"):
             raise ValueError(f"--policies has {name!r}, which compresses nothing; the full cache is measured in any case")
     return found
 

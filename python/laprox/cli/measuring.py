@@ -23,7 +23,9 @@ def split(text: str, option: str) -> list[str]:
     return found
 
 
-def measure(readings: Sequence[Reading], rows: Rows, vocabulary: LlamaModel, along: int = ALONG, restart: bool = False) -> None:
+def measure(
+    readings: Sequence[Reading], rows: Rows, vocabulary: LlamaModel, along: int = ALONG, window: int | None = None, restart: bool = False
+) -> None:
     """Measure, with a bar at a terminal, and a line for each reading elsewhere. Ctrl-C ends the command."""
     begin, shown = time.monotonic(), ""
     try:
@@ -36,7 +38,7 @@ def measure(readings: Sequence[Reading], rows: Rows, vocabulary: LlamaModel, alo
                     shown = label
                     notes.print(f"{label}: read after {time.monotonic() - begin:.0f} s", markup=False)
 
-            run(readings, rows, vocabulary, told, along)
+            run(readings, rows, vocabulary, told, along, window)
     except KeyboardInterrupt:
         again = " without --restart" if restart else ""
         notes.print(f"Stopped. What is finished is in {rows.path}; the same command{again} goes on with it.", markup=False)

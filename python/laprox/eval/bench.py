@@ -17,7 +17,7 @@ from laprox import LaproxError, Llama, _core
 from laprox.chat.tokens import text_of
 from laprox.eval.contenders import FULL, ROOM, Budget, Contender
 from laprox.eval.jobs import Job
-from laprox.eval.reader import REGIMES, SHORTER, Reader, Setting, made_with, recalls
+from laprox.eval.reader import REGIMES, SHORTER, Reader, Setting, made_with, suits
 from laprox.eval.rows import Rows
 from laprox.eval.summary import Key, key
 from laprox.eval.trials import ALONG, Trials, order
@@ -90,7 +90,7 @@ class Reading:
         return READING * len(self.tokens) + sum(_work(self.job, i) for i, _ in self.trials)
 
 
-def run(readings: Sequence[Reading], rows: Rows, vocabulary: LlamaModel, told: Told, along: int = ALONG) -> None:
+def run(readings: Sequence[Reading], rows: Rows, vocabulary: LlamaModel, told: Told, along: int = ALONG, window: int | None = None) -> None:
     """Measure. Rows are added as they come.
 
     Args:
@@ -98,6 +98,7 @@ def run(readings: Sequence[Reading], rows: Rows, vocabulary: LlamaModel, told: T
         rows: Where the results go.
         vocabulary: Of the model.
         told: Is told what is being done; all of it together is the sum of `work`.
+        window: See Reader.
         along: See Trials. 0 also keeps memory low, at the price of reading questions again.
 
     Raises:
@@ -127,8 +128,8 @@ def run(readings: Sequence[Reading], rows: Rows, vocabulary: LlamaModel, told: T
                     continue
             if compared != (now := (id(job), reading.context if along else None)):
                 compared, full = now, {}
-            reader = Reader(llm, keep_asked=bool(along))
-            reader.read(reading.tokens, job.head, lambda n, label=label: told(label, READING * n))  # type: ignore[misc]
+            reader = Reader(llm, keep_asked=bool(along), window=window)
+            reader.read(reading.tokens, job.head, lambda n, label=label: told(label, READING * n), job.probe)  # type: ignore[misc]
             asked = Trials(reader, job.prompts, lambda tokens: text_of(vocabulary, tokens), along, full)
             for i, cell in trials:
                 try:
@@ -161,8 +162,7 @@ def plan_policies(
         open_llm: Makes a context for a policy.
     """
     cells = [Cell(FULL, "", "follow-up", Setting(None, "", "follow-up"))] if "follow-up" in regimes else []
-    # with the question in view nothing was evicted before
-    cells += [Cell(p, b, r, Setting(p, b, r)) for r in regimes for p in policies for b in budgets if not (r == "aware" and recalls(p))]
+    cells += [Cell(p, b, r, Setting(p, b, r)) for r in regimes for p in policies for b in budgets if suits(p, r)]
     readings = []
     for first, context in enumerate(dict.fromkeys(made_with(cell.setting.policy) for cell in cells if cell.budget)):
         mine = [cell for cell in cells if (made_with(cell.setting.policy) == context if cell.budget else not first)]

@@ -14,6 +14,7 @@ from laprox.chat.tokens import check_context, n_shared, text_of, tokens_of, trai
 from laprox.eval import books, longbench, tasks
 from laprox.eval.facts import insert_facts
 from laprox.eval.trials import Prompt
+from laprox.read.probe import Probe, repeating
 
 BOOK_ANSWER = 24  # tokens, at most
 LEAST = 1024  # tokens of somebody's own document, without its end
@@ -31,6 +32,7 @@ class Job:
         opening: Tokens that every prompt begins with.
         prompts: What follows, at least one.
         head: Tokens of the opening before the document itself.
+        probe: Of the opening; None: there is no prompt to repeat it.
         name: For messages.
     """
 
@@ -40,13 +42,15 @@ class Job:
     opening: list[int]
     prompts: tuple[Prompt, ...]
     head: int = 0
+    probe: Probe | None = None
     name: str = ""
 
     def context(self, n_read: int | None = None) -> int:
         """Tokens that a context must hold which reads so many of the opening; all of them, if it isn't said."""
         asked = max(max(len(p.tokens), len(p.after)) + p.room for p in self.prompts)
         before = len(self.prompts[0].tokens) + self.prompts[0].room if self.prompts[0].after else 0
-        return (len(self.opening) if n_read is None else n_read) + before + asked
+        probed = self.probe.context if self.probe and n_read is None else 0
+        return max((len(self.opening) if n_read is None else n_read) + before + asked, probed)
 
     def end(self, n: int) -> list[int]:
         """Of n tokens, those before the document and as many of its last ones as there is room for."""
@@ -167,7 +171,7 @@ def fact_job(vocabulary: LlamaModel, text: str, about: Facts, name: str, number:
         raise ValueError(f"{name}: {error}") from None
     stop = tuple(Conversation(vocabulary, "").stop)
     asked = tuple(tasks.Question(FACTS, q.text, (q.value,), "any", predict=about.n_predict, stop=stop) for q in facts)
-    opening, prompts, head = _encode(vocabulary, tasks.Sample(body, asked), whole=False)
+    opening, prompts, head, _ = _encode(vocabulary, tasks.Sample(body, asked), whole=False)
     read = opening[head:]
     if len(read) > 2 * len(tokens):
         raise ValueError(
@@ -179,11 +183,11 @@ def fact_job(vocabulary: LlamaModel, text: str, about: Facts, name: str, number:
     end = both[len(read) :] if both[: len(read)] == read else tokens_of(vocabulary, text[at:])
     told = Prompt(tasks.Question(CONTINUATION, "", (), "any"), [], told=end[: about.n_continue])
     asked_alone = [replace(prompt, after=()) for prompt in prompts]  # no question follows another one
-    return Job(FACTS, 0, number, opening, (*asked_alone, told), head, name)
+    return Job(FACTS, 0, number, opening, (*asked_alone, told), head, name=name)
 
 
-def _encode(vocabulary: LlamaModel, sample: tasks.Sample, whole: bool = True) -> tuple[list[int], tuple[Prompt, ...], int]:
-    """The tokens that every question's prompt begins with, what follows in each, and how many come before the document.
+def _encode(vocabulary: LlamaModel, sample: tasks.Sample, whole: bool = True) -> tuple[list[int], tuple[Prompt, ...], int, Probe | None]:
+    """The tokens that every question's prompt begins with, what follows in each, how many come before the document, and a probe.
 
     Args:
         vocabulary: Of the model.
@@ -208,7 +212,10 @@ def _encode(vocabulary: LlamaModel, sample: tasks.Sample, whole: bool = True) ->
     for question, prompt, after in zip(sample.questions, asked, later):
         begin = tokens_of(vocabulary, _space(vocabulary, prompt) + question.prefix) if question.prefix else []
         prompts.append(Prompt(question, prompt[n:] + begin, after + begin if after else ()))
-    return opening[:n], tuple(prompts), min(head, n)
+    probe = None
+    if sample.chat and sample.document and n >= conversation.document_end():
+        probe = repeating(conversation, n)
+    return opening[:n], tuple(prompts), min(head, n), probe
 
 
 def _space(vocabulary: LlamaModel, prompt: Sequence[int]) -> str:

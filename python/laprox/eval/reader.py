@@ -26,10 +26,11 @@ from llama_cpp.llama import LlamaState
 
 from laprox import _core
 from laprox.chat.tokens import last_logits, read
-from laprox.config import initial
+from laprox.config import KVConfig, initial
 from laprox.eval.metrics import log_softmax
 from laprox.llama import Llama
 from laprox.policy import Policy
+from laprox.read.probe import Probe, look
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,7 +42,12 @@ REGIMES = {
 SHORTER = "shorter-context"  # in place of a policy: the document's last tokens, as many as the budget has, read by themselves
 
 
-RECALL = "@recall"  # after a policy's name: what was evicted comes back from an archive when another question needs it
+# After a policy's name:
+RECALL = "@recall"  # what was evicted comes back from an archive when another question needs it
+REPEAT = "@repeat"  # the model repeats the document before it is compressed, and its queries then decide
+REFIT = "@refit"  # the same, and what stays is refitted to these queries
+
+RECENT_PROBED = 8  # last tokens of a document that stay in any case: its end isn't a question then
 
 
 def recalls(policy: str | Policy | None) -> bool:
@@ -49,9 +55,21 @@ def recalls(policy: str | Policy | None) -> bool:
     return isinstance(policy, str) and policy.endswith(RECALL)
 
 
-def without_recall(policy: str | Policy | None) -> str | Policy | None:
+def probes(policy: str | Policy | None) -> bool:
+    """Whether a policy is named with REPEAT or REFIT. It needs a document with a probe, and a context with room for it."""
+    return isinstance(policy, str) and policy.endswith((REPEAT, REFIT))
+
+
+def suits(policy: str | Policy | None, regime: str) -> bool:
+    """Whether there is something to measure: with the question in view nothing comes back, and nobody needs to guess it."""
+    return regime == "agnostic" if probes(policy) else not (recalls(policy) and regime == "aware")
+
+
+def plain(policy: str | Policy | None) -> str | Policy | None:
     """The policy as the engine knows it."""
-    return policy.removesuffix(RECALL) if isinstance(policy, str) else policy
+    if not isinstance(policy, str):
+        return policy
+    return policy.removesuffix(RECALL).removesuffix(REPEAT).removesuffix(REFIT)
 
 
 @dataclass(frozen=True)
@@ -129,15 +147,19 @@ class Reader:
             made_with(), where a policy needs that; or with kv=None, if nothing is ever compressed.
         keep_asked: Whether to keep a copy of the cache after a question, which saves reading it again where several settings
             in a row are tried on one question.
+        window: Queries that score, where no probe does; None: as many as the context observes.
         decoding: Adds up over all trials; set it to a new Decoding() where another sum begins.
     """
 
     llm: Llama
     keep_asked: bool = True
+    window: int | None = None
     decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
+        self._own = self.llm.kv_config or KVConfig()
         self._document: list[int] = []
+        self._probe: Probe | None = None
         self._read: LlamaState | None = None  # with the whole document in the cache
         self._logprobs: Floats | None = None  # after it
         self._head = 0
@@ -146,18 +168,21 @@ class Reader:
         self.read_seconds = 0.0
         self.read_cpu_seconds = 0.0
 
-    def read(self, document: Sequence[int], head: int = 0, progress: Callable[[int], None] = lambda n: None) -> None:
+    def read(
+        self, document: Sequence[int], head: int = 0, progress: Callable[[int], None] = lambda n: None, probe: Probe | None = None
+    ) -> None:
         """Read a document and keep a copy of the cache.
 
         Args:
             document: Tokens that every prompt begins with.
             head: How many of them come before the text itself, which a shorter context can't do without.
             progress: Is called with how many more of them are in.
+            probe: Of the document, for policies that need one.
 
         Raises:
             ValueError: They do not fit into the context.
         """
-        self._document, self._head = list(document), head
+        self._document, self._head, self._probe = list(document), head, probe
         self._compressed, self._questioned = None, None
         clock, cpu = time.perf_counter(), time.process_time()
         before = 0
@@ -195,10 +220,15 @@ class Reader:
             raise ValueError(f"regime is {setting.regime!r}; accepted: {', '.join(REGIMES)}")
         if (setting.regime == "follow-up") != (first is not None):
             raise ValueError(f"regime is {setting.regime!r}, which {'needs a' if first is None else 'has no'} first question")
+        if not suits(setting.policy, setting.regime):
+            raise ValueError(f"regime is {setting.regime!r}, which isn't for {setting.policy}")
         shorter = setting.policy == SHORTER
         if setting.policy is not None and not shorter:
             recall = initial("recall") if recalls(setting.policy) else 0
-            self.llm.kv.set(policy=without_recall(setting.policy), budget=setting.budget, recall=recall)
+            probed = probes(setting.policy)
+            recent = min(self._own.recent, RECENT_PROBED) if probed else self._own.recent
+            window = self._own.window if probed else self.window or self._own.window
+            self.llm.kv.set(policy=plain(setting.policy), budget=setting.budget, recall=recall, recent=recent, window=window)
         if not shorter and (setting.regime == "aware" or setting.policy is None and first is None):
             logprobs, seconds = self._restore_asked(question)
             return Start(logprobs, self._cost(setting), seconds)
@@ -210,7 +240,7 @@ class Reader:
                     self._answer_first(first, self._ask(first.tokens)[0])
             elif first is None:
                 self._restore()
-                cost = self._compress()
+                cost = self._compress(setting.policy)
             else:
                 logprobs, _ = self._restore_asked(first.tokens)
                 cost = self._cost(setting)
@@ -270,7 +300,7 @@ class Reader:
             if policy == SHORTER:
                 continue
             try:
-                self.llm.kv.set(policy=without_recall(policy))
+                self.llm.kv.set(policy=plain(policy))
             except _core.LaproxError as error:
                 reasons[policy] = str(error)
         return reasons
@@ -349,9 +379,13 @@ class Reader:
         stats = self.llm.kv.stats()
         return Cost(stats.kv_bytes, stats.entries_held, stats.entries_full)
 
-    def _compress(self) -> Cost:
+    def _compress(self, policy: str | Policy | None = None) -> Cost:
         before = self.llm.kv.stats()
         clock, cpu = time.perf_counter(), time.process_time()
+        if probes(policy):
+            if self._probe is None:
+                raise _core.LaproxError(f"{policy} is for documents with a chat's questions; this one has no prompt to repeat it")
+            look(self.llm, self._probe, refit=str(policy).endswith(REFIT))
         self.llm.kv.compress()
         seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
         stats = self.llm.kv.stats()
@@ -376,7 +410,7 @@ def made_with(policy: str | Policy | None) -> str:
     Expected Attention sums up queries and gates mark tokens while a document is read, if the context was made for that. A
     context that is made with "expected" serves all but "retention".
     """
-    policy = without_recall(policy)
+    policy = plain(policy)
     meaning = dict(zip(_core.policies(), _core.meanings())).get(policy, policy) if isinstance(policy, str) else ""
     scorer = meaning.partition(":")[0]
     return scorer if scorer in ("expected", "retention") else "laprox"
