@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gguf_factory import CHATML
 
-from laprox import KVConfig, Llama
+from laprox import KVConfig, LaproxError, Llama
 from laprox.chat.conversation import Conversation
 from laprox.chat.loading import load_vocabulary
 from laprox.chat.tokens import last_logits
@@ -15,6 +15,7 @@ from laprox.eval.metrics import kl_divergence, log_softmax
 from laprox.eval.reader import SHORTER, Reader, Setting, Turn
 from laprox.eval.tasks import Question
 from laprox.eval.trials import Prompt, Trials
+from laprox.read.probe import look, repeating
 
 FIRST = Turn(tuple(range(300, 320)), 5)
 
@@ -166,3 +167,34 @@ def test_with_recall_a_later_question_is_answered_from_the_archive(model, docume
         assert not np.allclose(start.logprobs, stale, atol=1e-2)
     plain = reader.start(question, Setting("laprox", "20%", "follow-up"), FIRST)  # on the same Llama: nothing comes back
     assert np.allclose(plain.logprobs, stale, atol=1e-4)
+
+
+def test_what_a_repeated_document_keeps(model):
+    """POLICY@repeat and @refit: the model repeats the document, then it is compressed, before any question."""
+    vocabulary = load_vocabulary(Path(model))
+    conversation = Conversation(vocabulary, "The code of Ada is 48, of Bob 77. " * 20)
+    probe = repeating(conversation)
+    asked = conversation.prompt("Ada?")
+    document, question = asked[: probe.n_text], asked[probe.n_text :]
+    reader = Reader(context(model, window=128), window=32)
+    reader.read(document, head=3, probe=probe)
+    starts = {}
+    for policy in ("kvzip", "kvzip@repeat", "kvzip@refit"):
+        starts[policy] = reader.start(question, Setting(policy, "20%", "agnostic"))
+        by_hand = context(model, budget="20%", policy="kvzip", window=128, recent=32 if policy == "kvzip" else 8)
+        by_hand.eval(document)
+        if policy == "kvzip":
+            by_hand.kv.set(window=32)
+        else:
+            look(by_hand, probe, refit=policy.endswith("refit"))
+        by_hand.kv.compress()
+        by_hand.eval(question)
+        assert np.allclose(starts[policy].logprobs, log_softmax(last_logits(by_hand)), atol=1e-4)
+        assert starts[policy].cost.entries_held == by_hand.kv.stats().entries_held - 4 * len(question)
+    assert not np.allclose(starts["kvzip@repeat"].logprobs, starts["kvzip"].logprobs, atol=1e-3)
+    assert not np.allclose(starts["kvzip@repeat"].logprobs, starts["kvzip@refit"].logprobs, atol=1e-4)
+    with pytest.raises(ValueError, match="regime is 'aware', which isn't for kvzip@repeat"):
+        reader.start(question, Setting("kvzip@repeat", "20%"))
+    reader.read(document)
+    with pytest.raises(LaproxError, match="no prompt to repeat it"):
+        reader.start(question, Setting("kvzip@repeat", "20%", "agnostic"))
