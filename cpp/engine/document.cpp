@@ -176,9 +176,19 @@ static std::vector<uint8_t> describe(const llama_context & ctx, const std::vecto
     return bytes;
 }
 
+// States without the queries that were observed: these are as large as a small document, and a question has its own.
+class without_queries {
+public:
+    explicit without_queries(cache & kv) : kv(kv) { kv.set_queries_in_states(false); }
+    ~without_queries() { kv.set_queries_in_states(true); }
+
+private:
+    cache & kv;
+};
+
 void save_document(llama_context & ctx, llama_seq_id seq_id, const std::string & path, const std::vector<llama_token> & tokens,
         const named_texts & texts) {
-    const cache & kv = cache_of(ctx);
+    cache & kv = cache_of(ctx);
     kv.at(seq_id); // throws if there is no such sequence
     check_given(texts);
     const int64_t n_seen = (int64_t) kv.seq_pos_max(seq_id) + 1;
@@ -189,6 +199,7 @@ void save_document(llama_context & ctx, llama_seq_id seq_id, const std::string &
 
     ctx.synchronize();
     llama_memory_i & memory = *ctx.get_memory();
+    const without_queries small(kv);
     byte_counter size;
     state_write(memory, size, seq_id, 0);
 
