@@ -13,6 +13,7 @@ import numpy as np
 from state_fuzz import CONTEXT, HEADER, KINDS, KV, checksum, damage, forge, parts
 
 END = 16  # the file's length, and the checksum
+STATE = b"\x05\0\0\0\0\0\0\0state"  # the tensor's name
 
 
 def sealed(data: bytes) -> bytes:
@@ -23,10 +24,19 @@ def sealed(data: bytes) -> bytes:
 
 def split(data: bytes) -> tuple[bytes, bytes, bytes]:
     """What describes a document, its state, and the padding behind that."""
-    at = data.index(b"\x05\0\0\0\0\0\0\0state") + 13  # the tensor's name, then: dimensions, size, type, offset
+    at = data.index(STATE) + len(STATE)  # then: the number of dimensions, size, type, offset
     (size,) = struct.unpack_from("<q", data, at + 4)
     begin = (at + 4 + 8 + 4 + 8 + 31) // 32 * 32
     return data[:begin], data[begin : begin + size], data[begin + size : -END]
+
+
+def with_text(data: bytes, old: bytes, new: bytes) -> bytes:
+    """A document in which one text is another."""
+    head, state, padding = split(data)
+    at = head.index(struct.pack("<Q", len(old)) + old)
+    head = head[:at] + struct.pack("<Q", len(new)) + new + head[at + 8 + len(old) :]
+    end = head.index(STATE) + len(STATE) + 24
+    return sealed(head[:end].ljust((end + 31) // 32 * 32, b"\0") + state + padding)
 
 
 class Target:
@@ -77,7 +87,7 @@ class Target:
             ours, rest = parts(bytes(HEADER) + state)
             what, ours = damage(rng, ours, [parts(bytes(HEADER) + split(d)[1])[0] for d in self.good])
             state = forge(b"", ours, rest)
-            at = good.index(b"\x05\0\0\0\0\0\0\0state") + 17
+            at = good.index(STATE) + len(STATE) + 4
             head = head[:at] + struct.pack("<q", len(state)) + head[at + 8 :]
             padding = bytes(-len(state) % 32)
         return f"forged, {what}", sealed(head + state + padding), True
