@@ -81,6 +81,7 @@ class Llama(llama_cpp.Llama):
         self._takes_broken_template = kwargs.get("chat_format") is not None or kwargs.get("chat_handler") is not None
         self._in_prompt: _Prompt | None = None  # set while the next eval() completes a prompt
         self._tokens_reread = 0  # by the last prompt
+        self._resumed = False  # it went back to the loaded document, whose counts begin anew
         self._params_set = False
         try:
             super().__init__(model_path, flash_attn=kv is not None if flash_attn is None else flash_attn, **kwargs)
@@ -372,11 +373,13 @@ class Llama(llama_cpp.Llama):
 
     def _resume_document(self, tokens: list[int]) -> None:
         """Start from the loaded document where a prompt is about it and doesn't go on with all that is cached."""
+        self._resumed = False
         if self._document is None or tokens[: len(self._document.tokens)] != self._document.tokens:
             return
         goes_on = len(self._document.tokens) <= self.n_tokens < len(tokens)
         if not goes_on or common_prefix(self._input_ids, tokens) < self.n_tokens:
             self._start_from(self._document)
+            self._resumed = True
 
     def save_state(self, archive: bool = False) -> LlamaState:
         """What is cached, compressed as it is.
