@@ -278,9 +278,9 @@ bool laprox_set_archive_in_states(llama_context * ctx, bool on) {
 bool laprox_document_save(llama_context * ctx, llama_seq_id seq_id, const char * path, const llama_token * tokens, int32_t n_tokens,
         const char * const * keys, const char * const * values, int32_t n_texts) {
     return guarded(false, [&] {
-        named_texts texts;
+        std::map<std::string, std::string> texts;
         for (int32_t i = 0; i < n_texts; i++) {
-            texts.emplace_back(keys[i], values[i]);
+            texts[keys[i]] = values[i];
         }
         save_document(*ctx, seq_id, path, { tokens, tokens + std::max(n_tokens, 0) }, texts);
         return true;
@@ -300,8 +300,9 @@ const char * laprox_document_get(const laprox_document * document, const char * 
 }
 
 int32_t laprox_document_tokens(const laprox_document * document, llama_token * tokens, int32_t cap) {
-    std::copy_n(document->tokens(), std::clamp(cap, 0, document->n_tokens()), tokens);
-    return document->n_tokens();
+    const int32_t n = (int32_t) document->tokens().size();
+    std::copy_n(document->tokens().begin(), std::clamp(cap, 0, n), tokens);
+    return n;
 }
 
 bool laprox_document_load(llama_context * ctx, llama_seq_id seq_id, const laprox_document * document) {
