@@ -2,16 +2,19 @@
 
 import gc
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from document_fuzz import with_text
+from gates_factory import random_gates
 from gguf_factory import CHATML
 
 import laprox
 from laprox import KVConfig, LaproxError, Llama
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import last_logits
+from laprox.gates import sidecar
 from laprox.read.document import Document, is_document
 from laprox.read.writing import write_document
 
@@ -294,6 +297,23 @@ def test_forged_settings(path, change, reason):
     with pytest.raises(LaproxError) as refused:
         Document(path)
     assert str(refused.value).startswith(f"{path}: its settings can't be read: ") and reason in str(refused.value)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_gates(load, tmp_path, archive):
+    """They mark entries, so a context that has none can't hold these."""
+    sidecar.write(tmp_path / "g.gguf", random_gates(3, 256, 2))
+    settings = {"policy": "retention", "gates": tmp_path / "g.gguf", "budget": "20%", "min_tokens": 64}
+    made = write_document(load(kv=KVConfig(archive="ram", **settings)), TEXT, tmp_path / "a.kv", archive=archive)
+    with pytest.raises(LaproxError, match="a mark by gates is 1 there and 0 here"):
+        load(kv=KVConfig(policy="full")).load_document(made)
+    llm = load(kv=replace(made.kv, gates=tmp_path / "g.gguf"))
+    document = llm.load_document(made)
+    held = llm.kv.stats().entries_held
+    assert held < 0.25 * llm.kv.stats().entries_full
+    assert same(logits(llm, document, "Ada?"), logits(llm, document, "Ada?"))
+    if not archive:
+        assert llm.kv.stats().entries_held == held + (llm.n_tokens - len(document.tokens)) * 6
 
 
 def test_a_policy_of_ones_own(load, tmp_path):

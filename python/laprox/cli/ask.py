@@ -21,7 +21,7 @@ UNASKED = KVConfig(policy="full")
 
 
 @grouped
-@options.takes_kv(only=("budget", "policy"), policy=UNASKED.policy)
+@options.takes_kv(only=("budget", "policy", "gates"), policy=UNASKED.policy)
 def ask(
     document: Annotated[Path, typer.Argument(metavar="DOCUMENT", help="What `laprox read` wrote.", show_default=False)],
     question: Annotated[
