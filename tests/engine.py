@@ -127,6 +127,13 @@ if hasattr(L._lib, "laprox_api_version"):
         ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, _i32p]),
         ("set_archive_in_states", c.c_bool, [c.c_void_p, c.c_bool]),
         ("tail_begin", c.c_int32, [c.c_void_p, c.c_int32]),
+        ("compressed_for", c.c_int32, [c.c_void_p, c.c_int32]),
+        ("document_save", c.c_bool, [c.c_void_p, c.c_int32, c.c_char_p, _i32p, c.c_int32, c.POINTER(c.c_char_p), c.POINTER(c.c_char_p), c.c_int32]),
+        ("document_open", c.c_void_p, [c.c_char_p]),
+        ("document_free", None, [c.c_void_p]),
+        ("document_get", c.c_char_p, [c.c_void_p, c.c_char_p]),
+        ("document_tokens", c.c_int32, [c.c_void_p, _i32p, c.c_int32]),
+        ("document_load", c.c_bool, [c.c_void_p, c.c_int32, c.c_void_p]),
         ("get_stats", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxStats)]),
         ("set_scorer", c.c_bool, [c.c_void_p, c.c_void_p, c.c_void_p]),
         ("model_fingerprint", c.c_bool, [c.c_void_p, c.c_char_p]),
@@ -260,6 +267,27 @@ class Model:
 
     def __exit__(self, *_):
         self.close()
+
+
+class Document:
+    """A file of what a sequence holds, freed with the object."""
+
+    def __init__(self, path: str | Path):
+        self.handle = laprox("document_open", os.fsencode(path))
+        _granted(self.handle)
+
+    def __del__(self):
+        laprox("document_free", self.handle)
+
+    def get(self, key: str) -> str | None:
+        text = laprox("document_get", self.handle, key.encode())
+        return None if text is None else text.decode()
+
+    def tokens(self) -> list[int]:
+        n = laprox("document_tokens", self.handle, None, 0)
+        out = (c.c_int32 * n)()
+        assert laprox("document_tokens", self.handle, out, n) == n
+        return list(out)
 
 
 @dataclass
@@ -431,6 +459,14 @@ class Context:
         return L.llama_state_seq_set_data(self.handle, buf, len(data), seq) > 0
 
     # --- laprox ---
+
+    def document_save(self, path: str | Path, tokens, texts: dict[str, str] | None = None, seq: int = 0) -> None:
+        ids, n = (c.c_int32 * len(tokens))(*map(int, tokens)), len(texts or {})
+        keys, values = ((c.c_char_p * n)(*[t.encode() for t in some]) for some in ((texts or {}).keys(), (texts or {}).values()))
+        _granted(laprox("document_save", self.handle, seq, os.fsencode(path), ids, len(tokens), keys, values, n))
+
+    def document_load(self, document: Document, seq: int = 0) -> None:
+        _granted(laprox("document_load", self.handle, seq, document.handle))
 
     def set_params(self, kv: Params) -> None:
         _granted(laprox("set_params", self.handle, kv.handle))

@@ -179,7 +179,8 @@ def test_every_import_is_declared():
 
 FOLDER = Path(package.__file__).parent
 ROOMS = {  # folder -> the extras that importing its modules may take
-    "": (), "chat": (), "demo": (), "eval": (), "gates": (), "hub": (), "profile": (), "viz": ("report", "cli"), "cli": ("cli",),
+    "": (), "chat": (), "demo": (), "eval": (), "gates": (), "hub": (), "profile": (), "read": (), "viz": ("report", "cli"),
+    "cli": ("cli",),
 }  # fmt: skip
 MORE = {  # modules that take more than their room does
     "eval.compare_report": "report", "eval.eval_report": "report",

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
+#include <string>
 
 namespace laprox_python {
 
@@ -26,6 +27,14 @@ inline void require(bool accepted) {
     if (!accepted) {
         throw refusal(laprox_last_error());
     }
+}
+
+// The C API would not see what follows a NUL.
+inline const char * whole(const std::string & name, const std::string & text) {
+    if (text.find('\0') != std::string::npos) {
+        throw py::value_error(name + " has a NUL character in it");
+    }
+    return text.c_str();
 }
 
 inline llama_model * model_at(uintptr_t address) {
@@ -45,6 +54,7 @@ inline llama_context * context_at(uintptr_t address) {
 void register_settings(py::module_ & m); // policies, budgets, and the parameters of models and contexts
 void register_context (py::module_ & m); // compression and statistics
 void register_inspect (py::module_ & m); // positions, scores, entries and queries as arrays
+void register_document(py::module_ & m); // what a sequence holds, in a file
 void register_core    (py::module_ & m); // the selection functions of cpp/core on arrays
 void register_build   (py::module_ & m); // what was built in
 

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, m) {
     laprox_python::register_settings(m);
     laprox_python::register_context(m);
     laprox_python::register_inspect(m);
+    laprox_python::register_document(m);
     laprox_python::register_core(m);
     laprox_python::register_build(m);
 }

@@ -21,14 +21,6 @@ void require_value(bool accepted) {
     }
 }
 
-// The C API would not see what follows a NUL.
-const char * whole(const std::string & name, const std::string & text) {
-    if (text.find('\0') != std::string::npos) {
-        throw py::value_error(name + " has a NUL character in it");
-    }
-    return text.c_str();
-}
-
 // The C API's lists: a count, and a name for each index.
 std::vector<std::string> listed(int32_t n, const char * (*at)(int32_t)) {
     std::vector<std::string> names;

@@ -2,6 +2,7 @@
 
 #include "laprox.h"
 #include "engine/cache.h"
+#include "engine/document.h"
 #include "engine/error.h"
 #include "engine/hooks.h"
 
@@ -270,6 +271,43 @@ llama_pos laprox_compressed_for(llama_context * ctx, llama_seq_id seq_id) {
 bool laprox_set_archive_in_states(llama_context * ctx, bool on) {
     return guarded(false, [&] {
         cache_of(ctx).set_archive_in_states(on);
+        return true;
+    });
+}
+
+bool laprox_document_save(llama_context * ctx, llama_seq_id seq_id, const char * path, const llama_token * tokens, int32_t n_tokens,
+        const char * const * keys, const char * const * values, int32_t n_texts) {
+    return guarded(false, [&] {
+        std::map<std::string, std::string> texts;
+        for (int32_t i = 0; i < n_texts; i++) {
+            texts[keys[i]] = values[i];
+        }
+        save_document(*ctx, seq_id, path, { tokens, tokens + std::max(n_tokens, 0) }, texts);
+        return true;
+    });
+}
+
+laprox_document * laprox_document_open(const char * path) {
+    return guarded<laprox_document *>(nullptr, [&] { return new laprox_document(path); });
+}
+
+void laprox_document_free(laprox_document * document) {
+    delete document;
+}
+
+const char * laprox_document_get(const laprox_document * document, const char * key) {
+    return document->text(key);
+}
+
+int32_t laprox_document_tokens(const laprox_document * document, llama_token * tokens, int32_t cap) {
+    const int32_t n = (int32_t) document->tokens().size();
+    std::copy_n(document->tokens().begin(), std::clamp(cap, 0, n), tokens);
+    return n;
+}
+
+bool laprox_document_load(llama_context * ctx, llama_seq_id seq_id, const laprox_document * document) {
+    return guarded(false, [&] {
+        document->load(*ctx, seq_id);
         return true;
     });
 }

@@ -98,6 +98,8 @@ public:
     void end_turn(llama_seq_id seq_id) { mine(seq_id).end_turn(); }
 
     void set_archive_in_states(bool on) { all.archive_in_states = on; }
+    // Whether what was observed of queries is in them, too: without it, only what comes later can choose entries.
+    void set_queries_in_states(bool on) { all.queries_in_states = on; }
     const archive_space * get_archive_space() const { return all.space.get(); }
     void set_scorer(laprox_scorer_callback callback, void * user_data);
 

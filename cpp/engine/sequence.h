@@ -50,6 +50,7 @@ struct common {
     llama_context * lctx = nullptr; // that computes on this cache, known when it has reserved its graphs
     std::shared_ptr<archive_space> space = {}; // of what leaves the tails; null: evicted entries are gone
     bool archive_in_states = false;
+    bool queries_in_states = true;
 
     // Tokens per KV head that a sequence can come to hold: its kept ones fit into the context, and a tail block may be behind them.
     int64_t most_held() const { return (int64_t) kv_size + tail_block; }

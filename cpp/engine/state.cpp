@@ -173,8 +173,9 @@ template <typename IO> void sequence::visit_rows(IO & io, const layer_store & st
 
 void sequence::write(state_writer & out) const {
     const tail_view held   = tail();
-    const observed  window_now = observed_queries();
-    books b { tail_start, chosen_for, turn_start, gen_begin, n_gone, n_kept(), {}, (uint32_t) window_now.slot.size(), sums ? sums->n_summed : 0 };
+    const observed  window_now = shared.queries_in_states ? observed_queries() : observed {};
+    books b { tail_start, chosen_for, turn_start, gen_begin, n_gone, n_kept(), {}, (uint32_t) window_now.slot.size(),
+            sums && shared.queries_in_states ? sums->n_summed : 0 };
     for (size_t i = 0; i < held.cell.size(); i++) {
         b.tail.push_back({ held.pos[i], cells.ext_get(held.cell[i]) });
     }

@@ -179,6 +179,36 @@ LLAMA_API llama_pos laprox_tail_begin(struct llama_context * ctx, llama_seq_id s
 LLAMA_API llama_pos laprox_compressed_for(struct llama_context * ctx, llama_seq_id seq_id);
 
 //
+// documents
+//
+
+// What a sequence holds, in a file with the tokens it was made of and texts about it. A text is read once, and questions about it are
+// answered from the file. One document is all that a sequence holds.
+struct laprox_document;
+
+// Write what the sequence holds, with its archive where laprox_set_archive_in_states() says so, and whose tokens these are: one for
+// each position. `keys` are lower-case letters, digits and _, `values` UTF-8. "fingerprint" (of the model), "llama.cpp" and "ggml"
+// (versions) are added. `path` is replaced when all is written; nothing half-written is left.
+LLAMA_API bool laprox_document_save(struct llama_context * ctx, llama_seq_id seq_id, const char * path,
+                                    const llama_token * tokens, int32_t n_tokens,
+                                    const char * const * keys, const char * const * values, int32_t n_texts);
+
+// Read a file into memory, and check all of it. NULL where it is refused; the reason doesn't say the path. To be freed.
+LLAMA_API struct laprox_document * laprox_document_open(const char * path);
+LLAMA_API void                     laprox_document_free(struct laprox_document * document);
+
+// A text by its key; NULL if there is none. Stays as long as the document.
+LLAMA_API const char * laprox_document_get(const struct laprox_document * document, const char * key);
+
+// Returns the number of tokens and writes at most `cap` of them.
+LLAMA_API int32_t laprox_document_tokens(const struct laprox_document * document, llama_token * tokens, int32_t cap);
+
+// The sequence then holds the document, and only it: as laprox_compressed_for() says, a prompt that begins with its tokens goes on
+// from there. Any number of sequences can load it. Refuses one of another model, layout (cache types, gates) or llama.cpp, and
+// what the context has no room for; the sequence is then empty, unless it is the model that is wrong.
+LLAMA_API bool laprox_document_load(struct llama_context * ctx, llama_seq_id seq_id, const struct laprox_document * document);
+
+//
 // looking inside
 //
 

@@ -97,6 +97,20 @@ def set_scorer(ctx: int, scorer: Callable[[int, int, int, int, Positions], Float
     """What scores under the policies "custom:<allocator>": scorer(ctx, seq_id, layer, head, positions) -> [n], or None
     to refuse. It is borrowed: the caller keeps it alive."""
 
+# --- documents ---
+
+class Document:
+    """What a sequence holds, in a file that was checked and is in memory now."""
+
+    def __init__(self, path: str | bytes) -> None: ...
+    def get(self, key: str) -> str | None: ...
+    def tokens(self) -> list[int]: ...
+    def load(self, ctx: int, seq_id: int = 0) -> None:
+        """The sequence then holds it, and only it."""
+
+def document_save(ctx: int, path: str | bytes, tokens: Sequence[int], texts: dict[str, str], seq_id: int = 0) -> None:
+    """What the sequence holds, whose tokens these are, in a file. Refusals don't repeat the path."""
+
 # --- looking inside ---
 
 def model_fingerprint(model: int) -> str:

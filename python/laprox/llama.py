@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -21,6 +21,9 @@ from laprox.kv import KV
 from laprox.lifetime import Native, check_usable
 from laprox.policy import Policy, Scorer
 from laprox.reuse import common_prefix, contains
+
+if TYPE_CHECKING:
+    from laprox.read.document import Document
 
 _DEFAULT = KVConfig()
 
@@ -41,6 +44,7 @@ class Llama(llama_cpp.Llama):
     # Until the parent has made its own, so that close() works on an instance whose settings were refused.
     _stack = contextlib.ExitStack()
     _scorer: Scorer | None = None  # of the laprox.Policy in force; the engine borrows it
+    _document: Document | None = None  # prompts that begin with its tokens start from it
     _closed = False
 
     _ctx: Any = Native()
@@ -77,6 +81,7 @@ class Llama(llama_cpp.Llama):
         self._takes_broken_template = kwargs.get("chat_format") is not None or kwargs.get("chat_handler") is not None
         self._in_prompt: _Prompt | None = None  # set while the next eval() completes a prompt
         self._tokens_reread = 0  # by the last prompt
+        self._resumed = False  # it went back to the loaded document, whose counts begin anew
         self._params_set = False
         try:
             super().__init__(model_path, flash_attn=kv is not None if flash_attn is None else flash_attn, **kwargs)
@@ -294,6 +299,8 @@ class Llama(llama_cpp.Llama):
         if not tokens and (reset or self.n_tokens == 0):
             raise ValueError("the prompt is empty; accepted: at least one token")
         self._tokens_reread = 0
+        if reset:
+            self._resume_document(tokens)
         if reset and self._compressed_for:
             if not contains(tokens, self.input_ids[: self._compressed_for], self._as_text):
                 self._tokens_reread = common_prefix(self._input_ids, tokens)
@@ -315,6 +322,64 @@ class Llama(llama_cpp.Llama):
                 raise ValueError(f"the grammar can't be parsed; accepted: GBNF with a rule {grammar._root!r}")
             llama_cpp.llama_sampler_free(parsed)
         return super()._init_sampler(*args, grammar=grammar, **kwargs)  # type: ignore[misc] # not among the positional ones
+
+    def load_document(self, path: str | os.PathLike[str] | Document) -> Document:
+        """Hold a text that was read before (`laprox read`), and only it, without reading it again.
+
+        From then on, every prompt that begins with its tokens, as those of `Document.prompt` do, starts from the same state; one
+        that goes on with what is cached, as a follow-up does, goes on. Where this Llama has the settings that it has by default,
+        nothing is evicted any more.
+
+        Args:
+            path: The file, or what is opened of it.
+
+        Raises:
+            LaproxError: It is not a document, damaged, of another model, chat template, cache type or llama.cpp, or there is no
+                room for it; nothing is held then.
+        """
+        from laprox.read.document import Document  # the room builds on this class
+
+        check_usable(self)
+        self._check_not_scoring()
+        kv = self.kv
+        document = path if isinstance(path, Document) else Document(path)
+        self._document = None
+        self.reset()
+        if document.cache_types != (given := (self.context_params.type_k, self.context_params.type_v)):
+            raise document.refused(f"type_k, type_v are {given} here; accepted: {document.cache_types}, as it was made with")
+        self._start_from(document)
+        try:
+            document.bind(self)
+        except _core.LaproxError:
+            self.reset()
+            raise
+        if kv.config == _DEFAULT and not document.has_archive:  # nobody asked for its twenty percent
+            kv.set(policy="full")
+        self._document = document
+        return document
+
+    def _start_from(self, document: Document) -> None:
+        n = len(document.tokens)
+        if n >= self._n_ctx:
+            raise document.refused(f"it has {n} tokens, the context has room for {self._n_ctx}; accepted: an n_ctx that holds a question, too")
+        try:
+            document.load(self._ctx.ctx)
+        except _core.LaproxError:
+            self.reset()
+            raise
+        self.input_ids[:n] = document.tokens
+        self.n_tokens = n
+        self._requires_eval = True
+
+    def _resume_document(self, tokens: list[int]) -> None:
+        """Start from the loaded document where a prompt is about it and doesn't go on with all that is cached."""
+        self._resumed = False
+        if self._document is None or tokens[: len(self._document.tokens)] != self._document.tokens:
+            return
+        goes_on = len(self._document.tokens) <= self.n_tokens < len(tokens)
+        if not goes_on or common_prefix(self._input_ids, tokens) < self.n_tokens:
+            self._start_from(self._document)
+            self._resumed = True
 
     def save_state(self, archive: bool = False) -> LlamaState:
         """What is cached, compressed as it is.

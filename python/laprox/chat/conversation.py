@@ -16,22 +16,22 @@ from laprox.chat.tokens import n_shared, text_of, tokens_of, trained_for
 class Conversation:
     """What was said so far. The documents open the first question."""
 
-    def __init__(self, vocabulary: LlamaModel, document: str, between: str = "\n\n", template: str | None = None) -> None:
+    def __init__(self, vocabulary: LlamaModel, document: str | list[int], between: str = "\n\n", template: str | None = None) -> None:
         """Prepare prompts.
 
         Args:
             vocabulary: The model, which may be loaded without its weights.
-            document: All documents' text, or "".
+            document: All documents' text, or ""; or the tokens of a prompt up to the documents' end, as an earlier one had them.
             between: What separates them from the first question.
             template: A chat template instead of the model's.
 
         Raises:
-            ValueError: The template is broken, or leaves out what is asked.
+            ValueError: The template is broken, or leaves out what is asked; or no prompt begins with these tokens.
         """
         self.turns: list[tuple[str, str]] = []  # question, answer
         self._vocabulary = vocabulary
         self._between = between
-        self._document = tokens_of(vocabulary, document)
+        self._document = tokens_of(vocabulary, document) if isinstance(document, str) else document
         self._asked: tuple[str, list[int]] = ("", [])  # the last prompt
 
         # Marks stand for the documents and other text while a template is rendered, so that documents are never read as
@@ -42,6 +42,10 @@ class Conversation:
         self._in_parts = False  # content is a list of parts
         if self._formatter is not None:
             self._choose_form()
+        if not isinstance(document, str):
+            self._document = document[self.document_begin() :]
+            if not self._document or self.prompt("?")[: len(document)] != document:
+                raise _refused("the chat template begins otherwise")
 
     @property
     def stop(self) -> list[str]:

@@ -99,7 +99,7 @@ class Session:
         speed = decoded / seconds if decoded else 0.0
         if stats is None or before is None:
             return Answer(question, text, self.llm.n_tokens, speed, None)
-        again = stats.tokens_reread > 0  # from its start
+        again = stats.tokens_reread > 0 or self.llm._resumed  # from its start, or a document's end
         recalled = stats.entries_recalled - (0 if again else before.entries_recalled)
         evicted_before = before.entries_held < before.entries_full and not again
         return Answer(question, text, stats.tokens_seen, speed, stats, recalled, evicted_before and not stats.archived_entries)

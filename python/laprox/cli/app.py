@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from laprox.cli import chat, compare, convert_gates, demo, eval, info, models, profile, serve, train_gates, version, view
+from laprox.cli import ask, chat, compare, convert_gates, demo, eval, info, models, profile, read, serve, train_gates, version, view
 
 app = typer.Typer(
     name="laprox",
@@ -34,6 +34,8 @@ def _serve(context: typer.Context) -> None:
 
 
 app.command("chat")(chat.chat)
+app.command("read")(read.read)
+app.command("ask")(ask.ask)
 app.command("info")(info.info)
 app.command("demo")(demo.demo)
 app.command("compare")(compare.compare)

@@ -13,14 +13,15 @@ from laprox import KVConfig, KVStats, LaproxError
 from laprox.chat.conversation import Conversation
 from laprox.chat.reading import read_documents
 from laprox.chat.session import Session, context_size
-from laprox.cli import options
+from laprox.cli import asking, options
 from laprox.cli.progress import read
 from laprox.cli.running import Answers, Running
 from laprox.cli.show import allocated_without, notes, printable, remark, size, status
-from laprox.cli.source import takes_model
+from laprox.cli.source import NO_MODEL, takes_model
 from laprox.cli.streams import print_json
 from laprox.cli.view import view_held
 from laprox.extras import MissingExtra
+from laprox.read.document import Document, is_document
 
 HELP = """\
 /stats          what the cache holds, and what compressing it cost
@@ -34,13 +35,13 @@ HELP = """\
 FEW = 128  # tokens held per KV head, below which a percentage of a short text is worth a warning
 
 
-@takes_model()
+@takes_model(needed=False)
 @options.takes_kv()
 def chat(
-    model: options.Model,
+    model: options.ModelIfNeeded,
     document: Annotated[
         list[Path] | None,
-        typer.Option("--document", "-d", help="A text, Markdown, HTML, PDF, Word, PowerPoint, EPUB, RTF or e-mail file; repeatable.", show_default=False),
+        typer.Option("--document", "-d", help="A text, Markdown, HTML, PDF, Word, PowerPoint, EPUB, RTF or e-mail file; repeatable. Or one that `laprox read` wrote, which names its MODEL.", show_default=False),
     ] = None,
     ask: Annotated[
         list[str] | None,
@@ -75,6 +76,14 @@ def chat(
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     ask = [printable(question) for question in ask or []]
     template = options.chat_template(chat_template) if chat_template is not None else None
+    if (was_read := _was_read(document or [])) is not None:
+        if template is not None or (type_k.ggml, type_v.ggml) not in (was_read.cache_types, (1, 1)):
+            raise ValueError(f"{was_read.path} has the chat template and the cache types that it was made with; accepted: no options for them")
+        session = asking.load(was_read, model, None if kv == KVConfig() else kv, ask, ctx_size, answers, running)
+        Chat(session, as_json, agnostic, was_read).run(ask)
+        return
+    if model is None:
+        raise typer.BadParameter(NO_MODEL)
     text = read_documents(document, remark) if document else ""
 
     model_path = model.get()
@@ -87,22 +96,46 @@ def chat(
         read(session, conversation.opening())
     if agnostic:
         ui.compress()
-    if ask:
-        ui.answer_all(ask)
-    elif sys.stdin.isatty():
-        ui.talk()
-    else:
-        ui.answer_all(line.strip() for line in sys.stdin if line.strip())
+    ui.run(ask)
+
+
+def _was_read(documents: list[Path]) -> Document | None:
+    """The document that `laprox read` wrote, if there is one: then it is alone."""
+    opened = [Document(path) for path in documents if is_document(path)]
+    if opened and len(documents) > 1:
+        raise ValueError(
+            f"{opened[0].path}: other documents can't be put beside one that was read, whose entries were computed without them; "
+            "`laprox read MODEL FILE...` reads several as one"
+        )
+    return opened[0] if opened else None
 
 
 class Chat:
     """A session at a terminal or in a pipe."""
 
-    def __init__(self, session: Session, as_json: bool, unrelated: bool) -> None:
+    def __init__(self, session: Session, as_json: bool, unrelated: bool, document: Document | None = None) -> None:
+        """Prepare a chat.
+
+        Args:
+            session: A model that has read the documents.
+            as_json: Whether answers are printed as JSON.
+            unrelated: Whether each question is for itself.
+            document: The one that was read before and loaded, if it is about that.
+        """
         self._session = session
         self._as_json = as_json
         self._unrelated = unrelated
-        self._warned = False  # that little is held
+        self._document = document
+        self._warned = document is not None  # that little is held, which its maker was told
+
+    def run(self, questions: list[str]) -> None:
+        """Answer these; without any, those that are typed or come through a pipe."""
+        if questions:
+            self.answer_all(questions)
+        elif sys.stdin.isatty():
+            self.talk()
+        else:
+            self.answer_all(line.strip() for line in sys.stdin if line.strip())
 
     def compress(self) -> None:
         """Compress the documents with no question in view, and say what that costs."""
@@ -182,7 +215,13 @@ class Chat:
     def _view(self, path: str) -> None:
         view_held(self._session.llm, notes, Path(path).expanduser() if path else None)
 
+    def _refuse_for_document(self, what: str) -> None:
+        if self._document is not None:
+            raise ValueError(f"{what}: every question starts from {printable(str(self._document.path))}, as it is; `laprox read` makes it anew")
+
     def _set_budget(self, text: str) -> None:
+        if text:
+            self._refuse_for_document("/budget")
         kv = self._session.llm.kv
         if text:
             kv.set(budget=text)
@@ -195,6 +234,7 @@ class Chat:
         )
 
     def _reread(self, question: str) -> None:
+        self._refuse_for_document("/reread")
         turns = self._session.conversation.turns
         before = list(turns)
         question = printable(question)
@@ -219,7 +259,7 @@ class Chat:
         print(flush=True)
         line = status(answer.stats, answer.tokens_seen, answer.tokens_per_s, self._session.llm.n_ctx(), answer.recalled)
         notes.print(line, style="dim", markup=False)
-        if answer.stale:
+        if answer.stale and self._document is None:
             notes.print(
                 "This answer rests on what was kept for an earlier question, which may not be what it needs: /reread reads the "
                 "documents again for it.",

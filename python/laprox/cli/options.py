@@ -99,7 +99,10 @@ _run = partial(typer.Option, rich_help_panel="Model")
 _draw = partial(typer.Option, rich_help_panel="Answers")
 
 
-Model = Annotated[ModelSource, typer.Argument(metavar="MODEL", help="A GGUF file, or a name of `laprox models`.", show_default=False)]
+_model = typer.Argument(metavar="MODEL", help="A GGUF file, or a name of `laprox models`.", show_default=False)
+
+Model = Annotated[ModelSource, _model]
+ModelIfNeeded = Annotated[ModelSource | None, _model]
 
 CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Data type of the cached keys: {', '.join(CACHE_TYPES)}.")]
 CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Data type of the cached values: {', '.join(CACHE_TYPES)}.")]

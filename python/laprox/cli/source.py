@@ -16,6 +16,7 @@ from laprox.cli import downloading
 from laprox.cli.groups import grouped, signed
 
 REPO, FILE = "hf_repo", "hf_file"
+NO_MODEL = "name a model: MODEL (a GGUF file, or a name of `laprox models`), or -hf USER/MODEL"
 
 HfRepo = Annotated[
     str | None,
@@ -65,11 +66,12 @@ def check_model(given: str) -> None:
         raise ValueError(f"{given}: no such file, and {error}") from None
 
 
-def takes_model(rest: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_model(rest: str | None = None, needed: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command whose parameter `model` is MODEL or -hf, exactly one of both, as a ModelSource.
 
     Args:
         rest: Its parameter of positional arguments after MODEL, if it has one: with -hf they begin where MODEL would be.
+        needed: Otherwise it may be neither, and `model` None.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,7 +87,7 @@ def takes_model(rest: str | None = None) -> Callable[[Callable[..., None]], Call
             if repo is not None and model is not None and rest is not None and not _is_model(model):
                 following.insert(0, Path(model))
                 model = None
-            values["model"] = _source(model, repo, file)
+            values["model"] = find_source(model, repo, file) if needed or (model, repo, file) != (None, None, None) else None
             if rest is not None:
                 if rest_is_needed and not following:
                     raise typer.BadParameter("name a document, after the model")
@@ -103,9 +105,15 @@ def _is_model(given: str) -> bool:
     return given.lower().endswith(".gguf") or hub.is_known(given)
 
 
-def _source(model: str | None, repo: str | None, file: str | None) -> ModelSource:
+def find_source(model: str | None, repo: str | None, file: str | None) -> ModelSource:
+    """The model that MODEL, -hf and -hff name.
+
+    Raises:
+        BadParameter: None is named, or two.
+        ValueError: It is neither a file, a known model, nor a repository's name.
+    """
     if model is None and repo is None:
-        raise typer.BadParameter("name a model: MODEL (a GGUF file, or a name of `laprox models`), or -hf USER/MODEL")
+        raise typer.BadParameter(NO_MODEL)
     if model is not None and repo is not None:
         raise typer.BadParameter(f"two models are named, MODEL {model} and -hf {repo}: give one")
     if repo is None:

@@ -1,0 +1,54 @@
+"""`laprox ask`: questions about a document that was read before, each answered for itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from laprox import KVConfig
+from laprox.cli import asking, options
+from laprox.cli.chat import Chat
+from laprox.cli.groups import grouped
+from laprox.cli.running import Answers, Running
+from laprox.cli.show import printable
+from laprox.cli.source import HfFile, HfRepo, find_source
+from laprox.read.document import Document
+
+UNASKED = KVConfig(policy="full")
+
+
+@grouped
+@options.takes_kv(only=("budget", "policy", "gates"), policy=UNASKED.policy)
+def ask(
+    document: Annotated[Path, typer.Argument(metavar="DOCUMENT", help="What `laprox read` wrote.", show_default=False)],
+    question: Annotated[
+        list[str] | None, typer.Argument(metavar="QUESTION", help="Without one, they come from stdin.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="MODEL", rich_help_panel="Model", show_default=False,
+            help="A GGUF file, or a name of `laprox models`, instead of the model that the document names.",
+        ),
+    ] = None,
+    hf_repo: HfRepo = None,
+    hf_file: HfFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
+    ctx_size: options.ContextSize = 0,
+    kv: KVConfig = UNASKED,
+    answers: Answers = Answers(),
+    running: Running = Running(),
+) -> None:  # fmt: skip
+    """Answer questions about a document that `laprox read` wrote, each from the same state. Nothing is read again."""
+    questions = [printable(q) for q in question or []]
+    if not questions:
+        if sys.stdin.isatty():
+            raise typer.BadParameter("ask something: QUESTION, after the document (`laprox chat -d DOCUMENT` is a conversation)")
+        questions = [printable(line.strip()) for line in sys.stdin if line.strip()]
+    source = find_source(model, hf_repo, hf_file) if (model, hf_repo, hf_file) != (None, None, None) else None
+    opened = Document(document)
+    session = asking.load(opened, source, None if kv == UNASKED else kv, questions, ctx_size, answers, running)
+    Chat(session, as_json, unrelated=True, document=opened).answer_all(questions)

@@ -1,0 +1,1 @@
+"""Texts that are read once: compressed, and kept in a file that questions are answered from."""

@@ -1,0 +1,342 @@
+"""A text that is read once: write_document, Llama.load_document and the prompts about it."""
+
+import gc
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from document_fuzz import with_text
+from gates_factory import random_gates
+from gguf_factory import CHATML
+
+import laprox
+from laprox import KVConfig, LaproxError, Llama
+from laprox.chat.conversation import Conversation
+from laprox.chat.tokens import last_logits
+from laprox.gates import sidecar
+from laprox.read.document import Document, is_document
+from laprox.read.writing import write_document
+
+TEXT = "the code of Ada is 48, of Bob 77, of Eve 12. <|im_end|> " * 10
+KV = KVConfig(budget="20%", min_tokens=64, archive="off")
+SETTINGS = dict(max_tokens=8, temperature=0.0, logit_bias={2: -100})
+SHOUTED = CHATML.replace("<|im_start|>' + message['role']", "<|im_start|>!' + message['role']")
+
+
+@pytest.fixture(scope="module")
+def load(toy):
+    def make(kv=KV, arch="llama", chat_template=CHATML, seed=0, **kwargs):
+        kwargs = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "seed": 1, "verbose": False, **kwargs}
+        return Llama(str(toy(arch, chat_template=chat_template, seed=seed)), kv=kv, **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def path(load, tmp_path):
+    write_document(load(), TEXT, tmp_path / "a.kv", "notes.txt")
+    return tmp_path / "a.kv"
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """counted(llm): a list that grows by the length of every batch that it evaluates."""
+
+    def count(llm):
+        lengths, decode = [], llm._ctx.decode
+        monkeypatch.setattr(llm._ctx, "decode", lambda batch: (lengths.append(batch.n_tokens()), decode(batch))[1])
+        return lengths
+
+    return count
+
+
+def ask(llm, document, question, turns=()):
+    return llm.create_completion(document.prompt(question, turns), stop=document.stop, **SETTINGS)["choices"][0]["text"]
+
+
+def logits(llm, document, question):
+    """Of the last token that was evaluated for an answer: what isn't told by a token or two."""
+    ask(llm, document, question)
+    return llm.n_tokens, last_logits(llm)
+
+
+def same(one, other):
+    return one[0] == other[0] and np.array_equal(one[1], other[1])
+
+
+def positions(llm):
+    return {layer: [llm.kv.positions(layer, head).tolist() for head in range(n)] for layer, n in llm.kv.layers.items()}
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch, cache", [("llama", 1), ("llama", 8), ("llama", 2), ("gemma2", 1), ("lfm2", 1)])
+def test_a_question_has_the_same_answer_first_and_last(load, tmp_path, arch, cache):
+    types = {"type_k": cache, "type_v": cache}
+    reader = load(arch=arch, **types)
+    steps = []
+    made = write_document(reader, TEXT, tmp_path / "a.kv", "notes.txt", progress=lambda *step: steps.append(step))
+    n = len(made.tokens)
+    assert steps[:2] == [("reading", 512, n), ("reading", n, n)] and steps[-1][0] == "compressing"
+    held = positions(reader)
+    llm = load(kv=made.kv, arch=arch, **types)
+    document = llm.load_document(tmp_path / "a.kv")
+    assert llm.n_tokens == n and positions(llm) == held
+    stats = llm.kv.stats()
+    assert stats.entries_held < 0.25 * stats.entries_full and stats.tokens_seen == n
+    answers = {q: logits(llm, document, q) for q in ("Ada?", "Bob?", "Eve?")}
+    assert not same(answers["Ada?"], answers["Bob?"])
+    for q in ("Eve?", "Ada?", "Ada?", "Bob?"):
+        assert same(logits(llm, document, q), answers[q])
+    reader.kv.set(policy="full")
+    assert same(logits(reader, document, "Ada?"), answers["Ada?"])  # that which read it
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "lfm2"])
+def test_nothing_is_read_again(load, tmp_path, counted, arch):
+    write_document(load(arch=arch), TEXT, tmp_path / "a.kv")
+    llm = load(arch=arch)
+    document = llm.load_document(tmp_path / "a.kv")
+    lengths = counted(llm)
+    for question in ("Ada?", "Bob?", "Ada?"):
+        del lengths[:]
+        ask(llm, document, question)
+        assert lengths[0] == len(document.prompt(question)) - len(document.tokens) and set(lengths[1:]) == {1}
+        assert llm.kv.stats().tokens_reread == 0
+
+
+def test_a_follow_up_goes_on(load, path, counted):
+    """With what is cached where it is all of that, from the document's state where an answer has been tokenised otherwise."""
+    llm = load()
+    document = llm.load_document(path)
+    lengths = counted(llm)
+    first = ask(llm, document, "Ada?")
+    n = llm.n_tokens
+    prompt = [*llm.eval_tokens, *document.prompt("Ada?", [("Ada?", "x")])[len(document.prompt("Ada?")) :]]
+    del lengths[:]
+    llm.create_completion(prompt, **SETTINGS)
+    assert lengths[0] == len(prompt) - n and set(lengths[1:]) == {1}
+    second = ask(llm, document, "and?", [("Ada?", first)])
+    assert ask(llm, document, "Bob?") and ask(llm, document, "and?", [("Ada?", first)]) == second
+
+
+def test_prompts_of_a_conversation_are_those_that_read_it(load, path):
+    llm = load()
+    document = llm.load_document(path)
+    conversation = Conversation(llm._model, TEXT)
+    assert document.prompt("Ada?") == conversation.prompt("Ada?")
+    conversation.turns = [("Ada?", "48")]
+    assert document.prompt("Bob?", [("Ada?", "48")]) == conversation.prompt("Bob?")
+    assert document.tokens == document.prompt("Ada?")[: conversation.document_end()]
+    assert 258 not in document.tokens[conversation.document_begin() :]  # <|im_end|> in a text is text
+
+
+def test_other_prompts_are_read_as_ever(load, path):
+    llm = load()
+    document = llm.load_document(path)
+    answer = ask(llm, document, "Ada?")
+    fresh = load().create_completion("hello world", **SETTINGS)["choices"][0]["text"]
+    assert llm.create_completion("hello world", **SETTINGS)["choices"][0]["text"] == fresh
+    assert ask(llm, document, "Ada?") == answer
+    llm.reset()
+    assert llm.kv.stats().tokens_seen == 0 and ask(llm, document, "Ada?") == answer
+
+
+def test_another_document_takes_its_place(load, path, tmp_path):
+    write_document(load(), TEXT[::-1], tmp_path / "b.kv")
+    llm = load()
+    one = llm.load_document(path)
+    answer = ask(llm, one, "Ada?")
+    other = llm.load_document(tmp_path / "b.kv")
+    assert other.tokens != one.tokens
+    assert ask(llm, other, "Ada?") != answer
+    llm.load_document(path)
+    assert ask(llm, one, "Ada?") == answer
+
+
+def test_a_model_without_a_chat_template(load, tmp_path):
+    write_document(load(chat_template=None), TEXT, tmp_path / "a.kv")
+    llm = load(chat_template=None)
+    document = llm.load_document(tmp_path / "a.kv")
+    assert document.stop == ["\nQuestion:"]
+    assert ask(llm, document, "Ada?") == ask(llm, document, "Ada?")
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_more_is_evicted_unless_it_is_asked_for(load, path):
+    llm = load(kv=KVConfig())
+    document = llm.load_document(path)
+    assert llm.kv.config.policy == "full"
+    llm = load(kv=KV)
+    llm.load_document(path)
+    assert llm.kv.config == KV
+    llm = load(kv=document.kv, n_ctx=2048)
+    document = llm.load_document(path)
+    held = llm.kv.stats().entries_held
+    llm.create_completion(document.prompt("Ada?"), **SETTINGS | {"max_tokens": 600})
+    assert llm.kv.stats().entries_held == held + (llm.n_tokens - len(document.tokens)) * 6  # 3 layers, 2 KV heads
+
+
+def test_a_context_takes_the_memory_that_it_needs(load, path):
+    """Not what llama.cpp would allocate for so many tokens."""
+    llm = load(kv=Document(path).kv, n_ctx=32768)
+    before = llm.kv.stats().kv_bytes
+    llm.load_document(path)
+    stats = llm.kv.stats()
+    assert max(before, stats.kv_bytes) < 1.5 * stats.kv_bytes_full
+    assert stats.kv_bytes_full < 0.05 * 32768 * 3 * 2 * 2 * 64 * 2
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_what_was_evicted_comes_back_from_the_file(load, tmp_path, default):
+    small = write_document(load(), TEXT, tmp_path / "a.kv")
+    large = write_document(load(kv=KVConfig(budget="20%", min_tokens=64, archive="ram")), TEXT, tmp_path / "b.kv", archive=True)
+    assert large.has_archive and not small.has_archive and large.n_bytes > 2 * small.n_bytes
+    assert (large.kv.policy, large.kv.budget) == ("laprox", "20%")
+    llm = load(kv=KVConfig() if default else large.kv)
+    document = llm.load_document(tmp_path / "b.kv")
+    answers = [ask(llm, document, q) for q in ("Ada?", "Bob?", "Ada?")]
+    assert answers[0] == answers[2] and llm.kv.stats().entries_recalled > 0
+    assert write_document(load(), TEXT, tmp_path / "c.kv", archive=True).has_archive is False  # there is none
+
+
+def test_what_a_document_says(load, path):
+    document = Document(path)
+    assert (document.path, document.title, document.text, document.n_bytes) == (path, "notes.txt", TEXT, path.stat().st_size)
+    settings = document.settings
+    assert settings["budget"] == "20%" and settings["policy"] == "laprox" and settings["cache_type_k"] == "f16"
+    assert settings["laprox"] == laprox.__version__ and settings["model"] == load().model_path
+    assert settings["full_bytes"] == len(document.tokens) * 3 * 2 * 2 * 64 * 2
+    assert settings["entries_held"] < 0.25 * settings["entries_full"] == 0.25 * len(document.tokens) * 6
+    assert document.fingerprint == laprox._core.model_fingerprint(load()._model.model)
+    assert is_document(path) and not is_document(path.parent / "no") and not is_document(path.parent)
+
+
+def test_prompts_live_as_long_as_the_llama(load, path):
+    document = Document(path)
+    with pytest.raises(LaproxError, match=r"a\.kv: no Llama has it loaded"):
+        document.prompt("Ada?")
+    llm = load()
+    assert llm.load_document(document) is document and document.prompt("Ada?")
+    llm.close()
+    with pytest.raises(LaproxError, match="this Llama is closed"):
+        document.prompt("Ada?")
+    del llm
+    gc.collect()
+    with pytest.raises(LaproxError, match="no Llama has it loaded"):
+        document.stop
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings, reason",
+    [
+        ({"kv": None}, "not compressed: make it with kv=KVConfig"),
+        ({"type_k": 8, "type_v": 8}, r"a\.kv: type_k, type_v are \(8, 8\) here; accepted: \(1, 1\), as it was made with"),
+        ({"seed": 1}, r"a\.kv: the document was made with another model \(fingerprint"),
+        ({"chat_template": SHOUTED}, r"a\.kv: it was made with another chat template"),
+        ({"chat_template": None}, r"a\.kv: it was made with another chat template"),
+        ({"n_ctx": 512}, r"a\.kv: it has \d+ tokens, the context has room for 512; accepted: an n_ctx that holds a question, too"),
+        ({"kv": KVConfig(), "arch": "gemma2"}, r"a\.kv: the document was made with another model"),
+    ],
+)
+def test_what_does_not_fit(load, path, settings, reason):
+    llm = load(**settings)
+    llm.eval([5, 6, 7])
+    with pytest.raises(LaproxError, match=reason):
+        llm.load_document(path)
+    assert llm._document is None
+    if llm.kv_config is not None:
+        assert llm.n_tokens == llm.kv.stats().tokens_seen == 0
+    llm.create_completion("hello", **SETTINGS)
+
+
+def test_files_that_are_none(load, path, tmp_path):
+    (tmp_path / "cut.kv").write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "text.kv").write_text("text " * 100)
+    for name, reason in [("no.kv", "No such file"), ("text.kv", "not a document"), ("cut.kv", "the document is damaged"), (".", "not a file")]:
+        with pytest.raises(LaproxError) as refused:
+            load().load_document(tmp_path / name)
+        assert str(refused.value).startswith(f"{tmp_path / name}: ") and reason in str(refused.value)
+
+
+def test_paths_that_are_no_text(load, path, tmp_path):
+    name = tmp_path / "caf\udce9.kv"  # a byte that is no UTF-8
+    path.rename(name)
+    assert load().load_document(name).path == name
+    name.write_bytes(b"")
+    with pytest.raises(LaproxError, match="not a document"):
+        Document(name)
+    with pytest.raises(ValueError, match="NUL"):
+        Document("a\0b")
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"policy": 5}, "policy is 5"),
+        ({"cache_type_k": "q9"}, "cache_type_k is 'q9'; accepted: f32, f16"),
+        ({"archive": "yes"}, "archive is 'yes'"),
+        ({"model": None}, "model is None"),
+        ({"full_bytes": 10**400}, "full_bytes is no number of bytes"),
+        ([], "no object"),
+        (None, "Expecting property name"),
+    ],
+)
+def test_forged_settings(path, change, reason):
+    """With the checksum made right again."""
+    settings = Document(path).settings
+    forged = "{" if change is None else json.dumps(settings | change if change else change)
+    path.write_bytes(with_text(path.read_bytes(), json.dumps(settings).encode(), forged.encode()))
+    with pytest.raises(LaproxError) as refused:
+        Document(path)
+    assert str(refused.value).startswith(f"{path}: its settings can't be read: ") and reason in str(refused.value)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_gates(load, tmp_path, archive):
+    """They mark entries, so a context that has none can't hold these."""
+    sidecar.write(tmp_path / "g.gguf", random_gates(3, 256, 2))
+    settings = {"policy": "retention", "gates": tmp_path / "g.gguf", "budget": "20%", "min_tokens": 64}
+    made = write_document(load(kv=KVConfig(archive="ram", **settings)), TEXT, tmp_path / "a.kv", archive=archive)
+    with pytest.raises(LaproxError, match="a mark by gates is 1 there and 0 here"):
+        load(kv=KVConfig(policy="full")).load_document(made)
+    llm = load(kv=replace(made.kv, gates=tmp_path / "g.gguf"))
+    document = llm.load_document(made)
+    held = llm.kv.stats().entries_held
+    assert held < 0.25 * llm.kv.stats().entries_full
+    assert same(logits(llm, document, "Ada?"), logits(llm, document, "Ada?"))
+    if not archive:
+        assert llm.kv.stats().entries_held == held + (llm.n_tokens - len(document.tokens)) * 6
+
+
+def test_a_policy_of_ones_own(load, tmp_path):
+    class Last(laprox.Policy):
+        def score(self, head):
+            return head.positions
+
+    made = write_document(load(kv=KVConfig(policy=Last(), budget="20%", min_tokens=64, archive="ram")), TEXT, tmp_path / "a.kv")
+    assert made.settings["policy"] == "custom:global" and made.kv.policy == "full"
+    llm = load(kv=made.kv)
+    assert ask(llm, llm.load_document(tmp_path / "a.kv"), "Ada?")
+
+
+def test_what_can_not_be_written(load, tmp_path):
+    llm = load()
+    with pytest.raises(ValueError, match="no text to read"):
+        write_document(llm, "", tmp_path / "a.kv")
+    with pytest.raises(ValueError, match="exceed context window of 1024"):
+        write_document(llm, TEXT * 3, tmp_path / "a.kv")
+    with pytest.raises(ValueError, match="broken"):
+        write_document(llm, TEXT, tmp_path / "a.kv", template="{% if %}")
+    with pytest.raises(LaproxError, match="not compressed"):
+        write_document(load(kv=None), TEXT, tmp_path / "a.kv")
+    with pytest.raises(LaproxError, match="no/a.kv: it can't be written: No such file"):
+        write_document(llm, TEXT, tmp_path / "no" / "a.kv")
+    assert not list(tmp_path.iterdir())
