@@ -3,6 +3,7 @@
 import gc
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import last_logits
 from laprox.gates import sidecar
 from laprox.read.document import Document, is_document
-from laprox.read.writing import write_document
+from laprox.read.writing import FOR_READING, REPEAT
+from laprox.read.writing import write_document as write_probed
 
 TEXT = "the code of Ada is 48, of Bob 77, of Eve 12. <|im_end|> " * 10
 KV = KVConfig(budget="20%", min_tokens=64, archive="off")
@@ -31,6 +33,9 @@ def load(toy):
         return Llama(str(toy(arch, chat_template=chat_template, seed=seed)), kv=kv, **kwargs)
 
     return make
+
+
+write_document = partial(write_probed, probe=None)  # what a file holds is the same with one
 
 
 @pytest.fixture
@@ -340,3 +345,42 @@ def test_what_can_not_be_written(load, tmp_path):
     with pytest.raises(LaproxError, match="no/a.kv: it can't be written: No such file"):
         write_document(llm, TEXT, tmp_path / "no" / "a.kv")
     assert not list(tmp_path.iterdir())
+
+
+# --- probes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probe", [REPEAT, ["Ada?", "And Bob?"]])
+def test_a_probe_decides_what_a_document_holds(load, tmp_path, probe):
+    """And says so, and every question starts from its values and biases as from those that were never written."""
+    kv = replace(FOR_READING, budget="20%", min_tokens=64)
+    steps = []
+    made = write_probed(load(kv=kv, n_ctx=1280), TEXT, tmp_path / "a.kv", probe=probe, progress=lambda *step: steps.append(step))
+    assert list(dict.fromkeys(what for what, _, _ in steps)) == ["reading", "probing", "compressing"]
+    assert all(0 <= done <= total for _, done, total in steps) and steps[-1] == ("compressing", 1, 1)
+    assert max(done for what, done, _ in steps if what == "probing") == next(total for what, _, total in steps if what == "probing")
+    assert made.settings["probe"] == probe and made.settings["refit"] is True
+    others = [write_probed(load(kv=kv), TEXT, tmp_path / "b.kv", probe=None), write_probed(load(kv=kv, n_ctx=1280), TEXT, tmp_path / "c.kv", probe=probe, refit=False)]
+    assert [(d.settings["probe"], d.settings["refit"]) for d in others] == [(None, False), (probe, False)]
+
+    answers = []
+    for document in (made, *others):
+        llm = load(kv=document.kv)
+        loaded = llm.load_document(document)
+        answers.append(logits(llm, loaded, "Bob?")[1])
+        assert np.array_equal(logits(llm, loaded, "Bob?")[1], answers[-1])
+    assert not np.allclose(answers[0], answers[1], atol=1e-3) and not np.allclose(answers[0], answers[2], atol=1e-4)
+
+
+def test_probes_that_are_none(load, tmp_path):
+    kv = replace(FOR_READING, budget="20%", min_tokens=64)
+    for llm, probe, error, reason in [
+        (load(kv=kv), "repeated", ValueError, "probe is 'repeated'; accepted: 'repeat', a list of questions, or None"),
+        (load(kv=kv), [], ValueError, "no question to probe with"),
+        (load(kv=kv, n_ctx=768), REPEAT, ValueError, "takes a context of .* with its probe, and has 768"),
+        (load(kv=KVConfig(policy="keydiff", archive="off")), REPEAT, LaproxError, "policy keydiff doesn't score by queries"),
+        (load(kv=KV, arch="lfm2"), REPEAT, LaproxError, "this model has recurrent layers"),
+    ]:
+        with pytest.raises(error, match=reason):
+            write_probed(llm, TEXT, tmp_path / "a.kv", probe=probe)
+        assert not (tmp_path / "a.kv").exists() and llm.n_tokens == 0

@@ -131,7 +131,7 @@ def test_layers_that_cannot_go_back(load):
     conversation = Conversation(llm._model, DOCUMENT)
     probe = repeating(conversation)
     read_text(llm, probe, conversation)
-    with pytest.raises(LaproxError, match="can't take the probe's tokens back; accepted: no probe"):
+    with pytest.raises(LaproxError, match="recurrent layers, which can't take a probe's tokens back; accepted: no probe"):
         look(llm, probe)
     read_text(llm, probe, conversation)
     llm.kv.compress()

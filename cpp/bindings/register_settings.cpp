@@ -38,6 +38,7 @@ void register_settings(py::module_ & m) {
 
     m.def("policies",   [] { return listed(laprox_policy_count(),    laprox_policy_name);    });
     m.def("meanings",   [] { return listed(laprox_policy_count(),    laprox_policy_meaning); });
+    m.def("policy_probes", [](const std::string & policy) { return laprox_policy_probes(policy.c_str()); }, py::arg("policy"));
     m.def("scorers",    [] { return listed(laprox_scorer_count(),    laprox_scorer_name);    });
     m.def("allocators", [] { return listed(laprox_allocator_count(), laprox_allocator_name); });
 

@@ -130,6 +130,10 @@ const char * laprox_policy_meaning(int32_t i) {
     return i >= 0 && i < n_policies() ? (meaning = policy_meaning(i)).c_str() : nullptr;
 }
 
+bool laprox_policy_probes(const char * policy) {
+    return guarded(false, [&] { return find_policy(policy).probes(); });
+}
+
 int32_t laprox_scorer_count(void) {
     return n_scorers();
 }

@@ -12,7 +12,7 @@ namespace laprox {
 static void check(const sequence & seq, const laprox_look & part, const tail_view & all) {
     const auto refuse = [](const std::string & why) { throw std::invalid_argument(why); };
     const settings & own = seq.config();
-    if (!own.evicts() || own.policy.score->needs != need::window || !own.policy.score->graph) {
+    if (!own.policy.probes()) {
         refuse("policy " + own.policy.name + " doesn't score by queries of the latest tokens, so a probe has nothing to tell it");
     }
     if (seq.n_absorbed() > 0) {

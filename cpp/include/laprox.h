@@ -73,6 +73,8 @@ LLAMA_API bool laprox_params_check(const struct laprox_params * params);
 LLAMA_API int32_t      laprox_policy_count   (void);
 LLAMA_API const char * laprox_policy_name    (int32_t i);
 LLAMA_API const char * laprox_policy_meaning (int32_t i); // "snapkv:pyramid"
+// Whether a policy scores by the latest queries, so that those of a probe (below) can stand for them; false of what is no policy.
+LLAMA_API bool         laprox_policy_probes  (const char * policy);
 LLAMA_API int32_t      laprox_scorer_count   (void);
 LLAMA_API const char * laprox_scorer_name    (int32_t i);
 LLAMA_API int32_t      laprox_allocator_count(void);

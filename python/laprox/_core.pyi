@@ -63,6 +63,9 @@ def policies() -> list[str]: ...
 def meanings() -> list[str]:
     """What each of policies() is: "<scorer>:<allocator>", or "nothing is evicted"."""
 
+def policy_probes(policy: str) -> bool:
+    """Whether it scores by the latest queries, so that those of a probe can stand for them."""
+
 def scorers() -> list[str]: ...
 
 def allocators() -> list[str]: ...

@@ -75,6 +75,9 @@ struct policy {
     const scorer    * score = nullptr;   // null: nothing is ever evicted
     const allocator * share = nullptr;
 
+    // Whether queries of a probe can stand for those of the latest tokens.
+    bool probes() const { return score && score->graph && score->needs == need::window; }
+
     // Whether it can choose among entries that aren't held: a scorer of the user's looks at those that are.
     bool recalls() const { return score && (score->graph || score->of_place); }
 };

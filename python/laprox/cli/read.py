@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from laprox import KVConfig
+from laprox import KVConfig, LaproxError
 from laprox.chat.conversation import Conversation
 from laprox.chat.decoding import printable
 from laprox.chat.reading import read_documents
@@ -20,13 +20,17 @@ from laprox.cli.show import notes, remark, size
 from laprox.cli.source import takes_model
 from laprox.files import check_writable
 from laprox.read.document import is_document
-from laprox.read.writing import write_document
+from laprox.read.probe import check
+from laprox.read.writing import FOR_READING, REPEAT, make_probe, write_document
 
 ANSWER = 256  # tokens that a question and its answer take at least: a document that leaves no room for them is of no use
 
 
 @takes_model(rest="document")
-@options.takes_kv(without=("archive", "archive_limit", "recall", "recall_tokens"), archive="off")
+@options.takes_kv(
+    without=("window", "archive", "archive_limit", "recall", "recall_tokens"),
+    window=FOR_READING.window, policy=FOR_READING.policy, recent=FOR_READING.recent, archive=FOR_READING.archive,
+)  # fmt: skip
 def read(
     model: options.Model,
     document: Annotated[
@@ -36,11 +40,23 @@ def read(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The document to write: report.kv.", show_default=False)],
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            "--probe", metavar="WHAT",
+            help="What stands for the questions to come: repeat (the model repeats the text: about twice the time of reading), a file "
+            "with a question per line, or none (the text's own end). By default repeat, where policy and model allow it.",
+            show_default=False,
+        ),
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="With a probe: refit the values of what is kept to what it reads from all.")
+    ] = True,
     archive: Annotated[
         bool, typer.Option("--archive", help="Write what is evicted, too, so that a question can choose anew: larger than the full cache.")
     ] = False,
     ctx_size: options.ContextSize = 0,
-    kv: KVConfig = KVConfig(),
+    kv: KVConfig = FOR_READING,
     cache_type_k: options.CacheTypeK = "f16",
     cache_type_v: options.CacheTypeV = "f16",
     chat_template: options.ChatTemplate = None,
@@ -56,18 +72,29 @@ def read(
     for path in filter(is_document, document):
         raise ValueError(f"{path}: it is a GGUF; what was read can't be read again, so give the files that it was made of")
     check_writable(output)
+    asked = _asked(probe)
     text = read_documents(document, remark)
 
     model_path = model.get()
     loader = running.loader(model_path, type_k.ggml, type_v.ggml)
     conversation = Conversation(loader.vocabulary, text, template=template)
     n_tokens = conversation.document_end()
-    check_context("documents", n_tokens + ANSWER, ctx_size, conversation.trained_for, "read less of it")
-    llm = loader.open(ctx_size or n_tokens + ANSWER, kv)
+    if asked is not None:
+        try:
+            check(kv.policy, loader.vocabulary)
+        except LaproxError as refusal:
+            if probe is not None:
+                raise ValueError(f"--probe {probe}: {refusal} (none)") from None
+            asked = None
+            if kv.policy != "full":
+                notes.print(f"Without a probe: {refusal}.", markup=False)
+    needed = max(n_tokens + ANSWER, looks.context if (looks := make_probe(conversation, asked)) else 0)
+    check_context("documents and their probe" if looks else "documents", needed, ctx_size, conversation.trained_for, "read less of it")
+    llm = loader.open(ctx_size or needed, kv)
     with progress("reading", n_tokens, "tokens") as update:
         made = write_document(
             llm, text, output, ", ".join(printable(path.name) for path in document),
-            template=template, archive=archive, model=str(model_path) if model.from_repository else model.given,
+            template=template, archive=archive, probe=asked, refit=refit, model=str(model_path) if model.from_repository else model.given,
             progress=lambda what, done, total: update(description=what, completed=done, total=total),
         )  # fmt: skip
     held, full = made.settings["entries_held"], made.settings["entries_full"]
@@ -76,3 +103,19 @@ def read(
         f"{size(made.n_bytes)} of {size(made.settings['full_bytes'])}",
         markup=False,
     )
+
+
+def _asked(probe: str | None) -> str | list[str] | None:
+    """write_document()'s probe. Raises ValueError if that is neither a word nor a file with questions."""
+    if probe is None or probe == REPEAT:
+        return REPEAT
+    if probe == "none":
+        return None
+    try:
+        questions = [line.strip() for line in Path(probe).read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ValueError(f"--probe is {probe!r} ({reason}); accepted: {REPEAT}, none, or a file with a question per line") from None
+    if not questions:
+        raise ValueError(f"--probe {probe}: there is no question in it")
+    return questions

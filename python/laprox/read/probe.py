@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import llama_cpp
+from llama_cpp._internals import LlamaModel
+
 from laprox import _core
 from laprox.chat.conversation import Conversation
 from laprox.llama import Llama
+from laprox.policy import Policy
 
 PART = 2048  # tokens that are repeated in one go
 RECALLED = 8  # tokens of the part before, which say where to go on
@@ -92,6 +96,16 @@ def asking(conversation: Conversation, questions: Sequence[str]) -> Probe:
     return Probe(end, begin, tuple(Part(conversation.prompt(question)[end:], begin, end) for question in questions))
 
 
+def check(policy: str | Policy | None, model: LlamaModel) -> None:
+    """Raises LaproxError unless a probe can tell a policy something, and a model can take its tokens back."""
+    if not isinstance(policy, str) or not _core.policy_probes(policy):
+        raise _core.LaproxError(
+            f"policy {policy} doesn't score by queries, so a probe has nothing to tell it; accepted: no probe, or kvzip, laprox, snapkv and their kind"
+        )
+    if llama_cpp.llama_model_is_recurrent(model.model) or llama_cpp.llama_model_is_hybrid(model.model):
+        raise _core.LaproxError("this model has recurrent layers, which can't take a probe's tokens back; accepted: no probe")
+
+
 def look(llm: Llama, probe: Probe, refit: bool = True, progress: Callable[[int], None] = lambda n: None) -> None:
     """Let a probe find out what counts in the text that is cached, and nothing behind it. The next `llm.kv.compress()` keeps that.
 
@@ -102,9 +116,11 @@ def look(llm: Llama, probe: Probe, refit: bool = True, progress: Callable[[int],
         progress: Is told how many more tokens of the probe have been evaluated.
 
     Raises:
-        LaproxError: The policy doesn't score by queries, the text isn't what is cached, or this model can't take tokens back.
+        LaproxError: The policy doesn't score by queries, the text isn't what is cached, or this model can't take tokens back: as
+            check() says beforehand, or a sliding window that isn't cached as a whole.
         ValueError: The probe doesn't fit into the context.
     """
+    check(llm.kv.config.policy, llm._model)
     if llm.n_tokens != probe.n_text:
         raise _core.LaproxError(f"a probe of a text of {probe.n_text} tokens, but {llm.n_tokens} are cached")
     every = max(1, probe.tokens * _group(llm) // ROWS) if refit else 0
@@ -114,10 +130,7 @@ def look(llm: Llama, probe: Probe, refit: bool = True, progress: Callable[[int],
             _core.probe(llm._ctx.ctx, probe.n_text, probe.n_prefix, part.first, part.last, every)
             progress(len(tokens))
         if not llm._ctx.kv_cache_seq_rm(-1, probe.n_text, -1):
-            raise _core.LaproxError(
-                "this model has layers (a sliding window, or recurrent ones) that can't take the probe's tokens back; "
-                "accepted: no probe"
-            )
+            raise _core.LaproxError("this context's sliding windows can't take the probe's tokens back; accepted: swa_full, or no probe")
         llm.n_tokens = probe.n_text
 
 

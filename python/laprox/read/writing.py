@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ import laprox
 from laprox import _core
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
-from laprox.config import CACHE_TYPES, OPTIONS
+from laprox.config import CACHE_TYPES, OPTIONS, KVConfig
 from laprox.llama import Llama
 from laprox.read.document import Document
+from laprox.read.probe import Probe, asking, check, look, repeating
+
+REPEAT = "repeat"
+FOR_READING = KVConfig(policy="kvzip", window=256, recent=8, archive="off")
+"""Settings of a Llama that reads: what a probe finds, as it is, and what suits it. Its budget is the usual one."""
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
@@ -29,6 +34,8 @@ def write_document(
     template: str | None = None,
     archive: bool = False,
     model: str | None = None,
+    probe: str | Sequence[str] | None = REPEAT,
+    refit: bool = True,
     progress: Progress = lambda what, done, total: None,
 ) -> Document:
     """Read a text, compress it to the Llama's budget, and write what is held to a file.
@@ -41,23 +48,33 @@ def write_document(
         template: A chat template instead of the model's.
         archive: Whether to write what was evicted, too. Where the Llama has no archive, there is none.
         model: How people who use the document name the model; its path by default.
+        probe: What stands for the questions to come: REPEAT, the text itself, as the model repeats it; questions of your own; or
+            None, the end of the text, as when a prompt is in.
+        refit: With a probe: whether the values of what is kept are refitted to what the probe reads from all.
         progress: Called as work goes on.
 
     Raises:
-        ValueError: The text is empty or doesn't fit into the context, or the chat template leaves it out.
-        LaproxError: The file can't be written, or the Llama's cache is not compressed.
+        ValueError: The text is empty or doesn't fit into the context with its probe, or the chat template leaves it out.
+        LaproxError: The file can't be written, the Llama's cache is not compressed, or its policy or model can't be probed.
     """
     kv = llm.kv
     conversation = Conversation(llm._model, text, template=template)
     tokens = conversation.prompt("?")[: conversation.document_end()]
     if len(tokens) == conversation.document_begin():
         raise ValueError("there is no text to read")
+    looks = make_probe(conversation, probe)
+    if looks is not None:
+        check(llm.kv.config.policy, llm._model)
+        if looks.context > llm.n_ctx():
+            raise ValueError(f"a text of {len(tokens)} tokens takes a context of {looks.context} with its probe, and has {llm.n_ctx()}")
     for n in read(llm, tokens):
         progress("reading", n, len(tokens))
-    compress(llm, tokens, progress)
+    compress(llm, looks, refit, progress)
 
     stats = kv.stats()
     settings: dict[str, Any] = {name: kv.config.params().get(name) for name in OPTIONS} | {
+        "probe": probe if probe is None or isinstance(probe, str) else list(probe),
+        "refit": refit and looks is not None,
         "archive": archive and stats.archived_entries > 0,
         "cache_type_k": _name_of_type(llm.context_params.type_k),
         "cache_type_v": _name_of_type(llm.context_params.type_v),
@@ -79,14 +96,35 @@ def write_document(
     return Document(Path(output))
 
 
-def compress(llm: Llama, tokens: list[int], progress: Progress) -> None:
+def make_probe(conversation: Conversation, probe: str | Sequence[str] | None) -> Probe | None:
+    """The probe that write_document() makes of its argument. Raises ValueError if it is none."""
+    if probe is None:
+        return None
+    if isinstance(probe, str):
+        if probe != REPEAT:
+            raise ValueError(f"probe is {probe!r}; accepted: {REPEAT!r}, a list of questions, or None")
+        return repeating(conversation)
+    return asking(conversation, probe)
+
+
+def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -> None:
     """Choose what is held of a text that was just read, with no question in view.
 
     Args:
         llm: Which holds the text, and nothing behind it, before and afterwards.
-        tokens: Of all that is in.
+        probe: What is evaluated first, to see what it looks at; None: the text's own end decides.
+        refit: See write_document().
         progress: Called as work goes on.
     """
+    if probe is not None:
+        done = 0
+
+        def told(n: int) -> None:
+            nonlocal done
+            done += n
+            progress("probing", done, probe.tokens)
+
+        look(llm, probe, refit, told)
     progress("compressing", 0, 1)
     llm.kv.compress()
     progress("compressing", 1, 1)
