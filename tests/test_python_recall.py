@@ -55,6 +55,31 @@ def test_another_question_reads_itself_alone(load, counted):
     assert llm.kv.stats().entries_recalled > 0
 
 
+@pytest.mark.parametrize("shared", [0, 1, 40])
+def test_another_document_is_compressed_as_the_first_was(load, shared):
+    """However little the prompts share, and whichever is longer."""
+    llm = load(kv=KVConfig(budget="10%", min_tokens=64, archive="ram", prefill="chunked"), n_ctx=2048)
+    text = "the code of Ada is 48, of Bob 77, of Eve 12. " * 14
+    for n in (600, 600, 500, 610):
+        llm.create_completion(text[:shared] + text[n % 7 : n], **SETTINGS)
+        stats = llm.kv.stats()
+        assert stats.tokens_seen > n - 60 and stats.entries_held < 0.25 * stats.entries_full
+        assert stats.kv_bytes < 0.8 * stats.kv_bytes_full
+
+
+def test_a_long_turn_is_compressed_after_everything_came_back(load):
+    """A budget with room for all that was evicted, beside a turn that is much longer."""
+    llm = load(kv=KVConfig(budget="20%", min_tokens=64, archive="ram"), n_ctx=2048)
+    text = "the code of Ada is 48, of Bob 77, of Eve 12. " * 20
+    llm.create_completion(text[:80], **SETTINGS)
+    assert llm.kv.stats().entries_held < llm.kv.stats().entries_full
+    llm.kv.set(budget="90%")
+    llm.create_completion(text[:800], **SETTINGS)
+    stats = llm.kv.stats()
+    assert stats.recalls > 0 and stats.tokens_reread == 0
+    assert stats.entries_held < 0.93 * stats.entries_full
+
+
 def test_any_place_of_a_conversation_can_be_gone_back_to(load, counted):
     llm = load()
     first = ask(llm, "Ada?")

@@ -40,7 +40,9 @@ def test_reported_bytes_are_the_processs(toy, slots):
         server.complete(tokens(80), n=2, id_slot=0)  # everything has been used once
         seen.append(look())
         for i in range(2 * slots):
-            server.complete(tokens(2000, i), n=4, id_slot=i % slots, **{"kv": {"budget": "90%"}} if i < slots else {})
+            budget = "90%" if i < slots else "20%"
+            held = server.complete(tokens(2000, i), n=4, id_slot=i % slots, kv={"budget": budget})["kv"]
+            assert held["entries_held"] < (0.95 if i < slots else 0.25) * held["entries_full"]
             seen.append(look())
         for slot in range(slots):
             assert server.post(f"/slots/{slot}?action=erase").status == 200

@@ -316,10 +316,11 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
     // else another prompt needs what the last one needed
     const bool asks    = own.policy.score && (own.policy.score->by_queries() || seq.chosen_by_queries());
     const bool evicted = seq.n_held() < seq.n_seen()*all.n_pairs;
-    if (asks && evicted && seq.remembers()) {
+    const bool goes_on = seq.passes > 0; // after a pass that may have brought back everything
+    if (asks && seq.remembers() && (evicted || goes_on)) {
         llama_pos from = end;
         entry_source::scope choose_from = entry_source::scope::seen;
-        if (seq.passes < own.recall) {
+        if (evicted && seq.passes < own.recall) {
             try {
                 run(lctx, [&] {
                     seq.n_wanted = 0;

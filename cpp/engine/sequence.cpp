@@ -147,6 +147,7 @@ void sequence::cut(llama_pos p0, std::vector<std::unique_ptr<layer_store>> fresh
     archived.trim(shared.space);
     n_gone     = archived.pos().size();
     tail_start = p0;
+    chosen_for = std::min(chosen_for, p0); // what comes now is new, however long the text was before
     cells.reset();
     cell_head = 0;
     replace_all(std::move(fresh));
