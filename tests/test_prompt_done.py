@@ -1,6 +1,7 @@
 """When a prompt is compressed: laprox_prompt_done(), one rule for Python and llama-server."""
 
 import engine
+import numpy as np
 import pytest
 
 PAIRS = 2  # (layer, KV head) pairs of the model
@@ -116,3 +117,27 @@ def test_refused(open_context, rng):
     """Where there is nothing, or no such sequence."""
     with pytest.raises(engine.Refused, match="sequence 3 doesn't exist"):
         open_context().prompt_done(3)
+
+
+@pytest.mark.parametrize("archive", ["ram", "off"])
+@pytest.mark.parametrize("seed", range(4))
+def test_after_any_turns_the_budget_holds(open_context, archive, seed):
+    """Whatever was gone back to, and however long the prompts are: the budget's 100 tokens and an exact turn, of min_tokens at most."""
+    rng = np.random.default_rng(seed)
+    ctx = open_context(archive=archive, window=32)
+    text = []
+    for _ in range(25):
+        keep = int(rng.integers(0, len(text) + 1)) if rng.random() < 0.5 else len(text)
+        if not ctx.seq_rm(0, keep, -1):
+            ctx.clear()
+            keep = 0
+        del text[keep:]
+        text += rng.integers(3, 512, int(rng.choice([1, 20, 90, 300]))).tolist()
+        if len(text) > 1700:
+            ctx.clear()
+            text, keep = [3] * 10, 0
+        ctx.decode(text[keep:])
+        while (again := ctx.prompt_done(most=512)) is not None:
+            ctx.decode(text[again:])
+        assert ctx.stats().tokens_seen == len(text)
+        assert ctx.stats().entries_held <= PAIRS * (100 + 64)
