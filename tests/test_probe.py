@@ -81,6 +81,14 @@ def test_what_a_probe_looks_at_stays(toy, rng, policy, case):
         ts.assert_counts({pair: len(pos) for pair, pos in kept.items()}, m, ts.parts(policy)[1], case.near)
 
 
+@pytest.mark.parametrize("policy", ["kvzip", "laprox"])
+def test_capped_attention_beside_sliding_windows(toy, rng, policy):
+    with Probed(toy, rng, policy, arch="gemma2", swa_full=True) as run:
+        run.look_everywhere()
+        m = run.found(lambda x: pr.average_pool(x, 7) if policy == "laprox" else x)
+        ts.assert_best(run.compress(), m, run.case.near)
+
+
 def test_a_probe_leaves_no_trace_but_its_scores(toy, rng):
     """The text is what it was, and what another policy keeps of it, too."""
     tokens = rng.integers(3, 512, N_TEXT)
@@ -184,34 +192,41 @@ def refitted(head, kept, q, n_prefix, recent):
 def test_refit(toy, rng, case, budget):
     """Ridge of absolute size towards the values there were, one bias per KV head: both against NumPy's, in float64."""
     with Probed(toy, rng, "kvzip", case, every=3, budget=budget) as run:
-        run.look_everywhere()
-        full = run.heads()
-        run.compress()
-        n_fitted, rough = 0, case.error > 1e-3
-        for il, heads in full.items():
-            group = heads[0].w_o.shape[0]
-            for i, head in enumerate(heads):
-                now = run.ctx.entries(il, i)
-                head.k, head.v = head.k[:N_TEXT], head.v[:N_TEXT]
-                head.pos = head.pos[:N_TEXT]
-                q = np.array(run.kept[il])[:, i * group : (i + 1) * group]
-                want = refitted(head, now.pos, q, N_PREFIX, run.recent)
-                before = head.v[now.pos]
-                if want is None or abs(want[2] - 1) < 1e-3:
-                    assert want is not None or (run.ctx.bias(il, i) == 0 and np.array_equal(now.v, before))
-                    continue
-                if want[2] > 1:
-                    assert run.ctx.bias(il, i) == 0 and np.array_equal(now.v, before)
-                    continue
-                n_fitted += 1
-                size = np.abs(want[0] - before).max()
-                assert run.ctx.bias(il, i) == pytest.approx(want[1], abs=2e-2 if rough else 2e-3)
-                # a quantised row is as coarse as its type, whatever was fitted
-                near = {"f32": 1e-3, "f16": 0.05}.get(case.cache, None)
-                if near is not None:
-                    assert np.abs(now.v - want[0]).max() < near * size + (2e-3 * np.abs(want[0]).max() if rough else 0)
-                assert not np.array_equal(now.v, before)
-        assert n_fitted > 0
+        check_refit(run)
+
+
+def test_refit_of_capped_attention_beside_sliding_windows(toy, rng):
+    with Probed(toy, rng, "kvzip", every=3, budget="20%", arch="gemma2", swa_full=True) as run:
+        check_refit(run)
+
+
+def check_refit(run):
+    run.look_everywhere()
+    full = run.heads()
+    run.compress()
+    n_fitted, case = 0, run.case
+    rough = case.error > 1e-3
+    for il, heads in full.items():
+        group = heads[0].w_o.shape[0]
+        for i, head in enumerate(heads):
+            now = run.ctx.entries(il, i)
+            head.k, head.v, head.pos = head.k[:N_TEXT], head.v[:N_TEXT], head.pos[:N_TEXT]
+            q = np.array(run.kept[il])[:, i * group : (i + 1) * group]
+            want = refitted(head, now.pos, q, N_PREFIX, run.recent)
+            before, bias = head.v[now.pos], run.ctx.bias(il, i)
+            if want is not None and abs(want[2] - 1) < 1e-3:
+                continue  # by rounding, one or the other
+            if want is None or want[2] > 1:
+                assert bias == 0 and np.array_equal(now.v, before)
+                continue
+            n_fitted += 1
+            assert bias == pytest.approx(want[1], abs=2e-2 if rough else 2e-3)
+            # a quantised row is as coarse as its type, whatever was fitted
+            near = {"f32": 1e-3, "f16": 0.05}.get(case.cache)
+            if near is not None:
+                assert np.abs(now.v - want[0]).max() < near * np.abs(want[0] - before).max() + (2e-3 * np.abs(want[0]).max() if rough else 0)
+            assert not np.array_equal(now.v, before)
+    assert n_fitted > 0
 
 
 def test_refit_of_heads_with_more_entries_than_queries(toy, rng):

@@ -302,6 +302,7 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
         seq.begin_generation();
         seq.chosen_early = false;
         laprox::compress(lctx, seq, seq.n_seen(), 0);
+        seq.probed.reset(); // of no use any more, where nothing had to go
     });
 }
 
