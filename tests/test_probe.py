@@ -115,6 +115,22 @@ def test_a_probe_leaves_no_trace_but_its_scores(toy, rng):
     assert held[0] == held[1]
 
 
+def test_a_question_needs_no_probe(toy, rng):
+    """Where a prompt goes on instead, its own end decides, as if nothing had been looked at."""
+    tokens, held = rng.integers(3, 512, N_TEXT + 20), []
+    for probes in (False, True):
+        with engine.Model(toy("llama"), engine.params("kvzip", "30%", window=32)) as model, engine.Context(model, n_ctx=512) as ctx:
+            ctx.decode(tokens[:N_TEXT])
+            if probes:
+                ctx.decode(rng.integers(3, 512, 32))
+                ctx.probe(N_TEXT, 0, 0, N_TEXT, 4)
+                ctx.seq_rm(0, N_TEXT, -1)
+            ctx.decode(tokens[N_TEXT:])
+            ctx.prompt_done()
+            held.append({pair: (ctx.positions(*pair).tolist(), ctx.bias(*pair)) for pair in ctx.pairs()})
+    assert held[0] == held[1]
+
+
 def test_refusals(toy, rng):
     with engine.Model(toy("llama"), engine.params("kvzip", "30%", window=32, min_tokens=0)) as model, engine.Context(model, n_ctx=512) as ctx:
         ctx.decode(rng.integers(3, 512, 100))

@@ -311,6 +311,7 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
     const settings & own = seq.config();
     const llama_pos  end = seq.next_position();
     seq.begin_generation();
+    seq.probed.reset(); // somebody asks: nobody's questions need to stand for that
     if (first) {
         seq.passes = 0;
     }

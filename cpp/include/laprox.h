@@ -132,10 +132,11 @@ struct laprox_look {
 // they compete for attention with each other, and the rest of the text is out of it. The highest score over all looks counts. Then
 // the probe's tokens are to be removed (llama_memory_seq_rm from n_text on), which another look may follow, with other tokens there;
 // the next laprox_compress() chooses by what was found, the policy saying how scores are made of attention. Where queries were kept,
-// it also refits what stays: the values, so that what these queries read from the kept entries is what they read from all; and a bias
-// per KV head, for the attention that the others had. Evaluating a token more
-// than the context has room for evicts, so a probe needs room beside the text. Refuses policies that don't score by the latest
-// queries.
+// it also refits what stays: the values, so that what these queries read from the kept entries is what they read from all; and a
+// bias per KV head, for the attention that the others had. A prompt that is done instead (laprox_prompt_done) has a question of its own.
+//
+// Refuses policies that don't score by the latest queries. Evaluating a token more than the context has room for would evict, and
+// fails while a probe goes on, so a probe needs room beside the text.
 LLAMA_API bool laprox_probe(struct llama_context * ctx, llama_seq_id seq_id, const struct laprox_look * look);
 
 // Whether states carry the archive, beside what is held. They don't unless they are asked to.
