@@ -9,12 +9,14 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <filesystem>
 #include <iterator>
 #include <list>
 #include <stdexcept>
 #include <utility>
 
 static const char * const policy_off    = "off";
+static const char * const policy_full   = "full";
 static const char * const policy_custom = "custom"; // a callback, which no command line can give
 
 template <typename F> static std::vector<std::string> names(int32_t n, F name) {
@@ -41,7 +43,7 @@ common_params_kv & common_kv() {
 }
 
 bool common_params_kv::on() const {
-    return given.count("policy") ? given.at("policy") != policy_off : given.count("budget") > 0;
+    return given.count("policy") ? given.at("policy") != policy_off : given.count("budget") > 0 || !documents.empty();
 }
 
 std::string common_params_kv::policy_name() const {
@@ -101,6 +103,16 @@ template <size_t... i> static auto handlers(std::index_sequence<i...>) {
     return std::array { &take<i>... };
 }
 
+static const char * const documents_flag = "--kv-documents";
+
+static void take_documents(common_params &, const std::string & value) {
+    std::error_code error;
+    if (value.empty() || value.find('\0') != std::string::npos || !std::filesystem::is_directory(std::filesystem::u8path(value), error)) {
+        throw std::invalid_argument(std::string(documents_flag) + " is \"" + value + "\"; accepted: a folder that is there");
+    }
+    common_kv().documents = value;
+}
+
 void common_kv_add_args(const std::function<void(common_arg)> & add_opt) {
     static std::list<std::string> names; // common_arg points to them
     const auto handle = handlers(std::make_index_sequence<std::size(laprox::options)>());
@@ -117,6 +129,9 @@ void common_kv_add_args(const std::function<void(common_arg)> & add_opt) {
         }
         add_opt(common_arg({flag}, row.value, help, handle[i]).set_env(env).set_examples({LLAMA_EXAMPLE_SERVER}));
     }
+    add_opt(common_arg({documents_flag}, "DIR",
+            "folder of documents (*.kv) that `laprox read` wrote: requests name them, and they are not read again; see GET /documents (default: none)",
+            take_documents).set_env("LLAMA_ARG_KV_DOCUMENTS").set_examples({LLAMA_EXAMPLE_SERVER}));
 }
 
 //
@@ -137,9 +152,14 @@ static std::string reason_to_refuse(const common_params & params) {
 
 bool common_kv_init(const common_params & params, llama_model * model, llama_context_params & cparams) {
     common_params_kv & kv = common_kv();
+    if (!kv.on() && !kv.documents.empty()) {
+        LOG_ERR("%s: %s: documents are held in the compressing KV cache, which --kv-policy off turns off; accepted: full, which evicts nothing, "
+                "or another policy\n", __func__, documents_flag);
+        return false;
+    }
     if (!kv.on()) {
         if (!kv.given.count("policy") && !kv.given.empty()) {
-            LOG_WRN("%s: --kv-* options have no effect without --kv-budget or --kv-policy\n", __func__);
+            LOG_WRN("%s: --kv-* options have no effect without --kv-budget, --kv-policy or --kv-documents\n", __func__);
         }
         return true;
     }
@@ -149,6 +169,14 @@ bool common_kv_init(const common_params & params, llama_model * model, llama_con
         return true;
     }
 
+    if (!kv.given.count("policy") && !kv.given.count("budget")) { // nothing is evicted, and no memory is taken before there is something to hold
+        kv.only_documents = true;
+        kv.given["policy"] = policy_full;
+        kv.given["budget"] = "100%";
+        kv.given.emplace("prefill", "chunked");
+    }
+    kv.type_k = ggml_type_name(cparams.type_k);
+    kv.type_v = ggml_type_name(cparams.type_v);
     std::string reason = reason_to_refuse(params);
     const common_kv_settings settings = kv.resolve(flag_prefix);
     if (reason.empty() && !laprox_model_set_params(model, settings.get())) {

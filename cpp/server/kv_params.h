@@ -12,12 +12,17 @@
 
 struct common_arg;
 struct common_params;
+struct server_kv_document;
 
 using common_kv_settings = std::unique_ptr<laprox_params, decltype(&laprox_params_free)>;
 
-// As given, by the names of laprox_option_at(). Without a budget or a policy the cache is llama.cpp's.
+// As given, by the names of laprox_option_at(). Without a budget, a policy or documents the cache is llama.cpp's.
 struct common_params_kv {
     std::map<std::string, std::string> given;
+    std::string documents;       // a folder; "": none
+    bool only_documents = false; // nobody said what is kept, so nothing is evicted
+
+    std::string type_k, type_v; // of the context's cache
 
     bool on() const;
 
@@ -36,6 +41,7 @@ common_params_kv & common_kv();
 struct common_kv_request {
     std::map<std::string, std::string> given;
     bool archive = false; // of saving a slot: with what was evicted
+    std::shared_ptr<const server_kv_document> document; // that the prompt begins with
 };
 
 // Names for the three kinds that policies are made of.

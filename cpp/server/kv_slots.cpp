@@ -28,11 +28,23 @@ static std::string to_text(const json & value, const char * name) {
             (std::string(name) == "budget" ? " such as \"5%\", \"2048\" (tokens) or \"512MiB\", or a number" : ""));
 }
 
-// The server's settings with those of a request, whose policy "off" leaves the layout as it is and evicts nothing.
+// The server's settings with those of a request, whose policy "off" leaves the layout as it is and evicts nothing. Where neither says
+// what is kept, a document with what was evicted from it is asked as it was made: each question chooses anew.
 static common_params_kv merge(const common_kv_request & request) {
     common_params_kv merged = common_kv();
-    for (const auto & [name, value] : request.given) {
-        merged.given[name] = name == "policy" && value == "off" ? "full" : value;
+    auto said = request.given;
+    if (said.empty() && request.document && merged.only_documents) {
+        said = request.document->chooses_by;
+    }
+    if (const auto policy = said.find("policy"); policy != said.end() && policy->second == "off") {
+        policy->second = "full";
+    }
+    if (merged.only_documents && !said.empty() && (said.count("policy") == 0 || said.at("policy") != "full")) {
+        merged.given.erase("policy"); // what isn't said is as on a server of no documents
+        merged.given.erase("budget");
+    }
+    for (const auto & [name, value] : said) {
+        merged.given[name] = value;
     }
     return merged;
 }
@@ -71,6 +83,7 @@ json server_kv_props() {
             { "scorers",          common_kv_scorers() },
             { "allocators",       common_kv_allocators() },
             { "request_override", params.on() },
+            { "documents",        server_kv_docs().on() },
         } },
     };
     for (int32_t i = 0; params.on() && i < laprox_option_count(); i++) {
@@ -134,6 +147,9 @@ void server_kv::init(llama_context * ctx_new, size_t n_slots) {
     empty.policy = params.policy_name();
     empty.budget = params.text("budget");
     slots.assign(n_slots, empty);
+    if (on()) {
+        server_kv_docs().init(ctx);
+    }
     metrics.on = on();
     archive_in_states(true); // slots that are swapped to RAM keep it
 }
@@ -160,7 +176,7 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
     }
     const common_params_kv   merged   = merge(request);
     const common_kv_settings settings = merged.resolve("");
-    if (!laprox_seq_set_params(ctx, id_slot, request.given.empty() ? nullptr : settings.get())) {
+    if (!laprox_seq_set_params(ctx, id_slot, merged.given == common_kv().given ? nullptr : settings.get())) {
         return std::string("Field 'kv': ") + laprox_last_error();
     }
     slot & s = slots[id_slot];
@@ -169,6 +185,7 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
     s.compress_ms    = 0;
     s.n_reread       = 0;
     s.n_recalled_before = get_stats(id_slot).entries_recalled;
+    s.document = request.document;
     s.again   = -1;
     s.n_again = 0;
     s.goes_on = s.stale = false;
@@ -178,6 +195,31 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
 
 bool server_kv::can_reuse(int id_slot, const server_tokens & cached, const server_tokens & prompt) const {
     return !on() || cached.pos_next(cached.get_common_prefix(prompt)) >= laprox_compressed_for(ctx, id_slot);
+}
+
+std::string server_kv::start_from_document(int id_slot, const server_task & task, server_prompt & cached, int & n_past, llama_context * draft) {
+    const auto & document = task.params.kv.document;
+    if (!document || (n_past >= (int) document->tokens.size() && n_past == (int) cached.tokens.size())) {
+        return "";
+    }
+    const int64_t t0 = ggml_time_us();
+    cached.clear();
+    n_past = 0;
+    if (draft) { // which hasn't read it, and drafts from what follows
+        llama_memory_seq_rm(llama_get_memory(draft), id_slot, -1, -1);
+    }
+    if (!laprox_document_load(ctx, id_slot, document->file.get())) {
+        const std::string reason = laprox_last_error();
+        llama_memory_seq_rm(llama_get_memory(ctx), id_slot, -1, -1);
+        return "Field 'documents': the document \"" + document->name + "\" can't be asked about: " + reason;
+    }
+    cached.tokens = server_tokens(document->tokens, /*has_mtmd =*/ false);
+    cached.tokens.kv_document = document->id;
+    n_past = document->tokens.size();
+    slots[id_slot].n_recalled_before = get_stats(id_slot).entries_recalled;
+    SRV_INF("slot %d, task %d: starts from the document \"%s\", %d tokens, in %.1f ms\n", id_slot, task.id, document->name.c_str(), n_past,
+            (ggml_time_us() - t0)/1e3);
+    return "";
 }
 
 int server_kv::reuse(int id_slot, const server_task & task, const server_tokens & cached, int n_past, const server_prompt_cache * ram) {
@@ -213,6 +255,7 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
             }
         }
     }
+    s.n_document_read = s.document ? std::max(0, (int) s.document->tokens.size() - n_past) : 0;
     s.n_reread = std::max(0, (int) n_cached - n_past);
     if (s.n_reread > 0) {
         SRV_INF("slot %d, task %d: %d cached tokens are evaluated again: what was kept of them was chosen for a prompt that this one doesn't begin with\n",
@@ -270,7 +313,7 @@ size_t server_kv::prompt_done(int id_slot, const server_tokens & prompt, server_
                 (long long) s.stats.tokens_seen, 100.0*s.stats.entries_held/s.stats.entries_full,
                 s.stats.kv_bytes/1048576.0, before.kv_bytes/1048576.0, s.compress_ms);
     }
-    s.stale = s.goes_on && (s.stats.archived_entries == 0 || !s.refused.empty());
+    s.stale = s.goes_on && !s.document && (s.stats.archived_entries == 0 || !s.refused.empty());
     if (s.again < 0) {
         return prompt.size();
     }
@@ -367,6 +410,14 @@ std::unique_ptr<server_task_result_cmpl_final> server_kv::make_final_result(int 
     result->kv["compress_ms"]   = slots[id_slot].compress_ms;
     result->kv["entries_recalled"] = std::max<int64_t>(0, slots[id_slot].stats.entries_recalled - slots[id_slot].n_recalled_before);
     result->kv["tokens_reread"] = slots[id_slot].n_reread;
+    if (const auto & document = slots[id_slot].document) {
+        result->kv["document"] = {
+            { "name",        document->name },
+            { "title",       document->title },
+            { "tokens",      document->tokens.size() },
+            { "tokens_read", slots[id_slot].n_document_read },
+        };
+    }
     if (slots[id_slot].stale) {
         result->kv["stale"] = true;
     }

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "server/kv_documents.h"
 #include "server/kv_metrics.h"
 #include "server/kv_params.h"
 
@@ -48,6 +49,10 @@ public:
     // Whether what the slot holds of this prompt can be used without reading it again.
     bool can_reuse(int id_slot, const server_tokens & cached, const server_tokens & prompt) const;
 
+    // Where the task is about a document, and what is cached isn't part of its prompt, all of it, the slot then holds the document and
+    // nothing else. `draft` may be null. Returns why it can't, or nothing.
+    std::string start_from_document(int id_slot, const server_task & task, server_prompt & cached, int & n_past, llama_context * draft);
+
     // How many of n_past cached tokens can be used for the prompt: all or none. `ram` may be null.
     int reuse(int id_slot, const server_task & task, const server_tokens & cached, int n_past, const server_prompt_cache * ram);
 
@@ -83,6 +88,8 @@ private:
         laprox_stats stats {};
 
         // of the request
+        std::shared_ptr<const server_kv_document> document; // that it is about
+        int32_t     n_document_read = 0; // tokens of it that had to be evaluated
         double      compress_ms    = 0;
         int32_t     n_reread       = 0;
         int64_t     n_recalled_before = 0; // entries that had come back before
