@@ -134,7 +134,7 @@ def test_off_is_llama_server(model):
 def test_options_without_effect_are_said_to_have_none(model):
     with Server(model, "-c", "1024", "--kv-window", "64") as server:
         assert server.get("/props")["kv"]["policy"] == "off"
-        assert "no effect without --kv-budget or --kv-policy" in server.log
+        assert "no effect without --kv-budget, --kv-policy or --kv-documents" in server.log
     with Server(model, "-c", "1024", "--kv-budget", "5%", "--embedding") as server:
         assert "no effect with --embedding" in server.log
         assert server.get("/props")["kv"]["policy"] == "off"
