@@ -143,7 +143,7 @@ def test_a_question_has_pythons_answer_first_and_last(start, folder, expected, o
 def test_other_models_and_caches(load, toy, start, tmp_path, arch, types):
     number = {"f16": 1, "q4_0": 2, "q8_0": 8}[types]
     kinds = {"arch": arch, "type_k": number, "type_v": number}
-    document = write_document(load(**kinds), TEXTS["a"], tmp_path / "a.kv")
+    document = write_document(load(**kinds), TEXTS["a"], tmp_path / "a.kv", probe=None)
     other = toy(arch, chat_template=CHATML, seed=0, n_ctx_train=4096)
     with start("-ctk", types, "-ctv", types, model=other, folder=tmp_path) as server:
         for question in (*QUESTIONS, QUESTIONS[0]):
@@ -411,7 +411,7 @@ def test_what_was_evicted_comes_back_from_the_file(load, start, tmp_path, option
 def test_gates(load, model, start, tmp_path):
     sidecar.write(tmp_path / "g.gguf", random_gates(3, 256, 2))
     kv = KVConfig(policy="retention", gates=tmp_path / "g.gguf", budget="20%", min_tokens=64, archive="off")
-    document = write_document(load(kv), TEXTS["a"], tmp_path / "marked.kv")
+    document = write_document(load(kv), TEXTS["a"], tmp_path / "marked.kv", probe=None)
     write_document(load(), TEXTS["a"], tmp_path / "plain.kv")
     gates = ("--kv-policy", "retention", "--kv-gates", tmp_path / "g.gguf", "--kv-archive", "off")
     for options, can, why in (((), "plain", "--kv-policy retention"), (gates, "marked", "here: retention")):
