@@ -18,6 +18,8 @@ def tokens(n, seed=0):
     return [1, *(rng.randrange(262, 512) for _ in range(n - 1))]
 
 
+WINDOW = 32  # --kv-window: at least so many tokens of a prompt are evaluated where its slot was cut
+
 DOCUMENT = tokens(700)
 
 
@@ -43,7 +45,7 @@ def test_each_question_reads_itself_alone(start):
             reply = server.complete(DOCUMENT + question(seed), n=8)
             kv = reply["kv"]
             assert "stale" not in kv
-            assert reply["timings"]["cache_n"] in (700, 719) and reply["timings"]["prompt_n"] in (20, 1)
+            assert reply["timings"]["cache_n"] == 720 - WINDOW and reply["timings"]["prompt_n"] == WINDOW
             assert kv["tokens_reread"] == 0 and kv["entries_recalled"] > 0
             assert kv["entries_held"] < 0.3 * kv["entries_full"]
             assert kv["archived_entries"] > 0.9 * kv["entries_full"] - 64 * 6
@@ -58,9 +60,9 @@ def test_a_conversation_a_regenerated_answer_an_edit_and_a_branch(start):
         for more in (question(2), question(2), question(3), question(4, n=90)):
             reply = server.complete(prompt + more, n=8)
             assert reply["kv"]["tokens_reread"] == 0
-            assert reply["timings"]["prompt_n"] <= len(more) + 1
+            assert reply["timings"]["prompt_n"] <= max(len(more) + 1, WINDOW)
         reply = server.complete(DOCUMENT[:300] + question(5), n=8)
-        assert reply["kv"]["tokens_reread"] == 0 and reply["timings"]["prompt_n"] == 20
+        assert reply["kv"]["tokens_reread"] == 0 and reply["timings"]["prompt_n"] == WINDOW
 
 
 def test_a_prompt_goes_on_after_others_took_the_slot(start):
@@ -69,7 +71,7 @@ def test_a_prompt_goes_on_after_others_took_the_slot(start):
         server.complete(DOCUMENT + question(1), n=8)
         server.complete(tokens(600, seed=9), n=4)
         reply = server.complete(DOCUMENT + question(2), n=8)
-        assert reply["kv"]["tokens_reread"] == 0 and reply["timings"]["prompt_n"] == 20
+        assert reply["kv"]["tokens_reread"] == 0 and reply["timings"]["prompt_n"] == WINDOW
         assert reply["kv"]["entries_recalled"] > 0
 
 
@@ -84,6 +86,19 @@ def test_a_saved_slot_has_it_where_it_is_asked_for(start):
             server.post("/slots/0?action=restore", filename=filename)
             reply = server.complete(DOCUMENT + question(2), n=8)
             assert reply["kv"]["tokens_reread"] == reread
+
+
+@pytest.mark.parametrize("n", [8, 40, 150])
+def test_a_prompt_again_after_any_answer_and_in_a_slot_that_was_restored(start, n):
+    """The answer has taken the place of the prompt's queries, and a file has no others: they are made again."""
+    prompt = DOCUMENT + question(1)
+    with start() as server, start() as other:
+        server.complete(prompt, n=n, ignore_eos=True)
+        server.post("/slots/0?action=save", filename="answered.bin", archive=True)["n_saved"]
+        other.post("/slots/0?action=restore", filename="answered.bin")["n_restored"]
+        again, there = (s.complete(prompt, n=8, n_probs=1) for s in (server, other))
+        assert again["completion_probabilities"] == there["completion_probabilities"]
+        assert again["kv"]["tokens_reread"] == 0 and again["timings"]["prompt_n"] == WINDOW
 
 
 @pytest.mark.parametrize("value", ["yes", 1, []])
@@ -138,7 +153,7 @@ def test_a_long_text_is_generated_and_gone_back_from(start):
         first = server.complete(DOCUMENT + question(1), n=900, return_tokens=True, ignore_eos=True)
         assert first["kv"]["entries_held"] < 0.5 * first["kv"]["entries_full"]
         reply = server.complete(DOCUMENT + question(1) + first["tokens"][:500] + question(2), n=8)
-        assert reply["kv"]["tokens_reread"] == 0 and reply["timings"]["prompt_n"] == 20
+        assert reply["kv"]["tokens_reread"] == 0 and reply["timings"]["prompt_n"] == WINDOW
 
 
 def test_a_limit_and_no_archive_at_all(start):

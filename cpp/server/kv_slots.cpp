@@ -230,15 +230,25 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
     if (!can_reuse(id_slot, cached, task.tokens) || cached.pos_next(n_past) < cut_from(id_slot)) {
         n_past = 0;
     }
-    // where there is no room for what a cut leaves, llama-server reads the prompt again; later it would give up altogether
-    llama_memory_t  memory = llama_get_memory(ctx);
-    const llama_pos p0     = cached.pos_next(n_past);
-    if (n_past > 0 && p0 <= llama_memory_seq_pos_max(memory, id_slot) && !llama_memory_seq_rm(memory, id_slot, p0, -1)) {
-        n_past = 0;
-    }
     slot & s = slots[id_slot];
     const laprox_stats found = get_stats(id_slot);
     const bool evicted = found.entries_held < found.entries_full;
+
+    llama_memory_t memory = llama_get_memory(ctx);
+    const auto is_cut = [&](int n) { return cached.pos_next(n) <= llama_memory_seq_pos_max(memory, id_slot); };
+    const auto cut    = [&](int n) { return llama_memory_seq_rm(memory, id_slot, cached.pos_next(n), -1); };
+    if (n_past > 0 && is_cut(n_past)) {
+        // Where entries come back by the queries of the prompt's last tokens, what is cut off may have taken the place of theirs:
+        // so a whole window of tokens is evaluated, but not where a sliding window lacks what is before.
+        const bool goes_back = evicted && cut_from(id_slot) == 0 && laprox_policy_probes(s.policy.c_str()) &&
+                llama_model_n_swa(llama_get_model(ctx)) == 0;
+        const int  n_early   = goes_back ? std::max(1, (int) task.tokens.size() - std::stoi(common_kv().text("window"))) : n_past;
+        n_past = n_early < n_past && cut(n_early) ? n_early : n_past;
+        // where there is no room for what a cut leaves, llama-server reads the prompt again; later it would give up altogether
+        if (is_cut(n_past) && !cut(n_past)) {
+            n_past = 0;
+        }
+    }
     s.goes_on = n_past > 0 && evicted;
     s.n_recalled_before = n_past > 0 ? s.n_recalled_before : 0;
 

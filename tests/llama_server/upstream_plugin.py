@@ -4,6 +4,7 @@ Set UPSTREAM_MODEL to its path; scripts/server_tests does, and says which server
 """
 
 import os
+import random
 import sys
 
 import pytest
@@ -28,7 +29,23 @@ def pytest_configure(config):
             setattr(utils.ServerPreset, name, local(member.__func__))
     utils.ServerPreset.load_all = staticmethod(lambda: None)  # would download all models
 
-    def refuse(url, *_args, **_kwargs):
+    def download(url, *_args, **_kwargs):
+        name = url.rpartition("/")[2]
+        if name.endswith(".gguf") and "lora" not in name.lower() and "mmproj" not in name.lower():
+            return os.environ["UPSTREAM_MODEL"]  # a draft model, for one
         pytest.fail(f"needs the network: {url}")
 
-    utils.download_file = refuse
+    utils.download_file = download
+
+    start = utils.ServerProcess.start
+
+    def start_with_flash_attention(server, *args, **more):
+        if server.fa == "off":  # a compressing cache needs it, so all servers get it
+            server.fa = None
+        start(server, *args, **more)
+
+    utils.ServerProcess.start = start_with_flash_attention
+
+
+def pytest_runtest_setup(item):
+    random.seed(item.nodeid)  # each server gets the same requests
