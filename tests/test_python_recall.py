@@ -67,6 +67,22 @@ def test_another_document_is_compressed_as_the_first_was(load, shared):
         assert stats.kv_bytes < 0.8 * stats.kv_bytes_full
 
 
+@pytest.mark.parametrize("n", [8, 40, 150])
+def test_a_prompt_again_after_any_answer(load, counted, n):
+    """The answer has taken the place of the prompt's queries: they are made again, so that what is chosen is the same."""
+    held = []
+    for length in (1, n):
+        llm = load(n_ctx=2048)
+        prompt = f"{DOCUMENT}And Bob?"
+        llm.create_completion(prompt, **SETTINGS | {"max_tokens": length})
+        lengths = counted(llm)
+        llm.create_completion(prompt, **SETTINGS | {"max_tokens": 1})
+        assert sum(lengths) <= 3 * KV.window and llm.kv.stats().tokens_reread == 0
+        held.append(llm.kv.held())
+    for layer, heads in held[0].items():
+        assert (heads == held[1][layer][:, : heads.shape[1]]).mean() > 0.99
+
+
 def test_a_long_turn_is_compressed_after_everything_came_back(load):
     """A budget with room for all that was evicted, beside a turn that is much longer."""
     llm = load(kv=KVConfig(budget="20%", min_tokens=64, archive="ram"), n_ctx=2048)

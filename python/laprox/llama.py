@@ -243,6 +243,15 @@ class Llama(llama_cpp.Llama):
         """Length of the prompt that entries were last chosen for; 0: all are held, or can come back."""
         return _core.compressed_for(self._ctx.ctx) if self.kv_config is not None else 0
 
+    def _recalls_by_queries(self) -> bool:
+        """Whether entries come back for a prompt by the queries of its last tokens, which can be cut off and evaluated again."""
+        if self.kv_config is None or not isinstance(self.kv_config.policy, str) or not _core.policy_probes(self.kv_config.policy):
+            return False
+        model = self._model.model
+        stays = llama_cpp.llama_model_n_swa(model) or llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
+        stats = _core.stats(self._ctx.ctx)
+        return not stays and stats["entries_held"] < stats["entries_full"] and self._compressed_for == 0
+
     def _prompt_done(self, ctx: int, last: int | None) -> tuple[int | None, list[int]]:
         """Tokens that were taken back, to be evaluated again on what the cache holds now, and the position of the first."""
         # What a chat handler put there, images say, isn't among the tokens.
@@ -307,6 +316,9 @@ class Llama(llama_cpp.Llama):
                 self.reset()
         # the parent evaluates what is left of it in one eval(), then token by token
         n_cached = common_prefix(self._input_ids, tokens[:-1]) if reset else self.n_tokens
+        if n_cached < self.n_tokens and self._recalls_by_queries():
+            # an answer has taken the place of the prompt's queries, by which entries come back: they are made again
+            self.n_tokens = n_cached = min(n_cached, max(1, len(tokens) - self.kv.config.window))
         this_prompt = self._in_prompt = _Prompt(n_cached)
         try:
             yield from super().generate(tokens, *args, **kwargs)
