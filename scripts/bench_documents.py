@@ -3,7 +3,7 @@
 
     .venv/bin/python scripts/bench_documents.py [MODEL] [BUDGET[@TYPE]...]   # a GGUF file or a name of `laprox models`; 20% 10%@q8_0
 
-One thread, a few minutes for each budget. Every question is answered twice, by two Llamas, in opposite orders: the answers are the same.
+One thread, a few minutes for each budget; seconds are the processor's. Every question is answered twice, by two Llamas, in opposite orders: the answers are the same.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ def main() -> None:
 
 
 def clock(marks: dict[str, tuple[float, float]]) -> Callable[[str, int, int], None]:
-    """A progress that notes when each step began, as the one before it ended, and ended."""
-    last = time.perf_counter()
+    """A progress that notes when each step began, as the one before it ended, and ended, in seconds of this process."""
+    last = time.process_time()
 
     def told(what: str, done: int, total: int) -> None:
         nonlocal last
-        now = time.perf_counter()
+        now = time.process_time()
         marks[what] = (marks[what][0] if what in marks else last, now)
         last = now
 
