@@ -37,6 +37,7 @@ _MARKS = {
     "rkv": Mark(_BROWN, "p", SOLID),
     "tova": Mark(_BROWN, "<", DASHED),
     "expected": Mark(_OLIVE, "h", SOLID),
+    "kvzip": Mark(_GREEN, "D", SOLID),
     "keydiff": Mark(_GREEN, "v", DASHED),
     "knorm": Mark(_OLIVE, ">", DASHED),
     "streaming": Mark(QUIET, "s", SOLID),
