@@ -83,6 +83,17 @@ def test_a_prompt_again_after_any_answer(load, counted, n):
         assert (heads == held[1][layer][:, : heads.shape[1]]).mean() > 0.99
 
 
+def test_what_a_chat_handler_cached_is_not_evaluated_again(load, counted):
+    """Images say, which aren't among the tokens: only the last one is, as llama-cpp-python does."""
+    llm = load(n_ctx=2048)
+    prompt = f"{DOCUMENT}And Bob?"
+    llm.create_completion(prompt, **SETTINGS | {"max_tokens": 80})
+    llm.chat_handler = object()
+    lengths = counted(llm)
+    llm.create_completion(prompt, **SETTINGS | {"max_tokens": 1})
+    assert lengths == [1]
+
+
 def test_a_long_turn_is_compressed_after_everything_came_back(load):
     """A budget with room for all that was evicted, beside a turn that is much longer."""
     llm = load(kv=KVConfig(budget="20%", min_tokens=64, archive="ram"), n_ctx=2048)

@@ -242,8 +242,16 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         // so a whole window of tokens is evaluated, but not where a sliding window lacks what is before.
         const bool goes_back = evicted && cut_from(id_slot) == 0 && laprox_policy_probes(s.policy.c_str()) &&
                 llama_model_n_swa(llama_get_model(ctx)) == 0;
+        const auto is_text   = [&](int first) { // so that no image is cut in two
+            for (int i = first - 1; i < n_past; i++) {
+                if (task.tokens[i] == LLAMA_TOKEN_NULL) {
+                    return false;
+                }
+            }
+            return true;
+        };
         const int  n_early   = goes_back ? std::max(1, (int) task.tokens.size() - std::stoi(common_kv().text("window"))) : n_past;
-        n_past = n_early < n_past && cut(n_early) ? n_early : n_past;
+        n_past = n_early < n_past && is_text(n_early) && cut(n_early) ? n_early : n_past;
         // where there is no room for what a cut leaves, llama-server reads the prompt again; later it would give up altogether
         if (is_cut(n_past) && !cut(n_past)) {
             n_past = 0;

@@ -247,6 +247,8 @@ class Llama(llama_cpp.Llama):
         """Whether entries come back for a prompt by the queries of its last tokens, which can be cut off and evaluated again."""
         if self.kv_config is None or not isinstance(self.kv_config.policy, str) or not _core.policy_probes(self.kv_config.policy):
             return False
+        if self.chat_handler is not None:  # what it put there, images say, isn't among the tokens
+            return False
         model = self._model.model
         stays = llama_cpp.llama_model_n_swa(model) or llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
         stats = _core.stats(self._ctx.ctx)

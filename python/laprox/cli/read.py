@@ -87,7 +87,7 @@ def read(
                 raise ValueError(f"--probe {probe}: {refusal} (none)") from None
             asked = None
             if kv.policy != "full":
-                notes.print(f"Without a probe: {refusal}.", markup=False)
+                notes.print(f"Without a probe, the end of the text chooses what is held, which questions may not need: {refusal}.", markup=False)
     needed = max(n_tokens + ANSWER, looks.context if (looks := make_probe(conversation, asked)) else 0)
     check_context("documents and their probe" if looks else "documents", needed, ctx_size, conversation.trained_for, "read less of it")
     llm = loader.open(ctx_size or needed, kv)
