@@ -80,6 +80,18 @@ def rng(request):
     return np.random.default_rng(sum(request.node.name.encode()))
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """counted(llm): a list that grows by the length of every batch that it evaluates."""
+
+    def count(llm):
+        lengths, decode = [], llm._ctx.decode
+        monkeypatch.setattr(llm._ctx, "decode", lambda batch: (lengths.append(batch.n_tokens()), decode(batch))[1])
+        return lengths
+
+    return count
+
+
 @pytest.fixture(scope="session")
 def browser():
     """A headless Chromium, the machine's or Playwright's own."""

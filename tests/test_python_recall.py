@@ -19,18 +19,6 @@ def load(toy):
     return make
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """counted(llm): a list that grows by the length of every batch that it evaluates."""
-
-    def count(llm):
-        lengths, decode = [], llm._ctx.decode
-        monkeypatch.setattr(llm._ctx, "decode", lambda batch: (lengths.append(batch.n_tokens()), decode(batch))[1])
-        return lengths
-
-    return count
-
-
 def ask(llm, *said):
     messages = [
         {"role": ("user", "assistant")[i % 2], "content": text}

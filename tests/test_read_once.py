@@ -44,18 +44,6 @@ def path(load, tmp_path):
     return tmp_path / "a.kv"
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """counted(llm): a list that grows by the length of every batch that it evaluates."""
-
-    def count(llm):
-        lengths, decode = [], llm._ctx.decode
-        monkeypatch.setattr(llm._ctx, "decode", lambda batch: (lengths.append(batch.n_tokens()), decode(batch))[1])
-        return lengths
-
-    return count
-
-
 def ask(llm, document, question, turns=()):
     return llm.create_completion(document.prompt(question, turns), stop=document.stop, **SETTINGS)["choices"][0]["text"]
 
