@@ -11,15 +11,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-if "LLAMA_CPP_LIB_PATH" not in os.environ:
-    import laprox  # noqa: F401  points llama_cpp at our libraries
-
+import devices
 import llama_cpp.llama_cpp as L
-
-# scripts/check_gpu runs these tests on a GPU, whose matrix units round to 10 or 11 bits
-GPU_LAYERS = int(os.environ.get("LAPROX_TEST_GPU_LAYERS", 0))
+import numpy as np
 
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 
@@ -40,6 +34,7 @@ def keep_log() -> None:
 
 keep_log()
 L.llama_backend_init()
+devices.prepare()
 
 
 def recent_log() -> str:
@@ -227,7 +222,7 @@ def allocators() -> list[str]:
 
 
 class Model:
-    def __init__(self, path: str | Path, kv: Params | None = None, n_gpu_layers: int = GPU_LAYERS):
+    def __init__(self, path: str | Path, kv: Params | None = None, n_gpu_layers: int = devices.GPU_LAYERS):
         p = L.llama_model_default_params()
         p.n_gpu_layers = n_gpu_layers
         self.handle = L.llama_model_load_from_file(str(path).encode(), p)

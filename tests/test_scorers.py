@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 
+import devices
 import engine
 import numpy as np
 import policies_reference as pr
@@ -31,7 +32,7 @@ class Case:
 
 
 F32, F16, QUANTISED = (1e-4, 1e-4), (1e-2, 1e-2), (1e-1, 5e-2)
-if engine.GPU_LAYERS:
+if devices.ROUNDS:
     F32 = F16 = QUANTISED
 
 EXACT = [

@@ -1,5 +1,6 @@
 """LaProx scores against NumPy float64 on the values that the cache itself holds."""
 
+import devices
 import engine
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import reference
 
 # largest relative error: median, worst
 EXACT, HALF, QUANTISED = (1e-3, 1e-3), (1e-3, 1e-2), (1e-2, 1e-1)
-if engine.GPU_LAYERS:
+if devices.ROUNDS:
     EXACT = HALF = QUANTISED
 
 MHA = {"n_head": 4, "n_head_kv": 4}

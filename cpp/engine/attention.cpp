@@ -47,6 +47,16 @@ static ggml_tensor * tokens_of(ggml_context * ctx, ggml_tensor * t, int64_t firs
     return ggml_view_3d(ctx, t, t->ne[0], t->ne[1], n, t->nb[1], t->nb[2], first*t->nb[2]);
 }
 
+// n_kv rows for each head of a class, one stride apart: [ne0, n_kv, n_heads], or [ne0, n_kv, 1, n_heads] as streams. The views
+// of neighbours overlap where n_kv is padded; ggml's check of bounds takes what it makes for contiguous, so it makes one row.
+static ggml_tensor * rows_of_heads(ggml_context * ctx, ggml_tensor * t, int64_t n_kv, int64_t n_heads, size_t stride, size_t row, bool streams) {
+    GGML_ASSERT(row + (n_heads - 1)*stride + n_kv <= (size_t) t->ne[1]);
+    ggml_tensor * rows = ggml_view_4d(ctx, t, t->ne[0], 1, streams ? 1 : n_heads, streams ? n_heads : 1,
+            t->nb[1], t->nb[1]*(streams ? n_kv : stride), t->nb[1]*stride*(streams ? 1 : n_heads), t->nb[1]*row);
+    rows->ne[1] = n_kv;
+    return rows;
+}
+
 // One attention call for a class of heads; q: [d, n_tokens, n_gqa*n_heads], result: [d_v, n_gqa, n_heads, n_tokens].
 // Where all heads share a mask it is llama.cpp's own form. Where each has its own, the heads become the streams of the
 // operation, and the mask has a slice for each: CUDA looks through the masks of streams without checking their number.
@@ -61,9 +71,7 @@ static ggml_tensor * attend(const llm_graph_context & g, const layer_info & laye
     const bool    streams  = mask->ne[3] > 1;
 
     const auto view = [&](ggml_tensor * t) {
-        const size_t stride = t->nb[1]*cls.stride;
-        ggml_tensor * rows = streams ? ggml_view_4d(ctx, t, t->ne[0], n_kv, 1, n_heads, t->nb[1], t->nb[1]*n_kv, stride, t->nb[1]*row)
-                                     : ggml_view_3d(ctx, t, t->ne[0], n_kv, n_heads, t->nb[1], stride, t->nb[1]*row);
+        ggml_tensor * rows = rows_of_heads(ctx, t, n_kv, n_heads, cls.stride, row, streams);
         // as llama.cpp does, except where the CPU attends in F32 without a copy
         const bool cast = t->type == GGML_TYPE_F32 && !ggml_backend_buft_is_host(layer.buft);
         return cast ? ggml_cast(ctx, rows, GGML_TYPE_F16) : rows;
