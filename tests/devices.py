@@ -1,7 +1,7 @@
 """Where the tests' models lie: in the CPU's memory, or on devices of another of ggml's backends.
 
 `scripts/test --backend NAME` sets LAPROX_TEST_BACKEND; all layers are then on its devices, or LAPROX_TEST_GPU_LAYERS of them.
-For `rpc` the devices are two servers on this machine, which the first process of a run starts and the others connect to.
+For `rpc` the devices are two servers on this machine, of each process its own, since a server serves one client at a time.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ GPU_LAYERS = int(os.environ.get("LAPROX_TEST_GPU_LAYERS", 0 if BACKEND == "cpu" 
 
 # Matrix units of GPUs round what they multiply to 10 or 11 bits, and llama.cpp attends to F32 caches on devices in F16.
 ROUNDS = BACKEND != "cpu"
+TOLERANCE = 5e-2 if ROUNDS else 1e-3  # of logits
 
-_SERVERS = "LAPROX_TEST_RPC_SERVERS"
+_servers: list[Server] = []
 
 
 def _function(name: str, restype, *argtypes):
@@ -74,10 +75,9 @@ def connect(endpoint: str) -> None:
 def prepare() -> None:
     """Before the first model is loaded."""
     if BACKEND == "rpc":
-        if _SERVERS not in os.environ:
-            os.environ[_SERVERS] = ",".join(Server().endpoint for _ in range(2))
-        for endpoint in os.environ[_SERVERS].split(","):
-            connect(endpoint)
+        _servers.extend([Server(), Server()])
+        for server in _servers:
+            connect(server.endpoint)
 
 
 def _end_with_parent() -> None:

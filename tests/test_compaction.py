@@ -2,14 +2,12 @@
 
 import copy
 
-import devices
 import engine
 import gguf_factory
 import numpy as np
 import pytest
 import reference
-
-TOLERANCE = 5e-2 if devices.ROUNDS else 1e-3
+from devices import TOLERANCE
 
 
 def evict(net, ctx, seq=0):

@@ -209,7 +209,9 @@ void check_attention(llama_context & ctx, const llama_memory_context_i * mctx) {
     for (const auto & node : ctx.get_gf_res_reserve()->get_fused_nodes()) {
         for (const layer_info & layer : kv->get_layers()) {
             if (node.op != LLM_FUSED_OP_FLASH_ATTN || node.il != (int) layer.il || ggml_backend_buft_is_host(layer.buft)) {
-                continue; // a cache in host memory (--no-kv-offload) is read from wherever attention runs, as in stock llama.cpp
+                // As in stock llama.cpp, a cache in host memory (--no-kv-offload) is read from wherever attention runs, and a layer
+                // that reads another one's cache attends on its own device.
+                continue;
             }
             ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.get_sched(), node.tensor);
             const auto name = [](ggml_backend_dev_t device) { return device ? ggml_backend_dev_name(device) : "CPU"; };
