@@ -1,5 +1,6 @@
-"""LU-KV's tables: found, followed, and refused."""
+"""LU-KV's tables: found, read once, followed, and refused."""
 
+import os
 import shutil
 
 import engine
@@ -103,6 +104,42 @@ def test_profiles_of_others(toy, refused_profile, tmp_path):
         write_profile(path, table)
         for policy in ("lukv", "snapkv:profile", "keydiff:profile"):
             model.set_params(engine.params(policy, profile=path))
+
+
+def test_a_profile_is_read_once(toy, rng, tmp_path):
+    """Settings come with each request; the file is read again where it was replaced."""
+    tables = [random_table(rng, 2, 2) for _ in range(3)]
+    path = write_profile(tmp_path / "curve.npy", tables[0])
+    time = path.stat().st_mtime_ns
+
+    def shares(budget):
+        ctx.set_params(engine.params("lukv", budget, profile=path))
+        ctx.clear()
+        ctx.decode(tokens)
+        ctx.compress()
+        return np.array([len(pos) / 400 for pos in ctx.held().values()])
+
+    def as_in(table, row):
+        return pytest.approx(1 - table[row].ravel(), abs=1 / 400)
+
+    tokens = rng.integers(3, 512, 400)
+    with engine.Model(toy(n_layer=2), engine.params()) as model, engine.Context(model) as ctx:
+        assert shares("40%") == as_in(tables[0], 59)
+        path.write_bytes(bytes(path.stat().st_size))  # would be refused
+        os.utime(path, ns=(time, time))
+        assert shares("50%") == as_in(tables[0], 49)
+        os.utime(path, ns=(time, time + 10**9))
+        with pytest.raises(engine.Refused, match="curve.npy"):
+            shares("50%")
+        write_profile(path, tables[1])
+        os.utime(path, ns=(time, time + 2 * 10**9))
+        assert shares("40%") == as_in(tables[1], 59)
+        write_profile(path, tables[2], scorer="laprox")  # longer by its notes
+        os.utime(path, ns=(time, time + 2 * 10**9))
+        assert shares("40%") == as_in(tables[2], 59)
+        path.unlink()
+        with pytest.raises(engine.Refused, match="curve.npy"):
+            shares("50%")
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
