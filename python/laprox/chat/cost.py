@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import llama_cpp
-from llama_cpp._internals import LlamaContext, LlamaModel
 
 from laprox import KVConfig, LaproxError, _core
+from laprox._upstream import LlamaContext, LlamaModel
 from laprox.chat import log
 
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llama_cpp._internals import LlamaModel
-
 from laprox import LaproxError, _core
+from laprox._upstream import LlamaModel
 from laprox.chat.cost import CacheType, measure
 from laprox.config import KVConfig
 from laprox.eval.reader import SHORTER, made_with

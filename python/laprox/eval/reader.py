@@ -288,7 +288,7 @@ class Reader:
         along = np.array(list(self.force(start, [*answer, -1])), np.float32)
         likeliest = along.argmax(-1)
         shared = int((likeliest[:-1] != np.asarray(answer, int)).argmax()) if (likeliest[:-1] != answer).any() else len(answer)
-        if not self.llm._ctx.kv_cache_seq_rm(-1, begin + shared, -1):
+        if not self.llm._cut(begin + shared):
             raise RuntimeError(f"the cache can't go back by {len(answer) - shared} tokens")
         self.llm.n_tokens = begin + shared
         return along, self._go_on(list(answer[:shared]), along[shared], predict)
@@ -350,7 +350,7 @@ class Reader:
         met: Callable[[Floats], None] = lambda logprobs: None,
     ) -> list[int]:
         """An answer whose beginning is in the cache, to its end: the likeliest token each time. `met` is told what followed it."""
-        vocabulary = self.llm._model.vocab
+        vocabulary = llama_cpp.llama_model_get_vocab(self.llm.model)
         while len(tokens) < predict:
             token = int(logprobs.argmax())
             if llama_cpp.llama_vocab_is_eog(vocabulary, token):

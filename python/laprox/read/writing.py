@@ -11,6 +11,7 @@ from typing import Any
 
 import laprox
 from laprox import _core
+from laprox._upstream import model_of
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
 from laprox.config import CACHE_TYPES, OPTIONS, KVConfig
@@ -58,13 +59,13 @@ def write_document(
         LaproxError: The file can't be written, the Llama's cache is not compressed, or its policy or model can't be probed.
     """
     kv = llm.kv
-    conversation = Conversation(llm._model, text, template=template)
+    conversation = Conversation(model_of(llm), text, template=template)
     tokens = conversation.prompt("?")[: conversation.document_end()]
     if len(tokens) == conversation.document_begin():
         raise ValueError("there is no text to read")
     looks = make_probe(conversation, probe)
     if looks is not None:
-        check(llm.kv.config.policy, llm._model)
+        check(llm.kv.config.policy, model_of(llm))
         if looks.context > llm.n_ctx():
             raise ValueError(f"a text of {len(tokens)} tokens takes a context of {looks.context} with its probe, and has {llm.n_ctx()}")
     for n in read(llm, tokens):
@@ -86,13 +87,13 @@ def write_document(
         "full_bytes": full_bytes(llm, len(tokens)),
     }
     texts = {"title": title, "text": text, "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "settings": json.dumps(settings)}
-    _core.set_archive_in_states(llm._ctx.ctx, settings["archive"])
+    _core.set_archive_in_states(llm.ctx, settings["archive"])
     try:
-        _core.document_save(llm._ctx.ctx, os.fsencode(output), tokens, texts)
+        _core.document_save(llm.ctx, os.fsencode(output), tokens, texts)
     except _core.LaproxError as error:
         raise _core.LaproxError(f"{output}: {error}") from None
     finally:
-        _core.set_archive_in_states(llm._ctx.ctx, False)
+        _core.set_archive_in_states(llm.ctx, False)
     return Document(Path(output))
 
 
@@ -132,7 +133,7 @@ def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -
 
 def full_bytes(llm: Llama, n_tokens: int) -> int:
     """What the compressed layers' cache of a text takes where nothing is evicted, in llama.cpp's usual type (f16)."""
-    shapes = [(n_head_kv, *_core.head_shape(llm._ctx.ctx, layer)[1:]) for layer, n_head_kv in llm.kv.layers.items()]
+    shapes = [(n_head_kv, *_core.head_shape(llm.ctx, layer)[1:]) for layer, n_head_kv in llm.kv.layers.items()]
     return n_tokens * sum(n_head_kv * (d_k + d_v) * 2 for n_head_kv, d_k, d_v in shapes)
 
 
