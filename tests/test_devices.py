@@ -1,5 +1,7 @@
 """A model on two devices: llama-server over RPC, and a device that goes away. The engine's own tests run on them, too: scripts/test."""
 
+import re
+
 import devices
 import llama_cpp.llama_cpp as L
 import pytest
@@ -55,3 +57,16 @@ def test_a_device_that_goes_away_ends_the_program_with_the_reason(toy, two):
     finally:
         server.stop()
         server.log_path.unlink()
+
+
+def test_bytes_are_counted_where_they_are(toy, two):
+    """What llama.cpp reports of each device's memory: halves of the layers, before by --fit and after a compression."""
+    model = toy(weights="F16", n_layer=4, n_embd=256, n_head=8, n_head_kv=8, head_dim=128)
+    server = Server(model, *KV[:-1], "2048", "--rpc", endpoints(two), "-ngl", "99", "-ub", "128", "-ts", "2,3", "-lv", "4")
+    with server:
+        kv = server.complete([3 + i % 400 for i in range(1500)])["kv"]
+        server.stop()
+        counted = re.findall(r"RPC(\d) .*\+ \( *\d+ = *\d+ \+ *(\d+) \+", server.log)
+    *before, first, second = [int(mib) for _, mib in counted]
+    assert first == pytest.approx(second, abs=1) and before[0] == before[1] > 3 * first
+    assert first + second == pytest.approx((kv["kv_bytes"] + kv["window_bytes"]) / 2**20, abs=3)
