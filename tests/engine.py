@@ -99,17 +99,19 @@ class Model:
         self.n_vocab = L.llama_vocab_n_tokens(vocab)
         self.n_layer = L.llama_model_n_layer(self.handle)
         self.n_head = L.llama_model_n_head(self.handle)
-        self.head_dim = int(self.meta(self.meta("general.architecture") + ".attention.key_length"))
+        width = L.llama_model_n_embd(self.handle) // self.n_head
+        self.head_dim = int(self.meta(self.meta("general.architecture") + ".attention.key_length", str(width)))
         self.set_params(kv)
 
     def set_params(self, kv: Params | None) -> None:
         if hasattr(L._lib, "laprox_api_version"):
             _granted(laprox("model_set_params", self.handle, kv.handle if kv else None))
 
-    def meta(self, key: str) -> str:
+    def meta(self, key: str, default: str | None = None) -> str:
         buf = c.create_string_buffer(256)
-        assert L.llama_model_meta_val_str(self.handle, key.encode(), buf, len(buf)) >= 0, key
-        return buf.value.decode()
+        found = L.llama_model_meta_val_str(self.handle, key.encode(), buf, len(buf)) >= 0
+        assert found or default is not None, key
+        return buf.value.decode() if found else default
 
     def fingerprint(self) -> str:
         text = c.create_string_buffer(17)

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import allocators_reference as ar
+import devices
 import engine
 import numpy as np
 import pytest
 import scorers_reference as sr
 from policy_run import DEFAULT, EXACT, ROUNDED, Run, assert_best, assert_counts, parts
 
+REFITTED = 1e-2 if devices.ROUNDS else 1e-3  # largest error of a value, relative to the largest change
 N_TEXT, N_PREFIX, WINDOW = 300, 12, 48
 PARTS = [(12, 130), (130, 300)]
 PROBE = 110  # tokens behind the text for each part
@@ -260,7 +262,7 @@ def test_refit_of_heads_with_more_entries_than_queries(toy, rng):
                 assert q.shape[0] * q.shape[1] < len(now.pos)
                 want = refitted(head, now.pos, q, N_PREFIX, run.recent)
                 if want is not None and want[2] < 0.999:
-                    assert np.abs(now.v - want[0]).max() < 1e-3 * np.abs(want[0] - head.v[now.pos]).max() + 1e-6
+                    assert np.abs(now.v - want[0]).max() < REFITTED * np.abs(want[0] - head.v[now.pos]).max() + 1e-6
 
 
 def test_a_bias_is_attended_with(toy, rng):
