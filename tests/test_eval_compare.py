@@ -148,8 +148,9 @@ def test_budgets():
 def test_contenders():
     names = [c.name for c in make_contenders(["laprox", "keydiff:global", "laprox", "expected@q8_0"])]
     assert names == ["full", "q8_0", "q4_0", SHORTER, "laprox", "keydiff:global", "expected@q8_0"]
-    assert make_contenders(["expected@q8_0"])[-1].context == ("expected", "q8_0")
-    for name, words in (("nonesuch", "nonesuch"), ("laprox@q5", "q8_0, q4_0"), ("full", "always there"), ("off", "always")):
+    assert make_contenders(["expected@q8_0"])[-1].context == make_contenders(["expected@q8_0@recall"])[-1].context == ("expected", "q8_0")
+    assert make_contenders(["laprox@recall"])[-1].context == make_contenders(["snapkv"])[-1].context
+    for name, words in (("nonesuch", "nonesuch"), ("laprox@q5", "q8_0, q4_0, recall"), ("laprox@repeat", "q8_0, q4_0, recall"), ("full", "always there"), ("off", "always")):
         with pytest.raises(ValueError, match=words):
             make_contenders([name])
 
@@ -391,6 +392,20 @@ def test_before_the_question(model, texts, tmp_path, capsys):
     assert "at 25%" in out and "snapkv" in out and max(len(line.rstrip()) for line in out.splitlines()[:7]) <= 80
 
 
+def test_what_a_question_brings_back_is_a_contender(model, texts, tmp_path):
+    """The same as POLICY until somebody asks; then the archive has its say, in the same bytes."""
+    fast = {**FAST, "budgets": "25%", "policies": "snapkv,snapkv@recall,snapkv@q8_0@recall"}
+    command.compare(model, texts[:1], output=tmp_path / "r.html", regime="agnostic", n_tokens=600, **fast)
+    rows = measured(tmp_path / "r.jsonl")
+    plain, recalled, smaller = ([rows["facts", 0, 0, i, "agnostic", name, "25%"] for i in range(4)] for name in fast["policies"].split(","))
+    assert plain[3] == recalled[3]  # nobody asked
+    assert [row["answer"] for row in plain[:3]] != [row["answer"] for row in recalled[:3]]
+    assert [row["bytes"] for row in plain] == [row["bytes"] for row in recalled]
+    assert smaller[0]["entries"] > 1.3 * recalled[0]["entries"] and all("answer" in row for row in smaller[:3])
+    page = (tmp_path / "r.html").read_text()
+    assert "snapkv@recall" in page and "is not counted above" in page
+
+
 def test_what_is_refused(model, texts, toy, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("Too short. " * 20)
@@ -415,6 +430,8 @@ def test_what_is_refused(model, texts, toy, tmp_path):
     refused('--budgets: budget is "5 apples" .unknown unit "apples".; accepted', budgets="5 apples")
     refused("--budgets 1% is .* tokens of 0.txt, of which 36 are always kept", budgets="10%,1%")
     refused("--policies retention: .*gates", policies="retention")
+    refused("--policies has 'snapkv@recall', which is for later questions; accepted with it: --regime agnostic", policies="snapkv@recall")
+    refused("--policies has 'snapkv@refit'; accepted after an @: q8_0, q4_0, recall", policies="snapkv@refit", regime="agnostic")
     results = tmp_path / "x.jsonl"
     results.write_text("not ours\n")
     refused("no results file", output=tmp_path / "x.html")

@@ -26,6 +26,7 @@ from laprox.eval.bench import Alternatives, plan_alternatives
 from laprox.eval.comparison import Entry, entries, verdict
 from laprox.eval.contenders import POLICIES, ROOM, Budget, Contender, check_model, make_contenders
 from laprox.eval.jobs import Facts, Job, fact_job
+from laprox.eval.reader import RECALL, archive_for, check_suits
 from laprox.eval.rows import Rows, make_header, make_model
 from laprox.eval.summary import Summary
 from laprox.files import check_writable
@@ -63,7 +64,8 @@ def compare(
         str,
         typer.Option(
             "--policies",
-            help="What to compare, separated by commas: names as for --kv-policy; POLICY@q8_0 runs one over a q8_0 cache. "
+            help="What to compare, separated by commas: names as for --kv-policy; POLICY@q8_0 runs one over a q8_0 cache, "
+            f"POLICY{RECALL} with an archive, from which entries come back for a later question. "
             "The full cache, q8_0 and q4_0 caches and a shorter context are always there.",
         ),
     ] = ", ".join(POLICIES),
@@ -90,6 +92,8 @@ def compare(
     regime = options.regime(regime, before_question)
     named = split(policies, "--policies")
     contenders = make_contenders(named)
+    check_suits(named, [regime])
+    kv = replace(kv, archive=archive_for(named))
     wanted = [Budget(text) for text in split(budgets, "--budgets")]
     if output.suffix != ".html":
         raise ValueError(f"-o {output}: the report is an .html file")

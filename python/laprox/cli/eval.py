@@ -26,7 +26,7 @@ from laprox.config import policies as policy_names
 from laprox.eval import books, longbench, tasks
 from laprox.eval.bench import plan_policies, runnable
 from laprox.eval.jobs import Job, book_jobs, context_size, longbench_jobs, task_jobs
-from laprox.eval.reader import RECALL, REFIT, REGIMES, REPEAT, SHORTER, plain, probes, recalls, suits
+from laprox.eval.reader import RECALL, REFIT, REGIMES, REPEAT, SHORTER, archive_for, check_suits, plain, probes
 from laprox.eval.rows import Rows, make_header, make_model
 from laprox.eval.summary import Summary
 from laprox.files import check_writable
@@ -187,15 +187,12 @@ def evaluate(
     # Everything that can be wrong is found before the long work starts.
     asked.check()
     wanted = _policies(policies, kv)
-    kv = replace(kv, archive="ram" if any(map(recalls, wanted)) else "off")
+    kv = replace(kv, archive=archive_for(wanted))
     budget_list = _budgets(budgets, kv)
     regimes = split(regime, "--regime")
     if unknown := [name for name in regimes if name not in REGIMES]:
         raise ValueError(f"--regime has {unknown[0]!r}; accepted: {', '.join(REGIMES)}, with commas")
-    for name in wanted:
-        if not any(suits(name, regime) for regime in regimes):
-            fitting = " or ".join(regime for regime in REGIMES if suits(name, regime))
-            raise ValueError(f"--policies has {name!r}, which is for later questions; accepted with it: --regime {fitting}")
+    check_suits(wanted, regimes)
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     check_writable(output)
     if html:

@@ -8,7 +8,7 @@ from typing import Any
 from laprox.eval.comparison import EQUAL, KEPT, Entry
 from laprox.eval.contenders import FULL, PROTECTED, RECENT, ROOM
 from laprox.eval.jobs import Job
-from laprox.eval.reader import SHORTER
+from laprox.eval.reader import RECALL, SHORTER, recalls
 from laprox.eval.rows import Rows, header_facts
 from laprox.eval.summary import Key, key
 from laprox.viz.charts import Line, against_bytes
@@ -143,6 +143,15 @@ def _method(rows: Rows, jobs: Sequence[Job]) -> list[str]:
     for budget in settings["budgets"]:
         found = [(job, rows.get(_key(job, len(job.prompts) - 1, "agnostic", SHORTER, budget))) for job in jobs]
         cut += [f"{row['read']:,} of {len(job.opening):,} tokens at {budget}" for job, row in found if "read" in row]
+    archived = (
+        [
+            f"Archive. What a contender with {RECALL} evicts stays in memory that is not the cache's, as much as the full cache takes, and "
+            "is not counted above. When a question is in, the cache is chosen anew from all of it, within the same bytes. Where the "
+            "document itself goes on, nothing is asked, and nothing comes back."
+        ]
+        if any(map(recalls, settings["policies"]))
+        else []
+    )
     return [
         "Bytes. A budget is a share of the bytes that the document takes in an uncompressed f16 cache, and on top of it everyone "
         f"has room for the same {ROOM} tokens to come. Every contender with a budget may allocate exactly these bytes, padding "
@@ -151,6 +160,7 @@ def _method(rows: Rows, jobs: Sequence[Job]) -> list[str]:
         "context up to 256 tokens; that is not counted against it.",
         "Shorter context. What -c does: the end of the document is read, and its beginning is cut off "
         f"({'; '.join(cut) or 'not measured'}).",
+        *archived,
         f"Recall. {settings['questions']} of the facts that were put into each document are asked about, in other words, and for "
         "each of them there are two that resemble it. An answer is right if it contains the value as whole words; decoding is "
         f"greedy, of at most {settings['predict']} tokens. The cache is compressed {regime}. A verdict counts a contender as "

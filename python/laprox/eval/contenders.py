@@ -15,7 +15,7 @@ from laprox import LaproxError, _core
 from laprox._upstream import LlamaModel
 from laprox.chat.cost import CacheType, measure
 from laprox.config import KVConfig
-from laprox.eval.reader import SHORTER, made_with
+from laprox.eval.reader import RECALL, SHORTER, made_with, plain, recalls
 
 RECENT = KVConfig().recent
 PROTECTED = KVConfig().sink + RECENT  # tokens of every head that no policy can evict
@@ -33,7 +33,7 @@ class Contender:
 
     Attributes:
         name: As it is shown, and as --policies names it.
-        policy: How entries are chosen; None is stock llama.cpp.
+        policy: How entries are chosen, as the reader takes it; None is stock llama.cpp.
         cache_type: Of keys and values.
     """
 
@@ -91,20 +91,20 @@ def make_contenders(policies: Sequence[str]) -> list[Contender]:
     """Stock llama.cpp's ways, then these policies, each once.
 
     Args:
-        policies: As --kv-policy takes them, or "<policy>@<cache type>", as "laprox@q8_0".
+        policies: As --kv-policy takes them, or "<policy>@<cache type>", as "laprox@q8_0"; either with RECALL behind it.
 
     Raises:
         ValueError: One is unknown.
     """
     found = [Contender(FULL), *(Contender(name, cache_type=name) for name in QUANTISED), Contender(SHORTER)]
     for name in dict.fromkeys(policies):
-        policy, at, cache_type = name.partition("@")
+        policy, at, cache_type = name.removesuffix(RECALL).partition("@")
         if at and cache_type not in QUANTISED:
-            raise ValueError(f"--policies has {name!r}, whose cache type is unknown; accepted: {', '.join(QUANTISED)}")
+            raise ValueError(f"--policies has {name!r}; accepted after an @: {', '.join(QUANTISED)}, {RECALL[1:]}")
         if policy in ("off", FULL):
             raise ValueError(f"--policies has {name!r}, but the full cache is always there; accepted: names as for --kv-policy")
         KVConfig().check("--policies: ", policy=policy)
-        found.append(Contender(name, policy, cache_type if at else "f16"))
+        found.append(Contender(name, policy + RECALL if recalls(name) else policy, cache_type if at else "f16"))
     if len(found) == 2 + len(QUANTISED):
         raise ValueError("--policies is empty: name at least one")
     return found
@@ -133,7 +133,7 @@ def check_model(
             continue
         cache_type = types[contender.cache_type]
         try:
-            measure(weights, cache_type, cache_type, replace(base, policy=contender.policy))
+            measure(weights, cache_type, cache_type, replace(base, policy=plain(contender.policy)))
         except LaproxError as error:
             if contender.name not in POLICIES:
                 raise ValueError(f"--policies {contender.name}: {error}") from None

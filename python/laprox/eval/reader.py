@@ -15,7 +15,7 @@ Three regimes:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,9 +60,22 @@ def probes(policy: str | Policy | None) -> bool:
     return isinstance(policy, str) and policy.endswith((REPEAT, REFIT))
 
 
+def archive_for(policies: Iterable[str]) -> str:
+    """The setting `archive` of a Llama that these share; those without RECALL leave it empty."""
+    return "ram" if any(map(recalls, policies)) else "off"
+
+
 def suits(policy: str | Policy | None, regime: str) -> bool:
     """Whether there is something to measure: with the question in view nothing comes back, and nobody needs to guess it."""
     return regime == "agnostic" if probes(policy) else not (recalls(policy) and regime == "aware")
+
+
+def check_suits(policies: Iterable[str], regimes: Sequence[str]) -> None:
+    """Raises ValueError for a policy that suits none of the regimes that were asked for."""
+    for name in policies:
+        if not any(suits(name, regime) for regime in regimes):
+            fitting = " or ".join(regime for regime in REGIMES if suits(name, regime))
+            raise ValueError(f"--policies has {name!r}, which is for later questions; accepted with it: --regime {fitting}")
 
 
 def plain(policy: str | Policy | None) -> str | Policy | None:
@@ -249,7 +262,7 @@ class Reader:
         else:
             self.llm.load_state(self._compressed[1])
         logprobs, seconds = self._ask(question)
-        if recalls(setting.policy):
+        if recalls(setting.policy) and question:
             self.llm.kv.prompt_done()
             logprobs = log_softmax(last_logits(self.llm))
         return Start(logprobs, self._compressed[2], seconds)
