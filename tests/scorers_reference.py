@@ -318,17 +318,19 @@ def mean_rotation(start: int, n: int, d: int, rope_base: float, neox: bool) -> n
     return rope(units, start + np.arange(n), rope_base, neox).mean(0).T  # its columns are unit vectors, turned
 
 
-def expected_logits(head: Head, queries: np.ndarray, q_pos: np.ndarray, sink: int, rope_base: float, neox: bool, n_future: int = 512) -> np.ndarray:
+def expected_logits(head: Head, queries: np.ndarray, q_pos: np.ndarray, sink: int, rope_base: float, neox: bool, n_future: int = 512, weights: np.ndarray | None = None) -> np.ndarray:
     """Expected Attention's logits (section 15): [g, n].
 
     queries [m, g, d]: of every token evaluated, after RoPE at q_pos. Their mean and covariance before RoPE, without the
     first `sink`, are turned by the mean rotation of the next n_future positions; then the log of E exp(scale * q k) for
-    a Gaussian q.
+    a Gaussian q. `weights` [m]: how much each of them counts; None: alike.
     """
+    counts = np.ones(len(q_pos)) if weights is None else weights
+    counts = counts[q_pos >= sink]
     turn = mean_rotation(int(head.pos.max()) + 1, n_future, queries.shape[2], rope_base, neox)
     out = []
     for q in rope(queries, -q_pos, rope_base, neox)[q_pos >= sink].transpose(1, 0, 2):
-        mean, cov = turn @ q.mean(0), turn @ np.cov(q.T, bias=True) @ turn.T
+        mean, cov = turn @ np.average(q, 0, counts), turn @ np.cov(q.T, aweights=counts, ddof=0) @ turn.T
         out.append(head.scale * head.k @ mean + head.scale**2 / 2 * ((head.k @ cov) * head.k).sum(1))
     return np.stack(out)
 

@@ -100,11 +100,31 @@ def test_other_tools_can_look_into_it(document, rng):
 
 
 def test_it_takes_little_more_than_what_is_held(toy, tmp_path, rng):
-    """120 tokens, of which 24 per head are held. The queries observed last aren't in it, nor their sums."""
+    """120 tokens, of which 24 per head are held. The queries observed last aren't in it; where a policy needs them all, their sums."""
     entry = 2 * 2 * 2 * 32 * 4  # layers, heads, K and V, head size, float32
     for policy in ("laprox", "expected"):
         path, _ = write(toy, tmp_path, rng, kv=KV | {"policy": policy})
-        assert 24 * entry < path.stat().st_size < 24 * entry + 5000
+        sums = (policy == "expected") * 2 * 2 * 32 * (32 + 2) * 4  # layers, heads, of head size²
+        assert 24 * entry < path.stat().st_size - sums < 24 * entry + 5000
+
+
+def test_a_document_of_expected_attention_can_be_compressed_again(toy, tmp_path, rng):
+    """Its policy needs the queries of all tokens, which only whoever read them has."""
+    kv = KV | {"policy": "expected"}
+    path, tokens = write(toy, tmp_path, rng, kv=kv)
+    question, scores = rng.integers(3, 512, 9), []
+    with engine.Model(toy("llama", **KINDS["llama"][1]), engine.params(**kv)) as model:
+        for read in (True, False):
+            with engine.Context(model, **CONTEXT) as ctx:
+                if read:
+                    ctx.decode(tokens)
+                    ctx.compress()
+                else:
+                    ctx.document_load(engine.Document(path))
+                ctx.decode(question)
+                scores.append(ctx.score())
+                ctx.compress()
+    assert all(np.array_equal(scores[0][pair], scores[1][pair]) for pair in scores[0])
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

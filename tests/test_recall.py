@@ -224,6 +224,87 @@ def test_an_archive_that_is_full(toy, rng, archive, limit, why):
         assert ctx.prompt_done() is None
 
 
+def lowest(before, held, n_archived, sink=4, recent=32):
+    """Tokens that an archive loses which has room for so many: of those that left the tail, what the fewest heads hold now."""
+    n = len(before) - recent
+    holders = sum(np.bincount(pos[pos < n], minlength=n) for pos in held.values())
+    order = sorted(range(sink, n), key=lambda pos: (holders[pos], pos))
+    return set(order[: n - n_archived])
+
+
+@pytest.mark.parametrize("archive", ["ram", "auto"])
+@pytest.mark.parametrize("type_kv", ["f16", "q4_0"])
+def test_at_its_limit_an_archive_loses_what_the_fewest_heads_hold(kind, rng, archive, type_kv):
+    """All that is left can come back; the answer's tokens are lost for later ones, too."""
+    with engine.Model(kind, engine.params(**KV)) as model, engine.Context(model, n_ctx=1024, type_k=type_kv) as ctx:
+        ctx.decode(rng.integers(3, 512, 100))
+        ctx.compress()
+        bytes_per_token = ctx.stats().archived_bytes // (100 - 32)
+    limit = 240 * bytes_per_token // 1024 + 1
+    room = 1024 * limit // bytes_per_token // 8 * 7
+    assert 200 < room < 220
+    with engine.Model(kind, engine.params(**KV | {"archive": archive, "archive_limit": f"{limit}KiB"})) as model:
+        with engine.Context(model, n_ctx=1024, type_k=type_kv) as ctx:
+            ctx.decode(rng.integers(3, 512, 400))
+            rows = {pair: {p: (k, v) for p, k, v in zip(e.pos.tolist(), map(bytes, e.k), map(bytes, e.v))} for pair in ctx.pairs() for e in [ctx.entries(*pair)]}
+            ctx.compress()
+            lost = lowest(range(400), ctx.held(), room)
+            assert len(lost) == 368 - room and f"{len(lost)} of the 368 tokens" in (said := engine.recent_log()) and "gone for good" in said
+            assert ctx.stats().archived_entries == room * len(ctx.pairs()) and ctx.stats().archived_bytes == room * bytes_per_token
+
+            def check():
+                for pair in ctx.pairs():
+                    e = ctx.entries(*pair)
+                    assert set(e.pos.tolist()) == set(range(ctx.pos_max() + 1)) - lost
+                    assert all((bytes(k), bytes(v)) == rows[pair].get(p, (bytes(k), bytes(v))) for p, k, v in zip(e.pos.tolist(), e.k, e.v))
+
+            ctx.set_archive_in_states(True)
+            state = ctx.seq_save()
+            whole(ctx, archive=archive, archive_limit=f"{limit}KiB")
+            check()
+            assert ctx.seq_load(state)
+            whole(ctx, archive=archive, archive_limit=f"{limit}KiB")
+            check()
+            assert ctx.stats().tokens_seen == 400
+            if ctx.seq_rm(0, 300, -1):  # recurrent layers can't
+                lost = {pos for pos in lost if pos < 300}
+                rows = {pair: {p: row for p, row in mine.items() if p < 300} for pair, mine in rows.items()}
+                assert (ctx.stats().tokens_seen, ctx.pos_max()) == (300, 299)
+                ctx.decode([5])
+                whole(ctx, archive=archive, archive_limit=f"{limit}KiB")
+                check()
+                before = lost
+                ctx.decode(rng.integers(3, 512, 300))
+                ctx.set_params(engine.params(**KV | {"archive": archive, "archive_limit": f"{limit}KiB"}))
+                ctx.compress()
+                assert ctx.stats().archived_entries <= room * len(ctx.pairs())
+                assert ctx.stats().archived_bytes <= 1024 * limit
+                whole(ctx, archive=archive, archive_limit=f"{limit}KiB")
+                held = [set(pos.tolist()) for pos in ctx.held().values()]
+                lost = set(range(601)) - held[0]
+                assert before < lost and all(h == held[0] for h in held)
+                check()
+
+
+def test_what_copies_share_is_not_lost(toy, rng):
+    """One of them gives its archive up, the other keeps what it has."""
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.compress()
+        limit = f"{ctx.stats().archived_bytes * 5 // 4 // 1024}KiB"
+    with engine.Model(toy(), engine.params(**KV | {"archive_limit": limit})) as model, engine.Context(model, n_ctx=2048, n_seq_max=2) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        before = everything(ctx)
+        ctx.compress()
+        ctx.seq_cp(0, 1)
+        ctx.decode(rng.integers(3, 512, 300), seq=1)
+        ctx.compress(1)
+        assert "can't come back: what it shares with a copy" in engine.recent_log()
+        assert (ctx.stats(1).archived_bytes, ctx.tail_begin(1) > 0) == (0, True)
+        whole(ctx, archive_limit=limit)
+        assert everything(ctx) == before
+
+
 def test_a_folder_that_is_none(toy, tmp_path):
     with engine.Model(toy(), engine.params(**KV | {"archive": str(tmp_path / "no")})) as model:
         with pytest.raises(engine.Refused, match="is no folder; accepted: auto, ram, off, or a folder"):

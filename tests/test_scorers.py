@@ -113,6 +113,68 @@ def test_sequences_have_their_own_statistics(toy, rng, kv_unified):
                     assert np.allclose(got[il, i], sr.expected(h), rtol=run.case.error, atol=0)
 
 
+def expected_scores(ctx):
+    """Of everything, whatever was evicted before."""
+    ctx.set_params(engine.params("expected", "100%", min_tokens=0, archive="ram"))
+    ctx.compress()
+    return ctx.score()
+
+
+def test_what_a_recall_evaluates_again_counts_once(toy, rng):
+    """In the first layer, queries don't depend on what is held: its scores are those of a cache that was never compressed."""
+    doc, turn = rng.integers(3, 512, 300), rng.integers(3, 512, 40)
+    with engine.Model(toy(n_layer=1), engine.params("expected", "20%", min_tokens=0, archive="ram")) as model:
+        with engine.Context(model, n_ctx=1024) as ctx, engine.Context(model, n_ctx=1024) as whole:
+            ctx.decode(doc)
+            ctx.prompt_done()
+            ctx.decode(turn)
+            while (again := ctx.prompt_done()) is not None:
+                ctx.decode(turn[again - 300 :])
+            assert ctx.stats().recalls >= 2
+            whole.decode([*doc, *turn])
+            wanted = expected_scores(whole)
+            for pair, got in expected_scores(ctx).items():
+                assert np.allclose(got, wanted[pair], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("after", [10, 30, 50, 70])
+def test_an_aborted_batch_that_comes_again_counts_once(toy, rng, after):
+    """Some layers had added its queries, others hadn't."""
+    first, tokens = rng.integers(3, 512, 200), rng.integers(3, 512, 150)
+    with engine.Model(toy(n_layer=3), engine.params("expected", "20%", min_tokens=0, archive="ram")) as model:
+        with engine.Context(model, n_ctx=1024) as ctx, engine.Context(model, n_ctx=1024) as whole:
+            ctx.decode(first)
+            ctx.abort_after(after)
+            with pytest.raises(engine.Refused, match="returned 2"):
+                ctx.decode(tokens)
+            ctx.abort_after(None)
+            whole.decode(first)
+            for c in (ctx, whole):
+                c.decode(tokens)
+            assert all(np.array_equal(got, want) for got, want in zip(ctx.score().values(), whole.score().values()))
+
+
+@pytest.mark.parametrize(("cut", "others"), [(100, 150), (4, 150), (2, 150), (190, 30)])
+def test_other_tokens_take_the_share_of_those_that_were_cut_off(toy, rng, cut, others):
+    """The mean stays, its weight is the number of positions. A few, drafts say, stay in place of those that come."""
+    with Run(toy, rng, "expected", window=256, n_layer=1, n_ubatch=128) as run:
+        run.read(200)
+        assert run.ctx.seq_rm(0, cut, -1)
+        run.read(others)
+        (q, pos), (q_new, pos_new) = run.queries[0]
+        drafts = 200 - cut <= 64
+        counts = np.full(200, 1.0 if drafts else max(0, cut - 4) / 196)
+        new = np.where(pos_new < 200, 0.0, 1.0) if drafts else np.ones(others)
+        assert counts[4:].sum() + new[pos_new >= 4].sum() == pytest.approx(cut + others - 4)
+        q, pos, counts = np.concatenate([q, q_new]), np.concatenate([pos, pos_new]), np.concatenate([counts, new])
+        got = run.ctx.score()
+        for i, h in enumerate(pr.heads_of(run.ctx, run.net, 0, run.sink, run.recent)):
+            group = q.shape[1] // run.ctx.layers()[0][1]
+            mine = q[:, i * group : (i + 1) * group].astype(np.float64)
+            h.expected = pr.expected_logits(h, mine, pos, run.sink, run.net.rope_base, False, weights=counts)
+            assert np.allclose(got[0, i], pr.expected(h), rtol=run.case.error, atol=0)
+
+
 def test_expected_attention_needs_its_statistics(toy, rng):
     """Of a context made for another policy there are none; what has no candidates needs none."""
     with Run(toy, rng, "laprox") as run:

@@ -129,14 +129,14 @@ std::shared_ptr<archive_space> make_archive_space(const std::string & setting, c
 }
 
 archive_chunk::archive_chunk(std::shared_ptr<archive_space> s, size_t size) : size(size), space(std::move(s)) {
-    if (size > space->limit - std::min(space->limit, space->used())) {
+    if (size > space->room()) {
         throw archive_full("archive_limit of " + std::to_string(space->limit) + " bytes is reached: " +
                 std::to_string(space->used()) + " are taken, " + std::to_string(size) + " more are needed");
     }
     if (space->kind == archive_kind::file) {
         file = open_unnamed(space->folder, size);
     } else {
-        memory.reset(new (std::nothrow) uint8_t[size]);
+        memory.reset((uint8_t *) std::malloc(size));
         if (!memory) {
             throw archive_full("no host memory for an archive of " + std::to_string(size) + " bytes");
         }
@@ -182,6 +182,23 @@ void archive_chunk::read(size_t offset, void * data, size_t n) const {
             throw std::runtime_error(std::string("the archive's file can't be read: ") + (got == 0 ? "it ends early" : std::strerror(errno)));
         }
         done += std::max<ssize_t>(got, 0);
+    }
+#endif
+}
+
+void archive_chunk::shorten() {
+    space->n_used -= size - n_written;
+    size = n_written;
+    if (memory) {
+        if (auto * less = (uint8_t *) std::realloc(memory.get(), size)) {
+            (void) memory.release();
+            memory.reset(less);
+        }
+        return;
+    }
+#ifndef _WIN32
+    if (ftruncate(file, (off_t) size) != 0) {
+        throw std::runtime_error(std::string("the archive's file can't be shortened: ") + std::strerror(errno));
     }
 #endif
 }
@@ -260,13 +277,71 @@ void archive::trim(const std::shared_ptr<archive_space> & space) {
     }
 }
 
+void archive::keep(const std::vector<bool> & stays) {
+    const auto begin_of = [&](size_t i) { // of a part's tokens
+        size_t n = 0;
+        for (size_t j = 0; j < i; j++) {
+            n += parts[j].n;
+        }
+        return stays.begin() + n;
+    };
+    const auto n_staying = [&](size_t i) { return (size_t) std::count(begin_of(i), begin_of(i + 1), true); };
+    for (size_t i = 0; i < parts.size(); i++) {
+        if (n_staying(i) > 0 && n_staying(i) < parts[i].n && parts[i].chunk.use_count() > 1) {
+            throw archive_full("what it shares with a copy can't be let go");
+        }
+    }
+    std::vector<part> left;
+    for (size_t i = 0; i < parts.size(); i++) {
+        part p = parts[i];
+        const auto   stay = begin_of(i);
+        const size_t n    = n_staying(i);
+        if (n == 0) {
+            continue;
+        }
+        if (n == p.n) {
+            left.push_back(std::move(p));
+            continue;
+        }
+        p.chunk->rewind();
+        for_each_block(p.n, [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+            const size_t row = row_bytes[ikv][pool];
+            p.chunk->read(offset(ikv, pool, head)*p.n_stored, rows.data(), rows.size());
+            uint8_t * to = rows.data();
+            for (size_t t = 0; t < p.n; t++) {
+                if (stay[t]) {
+                    to = std::copy_n(rows.data() + t*row, row, to);
+                }
+            }
+            p.chunk->write(rows.data(), to - rows.data());
+        });
+        p.chunk->shorten();
+        p.n = p.n_stored = n;
+        left.push_back(std::move(p));
+    }
+    std::vector<llama_pos> held, lost;
+    for (size_t i = 0; i < positions.size(); i++) {
+        (stays[i] ? held : lost).push_back(positions[i]);
+    }
+    parts     = std::move(left);
+    positions = std::move(held);
+    add_lost(lost);
+}
+
+void archive::add_lost(const std::vector<llama_pos> & added) {
+    const auto middle = lost_positions.insert(lost_positions.end(), added.begin(), added.end());
+    std::inplace_merge(lost_positions.begin(), middle, lost_positions.end());
+}
+
 bool archive::shares_positions(llama_pos before) const {
     const auto end = std::lower_bound(positions.begin(), positions.end(), before);
     return std::adjacent_find(positions.begin(), end) != end;
 }
 
 void archive::cut(llama_pos pos) {
-    const size_t n = std::lower_bound(positions.begin(), positions.end(), pos) - positions.begin();
+    const auto n_before = [&](const std::vector<llama_pos> & all) { return std::lower_bound(all.begin(), all.end(), pos) - all.begin(); };
+    lost_positions.resize(n_before(lost_positions));
+    const size_t n = n_before(positions);
     positions.resize(n);
     size_t before = 0;
     for (size_t i = 0; i < parts.size(); i++) {
@@ -281,6 +356,7 @@ void archive::cut(llama_pos pos) {
 void archive::clear() {
     parts.clear();
     positions.clear();
+    lost_positions.clear();
 }
 
 size_t archive::bytes() const {

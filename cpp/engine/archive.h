@@ -4,7 +4,8 @@
 //
 // Tokens leave the tail in ascending order and never change afterwards, so each compression adds one chunk, written once;
 // sequences that were copied share them. Chunks hold all tokens of all heads, what the cache keeps, too: a fifth more
-// memory at the default budget, and a row is found by its token's number alone.
+// memory at the default budget, and a row is found by its token's number alone. Where there is no room for more, whole tokens
+// are lost, which moves the others up in their chunk.
 
 #pragma once
 
@@ -12,9 +13,11 @@
 
 #include "llama.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -38,6 +41,7 @@ public:
     const archive_kind kind;
 
     size_t used() const { return n_used; }
+    size_t room() const { return limit - std::min(limit, used()); }
 
 private:
     friend class archive_chunk;
@@ -51,7 +55,8 @@ private:
 // in a file, which the system keeps in whatever memory is free. null: off. Throws std::invalid_argument for a folder that isn't one.
 std::shared_ptr<archive_space> make_archive_space(const std::string & setting, const budget & limit, bool in_host_memory);
 
-// A run of bytes that is written once, from its start to its end, and then read.
+// A run of bytes that is written once, from its start to its end, and then read. It is shortened in the same order: what is
+// written anew is read before.
 class archive_chunk {
 public:
     // Takes the room. Throws archive_full where there is none.
@@ -63,12 +68,19 @@ public:
     void write(const void * data, size_t n);
     void read(size_t offset, void * data, size_t n) const;
 
-    const size_t size;
+    // The next write() is at the start.
+    void rewind() { n_written = 0; }
+    // What wasn't written since is given back.
+    void shorten();
+
+    size_t size;
 
 private:
+    struct free_memory { void operator()(uint8_t * bytes) const { std::free(bytes); } };
+
     const std::shared_ptr<archive_space> space;
     size_t n_written = 0;
-    std::unique_ptr<uint8_t[]> memory; // null: in the file
+    std::unique_ptr<uint8_t, free_memory> memory; // null: in the file
     int file = -1;
 };
 
@@ -102,6 +114,14 @@ public:
         });
     }
 
+    // Tokens that there can be room for, with these gone.
+    size_t capacity(const archive_space & space) const { return (space.room() + bytes())/token_bytes(); }
+    // The others are lost; `stays`: of each token that there is. Throws std::runtime_error where the file fails, and what is left is
+    // then to be cleared; or archive_full where another sequence has the same chunks, before anything has changed.
+    void keep(const std::vector<bool> & stays);
+    // So are these, which never came here.
+    void add_lost(const std::vector<llama_pos> & added);
+
     // Rows of all tokens, a block for each head in the order of add(); `sizes_only`: with whatever in them.
     template <typename F> void visit(F use, bool sizes_only) const {
         for_each_block(positions.size(), [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
@@ -124,6 +144,9 @@ public:
     void clear();
 
     const std::vector<llama_pos> & pos() const { return positions; }
+    const std::vector<llama_pos> & lost() const { return lost_positions; } // ascending, too
+    // That left the tail.
+    size_t n_seen() const { return positions.size() + lost_positions.size(); }
 
     // Taken by its chunks; those that sequences share count for each.
     size_t bytes() const;
@@ -157,7 +180,7 @@ private:
     layout row_bytes;
     std::vector<uint32_t> n_heads;
     std::vector<part> parts;
-    std::vector<llama_pos> positions;
+    std::vector<llama_pos> positions, lost_positions;
 };
 
 }

@@ -224,6 +224,12 @@ void cache::apply(const llama_ubatch & ubatch) {
     }
 }
 
+void cache::computed(const llama_ubatch & ubatch) {
+    for (sequence * seq : sequences_of(ubatch)) {
+        seq->end_compute();
+    }
+}
+
 //
 // updates between batches
 //
@@ -341,6 +347,7 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
             }
         }
         if (from < end) {
+            seq.expect_again(from);
             return from;
         }
         seq.end_turn(); // a pass more would change nothing

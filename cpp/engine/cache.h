@@ -72,6 +72,8 @@ public:
     void note_pressure(const std::vector<llama_ubatch> & ubatches);
     // A ubatch is computed next.
     void apply(const llama_ubatch & ubatch);
+    // It was.
+    void computed(const llama_ubatch & ubatch);
 
     //
     // graph (attention.cpp)

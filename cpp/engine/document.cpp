@@ -70,7 +70,7 @@ private:
     size_t n = 0;
 };
 
-// States without the queries that were observed: these are as large as a small document, and a question has its own.
+// States without the queries that were observed last: these are as large as a small document, and a question has its own.
 class without_queries {
 public:
     explicit without_queries(cache & kv) : kv(kv) { kv.set_queries_in_states(false); }

@@ -15,9 +15,9 @@ graph_input::graph_input(cache & kv, const llm_graph_context & g) :
     ggml_set_name(slots, "laprox_window_slots");
     if (sequences.front()->sums) {
         back   = ggml_new_tensor_1d(g.ctx0, GGML_TYPE_I32, g.n_tokens);
-        weight = ggml_new_tensor_1d(g.ctx0, GGML_TYPE_F32, g.n_tokens);
+        number = ggml_new_tensor_1d(g.ctx0, GGML_TYPE_F32, g.n_tokens);
         ggml_set_input(back);
-        ggml_set_input(weight);
+        ggml_set_input(number);
     }
     built_for = generations();
 }
@@ -91,16 +91,16 @@ void graph_input::set_input(const llama_ubatch * ubatch) {
         return;
     }
     std::vector<int32_t> positions;
-    std::vector<float>   weights;
+    std::vector<float>   numbers;
     for (size_t s = 0; s < sequences.size(); s++) {
         for (int64_t i = 0; i < n_tokens; i++) {
             const llama_pos pos = ubatch->pos[s*n_tokens + i];
             positions.push_back(-pos);
-            weights.push_back(sequences[s]->is_sink(pos) ? 0.0f : 1.0f);
+            numbers.push_back((float) sequences[s]->n_summable(pos) + 0.5f);
         }
     }
     ggml_backend_tensor_set(back,   positions.data(), 0, ggml_nbytes(back));
-    ggml_backend_tensor_set(weight, weights.data(),   0, ggml_nbytes(weight));
+    ggml_backend_tensor_set(number, numbers.data(),   0, ggml_nbytes(number));
     for (auto & [block, rotation] : rotations) {
         const std::vector<float> matrix = hadamard_matrix(block);
         ggml_backend_tensor_set(rotation, matrix.data(), 0, ggml_nbytes(rotation));

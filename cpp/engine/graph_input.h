@@ -28,7 +28,7 @@ public:
 
     // where all queries are summed up
     ggml_tensor * back   = nullptr; // I32 [n_tokens*n_sequences]: minus their positions
-    ggml_tensor * weight = nullptr; // F32 [n_tokens*n_sequences]: 0 for attention sinks, else 1
+    ggml_tensor * number = nullptr; // F32 [n_tokens*n_sequences]: which position of those that are summed up it is, + 1/2
 
     // What undoes llama.cpp's rotation of keys and queries [block, block]; null where it doesn't rotate.
     ggml_tensor * key_rotation(ggml_context * ctx, int64_t d_k);

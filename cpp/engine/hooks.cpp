@@ -188,7 +188,7 @@ void state_refused(const llama_memory_i * memory, const char * reason) {
 }
 
 uint32_t extra_graph_nodes(const llama_context & ctx) {
-    // by count: 77 of attention in three length classes, 17 of query sums, 8 of gates and 6 of casts per stream
+    // by count: 77 of attention in three length classes, 23 of query sums, 8 of gates and 6 of casts per stream
     return cache_in(ctx.get_memory()) ? 128*ctx.n_seq_max()*ctx.get_model().hparams.n_layer_all : 0;
 }
 

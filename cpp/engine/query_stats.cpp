@@ -5,6 +5,8 @@
 #include "llama-graph.h"
 #include "llama-model.h"
 
+#include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 namespace laprox {
@@ -29,19 +31,49 @@ static const llama_model & check(const llama_model & model) {
 
 query_stats::query_stats(const llama_model & model, const std::vector<layer_info> & layers) :
         sums(layers, "query_sums", "the statistics of the queries", [](ggml_context * ctx, const layer_info & layer) {
-            return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, layer.d_k, layer.d_k + 1, layer.n_head);
+            return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, layer.d_k, layer.d_k + 2, layer.n_head);
         }),
         model(check(model)) {
 }
 
 void query_stats::clear() {
     sums.clear();
-    n_summed = 0;
+    begin = 0;
 }
 
 void query_stats::copy(const query_stats & from) {
     sums.copy(from.sums);
-    n_summed = from.n_summed;
+    begin = from.begin;
+}
+
+static size_t offset_of_count(const ggml_tensor * t) {
+    return (t->ne[1] - 1)*t->nb[1];
+}
+
+int64_t query_stats::n_summed(size_t ikv) const {
+    float n = 0.0f;
+    ggml_backend_tensor_get(sums[ikv], &n, offset_of_count(sums[ikv]), sizeof(n));
+    return n > 0.0f && n < 1e9f ? std::llround(n) : 0;
+}
+
+void query_stats::cut(int64_t n) {
+    std::vector<float> values;
+    for (size_t ikv = 0; ikv < sums.size(); ikv++) {
+        const int64_t before = n_summed(ikv);
+        if (before <= n) {
+            continue;
+        }
+        values.resize(ggml_nelements(sums[ikv]));
+        ggml_backend_tensor_get(sums[ikv], values.data(), 0, ggml_nbytes(sums[ikv]));
+        for (float & value : values) {
+            value *= (float) n/(float) before;
+        }
+        const size_t per_head = sums[ikv]->ne[0]*sums[ikv]->ne[1];
+        for (size_t head = 0; head < (size_t) sums[ikv]->ne[2]; head++) { // exactly
+            std::fill_n(values.begin() + head*per_head + per_head - sums[ikv]->ne[0], sums[ikv]->ne[0], (float) n);
+        }
+        ggml_backend_tensor_set(sums[ikv], values.data(), 0, ggml_nbytes(sums[ikv]));
+    }
 }
 
 void query_stats::observe(const llm_graph_context & g, graph_input & input, const layer_info & layer, size_t ikv, size_t s, ggml_tensor * q) const {
@@ -55,15 +87,20 @@ void query_stats::observe(const llm_graph_context & g, graph_input & input, cons
         u = ggml_reshape_3d(ctx, u, d, n_head, n_tokens);
     }
     ggml_tensor * back   = ggml_view_1d(ctx, input.back,   n_tokens, s*n_tokens*input.back->nb[0]);
-    ggml_tensor * weight = ggml_view_3d(ctx, input.weight, 1, 1, n_tokens, input.weight->nb[0], input.weight->nb[0], s*n_tokens*input.weight->nb[0]);
-    u = ggml_mul(ctx, rope_as_model(ctx, model, g.cparams, (int32_t) layer.il, u, back), weight);
+    ggml_tensor * number = ggml_view_1d(ctx, input.number, n_tokens, s*n_tokens*input.number->nb[0]);
+    ggml_tensor * before = ggml_view_1d(ctx, sums[ikv], 1, offset_of_count(sums[ikv]));
+    ggml_tensor * is_new = ggml_step(ctx, ggml_sub(ctx, number, before)); // 1 or 0
+    u = ggml_mul(ctx, rope_as_model(ctx, model, g.cparams, (int32_t) layer.il, u, back), ggml_reshape_3d(ctx, is_new, 1, 1, n_tokens));
     u = ggml_cont(ctx, ggml_permute(ctx, u, 1, 2, 0, 3)); // [n_tokens, d, n_head]
 
     ggml_tensor * outer = ggml_mul_mat(ctx, u, u); // [d, d, n_head]
     ggml_prec_set_acc(outer, GGML_PREC_F32);
     ggml_tensor * sum = ggml_reshape_3d(ctx, ggml_sum_rows(ctx, u), d, 1, n_head);
+    ggml_tensor * n   = ggml_repeat_4d(ctx, ggml_sum_rows(ctx, is_new), d, 1, n_head, 1);
 
-    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, ggml_add(ctx, sums[ikv], ggml_concat(ctx, outer, sum, 1)), sums[ikv]));
+    // all at once: an aborted batch leaves each layer with it or without
+    ggml_tensor * added = ggml_concat(ctx, ggml_concat(ctx, outer, sum, 1), n, 1);
+    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, ggml_add(ctx, sums[ikv], added), sums[ikv]));
 }
 
 }

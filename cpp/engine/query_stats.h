@@ -1,5 +1,9 @@
 // Mean and covariance of a sequence's queries before their rotation, summed up while it is evaluated: what Expected
-// Attention (arXiv 2510.00636) takes future queries to look like. Tokens that are taken back stay in the sums.
+// Attention (arXiv 2510.00636) takes future queries to look like.
+//
+// Sums belong to positions, without gaps, and each layer's know how many they are of: a position that comes again, because
+// its batch was aborted or is evaluated on other entries, isn't added again. Where other tokens come in the place of some,
+// the sums give up their share, the mean staying what it was: single queries can't be taken out.
 
 #pragma once
 
@@ -27,9 +31,14 @@ public:
 
     void clear();
     void copy(const query_stats & from);
+    // Of no more than the first n positions. The device must have finished.
+    void cut(int64_t n);
 
-    layer_tensors sums; // F32 [d, d + 1, n_head]: sum of u u^T, then sum of u
-    int64_t n_summed = 0;
+    // Positions whose queries are in the sums of a layer.
+    int64_t n_summed(size_t ikv) const;
+
+    layer_tensors sums; // F32 [d, d + 2, n_head]: sum of u u^T, then sum of u, then how many they are
+    llama_pos begin = 0; // first position that can be in them: what was restored without them isn't
 
 private:
     const llama_model & model;

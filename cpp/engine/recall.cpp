@@ -84,7 +84,9 @@ void cut(llama_context & lctx, sequence & seq, llama_pos p0) {
         for (const auto & held : seq.store(ikv).kept) {
             std::vector<uint32_t> rows;
             for (auto p = held.begin(); p != held.end() && index_of(*p) < recent; p++) {
-                rows.push_back(index_of(*p));
+                if (pos[index_of(*p)] == *p) { // or the archive has lost it
+                    rows.push_back(index_of(*p));
+                }
             }
             for (uint32_t row = recent; row < n; row++) {
                 rows.push_back(row);

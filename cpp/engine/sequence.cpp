@@ -77,7 +77,8 @@ llama_pos sequence::first_position() const {
 }
 
 bool sequence::remembers() const {
-    return n_gone > 0 && (int64_t) archived.pos().size() == n_gone && config().recall > 0 && config().policy.recalls();
+    const bool stored = n_gone > 0 && !archived.pos().empty() && (int64_t) archived.n_seen() == n_gone;
+    return stored && config().recall > 0 && config().policy.recalls();
 }
 
 tail_view sequence::tail() const {
@@ -111,6 +112,20 @@ void sequence::forget_probe(llama_pos p0) {
     }
 }
 
+// Those of drafts stay in the sums, in place of the few that come: taking back a share would cost more than a token.
+void sequence::forget_queries(llama_pos p0, llama_pos p1) {
+    window.remove(p0, p1);
+    const bool to_the_end = p1 < 0 || p1 > last_position();
+    const bool comes      = computing || p0 == comes_again;
+    computing = false;
+    if (sums && to_the_end && !comes && next_position() - p0 > max_drafts) {
+        if (shared.lctx) {
+            shared.lctx->synchronize();
+        }
+        sums->cut(std::max(n_summable(p0), 0));
+    }
+}
+
 void sequence::remove(llama_pos p0, llama_pos p1) {
     if (covers(p0, p1)) {
         clear();
@@ -123,12 +138,9 @@ void sequence::remove(llama_pos p0, llama_pos p1) {
         gen_begin    = unplaced->gen_begin;
         gen_end      = unplaced->gen_end;
         chosen_early = unplaced->chosen_early;
-        if (sums) {
-            sums->n_summed = unplaced->n_summed;
-        }
         unplaced.reset();
     }
-    window.remove(p0, p1);
+    forget_queries(p0, p1);
     uint32_t first = cells.size();
     for (uint32_t cell = 0; cell < cells.size(); cell++) {
         if (cells.pos_in(cell, std::max(p0, 0), p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1)) {
@@ -145,13 +157,14 @@ void sequence::remove(llama_pos p0, llama_pos p1) {
 void sequence::cut(llama_pos p0, std::vector<std::unique_ptr<layer_store>> fresh) {
     archived.cut(p0);
     archived.trim(shared.space);
-    n_gone     = archived.pos().size();
+    n_gone     = archived.n_seen();
     tail_start = p0;
     chosen_for = std::min(chosen_for, p0); // what comes now is new, however long the text was before
+    forget_queries(p0, -1);
     cells.reset();
     cell_head = 0;
     replace_all(std::move(fresh));
-    remove(p0, -1); // queries and counts
+    remove(p0, -1); // counts
 }
 
 void sequence::clear() {
@@ -181,6 +194,8 @@ void sequence::clear() {
     }
     window.clear();
     unplaced.reset();
+    computing   = false;
+    comes_again = -1;
     scores.clear();
     for (auto & store : stores) {
         store->drop_kept();
@@ -242,7 +257,9 @@ void sequence::copy(const sequence & from) {
 
 void sequence::place(const llama_pos * pos, size_t n_tokens, bool generated) {
     scores.clear();
-    unplaced = placement { window.get_positions(), sums ? sums->n_summed : 0, gen_begin, gen_end, chosen_early };
+    unplaced = placement { window.get_positions(), gen_begin, gen_end, chosen_early };
+    computing   = true;
+    comes_again = -1;
     if (generated) {
         gen_end = pos[n_tokens - 1] + 1;
         chosen_early = chosen_early && gen_begin < 0; // a prompt's last token looks generated, too
@@ -251,9 +268,6 @@ void sequence::place(const llama_pos * pos, size_t n_tokens, bool generated) {
     }
     const size_t n_observed = std::min<size_t>(n_tokens, window.n_slots);
     placed_slots = window.take(pos + n_tokens - n_observed, n_observed);
-    if (sums) {
-        sums->n_summed += std::count_if(pos, pos + n_tokens, [&](llama_pos p) { return !is_sink(p); });
-    }
 }
 
 void sequence::rewind_cells() {
@@ -307,7 +321,7 @@ absorbed sequence::leaving(const std::vector<uint32_t> & cells_kept) const {
 
 void sequence::absorb(const absorbed & gone, const std::vector<uint32_t> & cells_kept, std::vector<std::unique_ptr<layer_store>> fresh) {
     if (!gone.cell.empty()) {
-        store_away(gone);
+        store_away(gone, fresh);
         tail_start  = cells.pos_get(cells_kept.front());
         n_gone += gone.cell.size();
     }
@@ -323,8 +337,57 @@ void sequence::absorb(const absorbed & gone, const std::vector<uint32_t> & cells
     compressions++;
 }
 
-void sequence::store_away(const absorbed & gone) {
-    if (!shared.space || (int64_t) archived.pos().size() != n_gone) {
+// Tokens that the fewest heads hold now, the oldest first, are lost; those of `gone` that aren't are left. An eighth stays free, so
+// that this isn't done each time. Throws archive_full where there would be little more to choose from than what is held, or where
+// it isn't its limit that is reached.
+absorbed sequence::make_archive_room(const absorbed & gone, const std::vector<std::unique_ptr<layer_store>> & fresh,
+        const archive_full & why) {
+    std::vector<llama_pos> pos = archived.pos();
+    pos.insert(pos.end(), gone.pos.begin(), gone.pos.end());
+    const size_t capacity = archived.capacity(*shared.space)/8*7;
+    std::vector<int32_t> holders(pos.size());
+    int64_t n_held = 0;
+    for (const auto & store : fresh) {
+        for (const auto & held : store->kept) {
+            n_held += held.size();
+            for (size_t i = 0, j = 0; i < pos.size(); i++) {
+                j += std::lower_bound(held.begin() + j, held.end(), pos[i]) - (held.begin() + j);
+                holders[i] += j < held.size() && held[j] == pos[i];
+            }
+        }
+    }
+    if (capacity >= pos.size() || (int64_t) capacity*shared.n_pairs < 2*n_held) {
+        throw why;
+    }
+    std::vector<size_t> order;
+    for (size_t i = 0; i < pos.size(); i++) {
+        if (!is_sink(pos[i])) {
+            order.push_back(i);
+        }
+    }
+    const size_t n_lost = std::min(order.size(), pos.size() - capacity);
+    const auto goes_first = [&](size_t a, size_t b) { return std::pair(holders[a], a) < std::pair(holders[b], b); };
+    std::nth_element(order.begin(), order.begin() + n_lost, order.end(), goes_first);
+    std::vector<bool> stays(pos.size(), true);
+    for (size_t i = 0; i < n_lost; i++) {
+        stays[order[i]] = false;
+    }
+    const size_t n_before = archived.pos().size();
+    archived.keep(std::vector<bool>(stays.begin(), stays.begin() + n_before));
+    absorbed left, lost;
+    for (size_t i = 0; i < gone.pos.size(); i++) {
+        absorbed & part = stays[n_before + i] ? left : lost;
+        part.cell.push_back(gone.cell[i]);
+        part.pos.push_back(gone.pos[i]);
+    }
+    archived.add_lost(lost.pos);
+    LLAMA_LOG_WARN("laprox: archive_limit is reached: %zu of the %zu tokens that left sequence %u's tail, which the fewest heads hold, "
+            "are gone for good\n", archived.lost().size(), archived.n_seen() + left.pos.size(), id);
+    return left;
+}
+
+void sequence::store_away(const absorbed & gone, const std::vector<std::unique_ptr<layer_store>> & fresh) {
+    if (!shared.space || (int64_t) archived.n_seen() != n_gone) {
         return;
     }
     if (config().recall == 0 || !config().policy.recalls()) { // not all of it would be of no use
@@ -333,16 +396,26 @@ void sequence::store_away(const absorbed & gone) {
     }
     std::vector<uint8_t> run;
     const uint32_t n = *std::max_element(gone.cell.begin(), gone.cell.end()) + 1;
-    try {
-        archived.add(shared.space, gone.pos, [&](size_t ikv, size_t pool, uint32_t head, uint8_t * rows, size_t) {
+    const auto add = [&](const absorbed & some) {
+        archived.add(shared.space, some.pos, [&](size_t ikv, size_t pool, uint32_t head, uint8_t * rows, size_t) {
             const ggml_tensor * from = stores[ikv]->pools[pool];
             const size_t size = from->nb[1];
             run.resize(n*size);
             ggml_backend_tensor_get(from, run.data(), stores[ikv]->tail_row(head)*size, run.size());
-            for (uint32_t cell : gone.cell) {
+            for (uint32_t cell : some.cell) {
                 rows = std::copy_n(run.data() + cell*size, size, rows);
             }
         });
+    };
+    try {
+        try {
+            add(gone);
+        } catch (const archive_full & e) {
+            const absorbed left = make_archive_room(gone, fresh, e);
+            if (!left.pos.empty()) {
+                add(left);
+            }
+        }
     } catch (const std::exception & e) {
         LLAMA_LOG_WARN("laprox: what was and will be evicted from sequence %u can't come back: %s\n", id, e.what());
         archived.clear();

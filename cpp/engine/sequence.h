@@ -103,9 +103,9 @@ public:
     tail_view tail() const;
     llama_pos position_in(uint32_t cell) const { return cells.pos_get(cell); }
 
-    // The tokens that left the tail, with every entry; empty where one of them couldn't be stored.
+    // The tokens that left the tail, with every entry, but for those that it had to lose; empty where it was given up.
     const archive & stored() const { return archived; }
-    // Whether every entry that was evicted can come back, and is to.
+    // Whether what was evicted can come back, and is to.
     bool remembers() const;
     // What is held was chosen by queries, so that another prompt needs something else.
     bool chosen_by_queries() const { return by_queries; }
@@ -132,6 +132,12 @@ public:
     void place(const llama_pos * pos, size_t n_tokens, bool generated);
     // Its graph has found room. Before, removing its tokens takes back what place() did.
     void begin_compute() { unplaced.reset(); }
+    // It was computed. Before, removing its tokens means that it was aborted, and comes again.
+    void end_compute() { computing = false; }
+    // Tokens that are removed from there on come again.
+    void expect_again(llama_pos p0) { comes_again = p0; }
+    // Of the positions before that one, those whose queries are summed up; negative: its own aren't.
+    int32_t n_summable(llama_pos pos) const { return pos - std::max(config().sink, sums->begin); }
     // Slots of the window for the queries of its last tokens.
     const std::vector<uint32_t> & placed() const { return placed_slots; }
 
@@ -202,8 +208,11 @@ private:
     // First position behind all that left the tail: tokens of an image share one, of which some may have left.
     llama_pos gone_end() const { return archived.pos().empty() ? tail_start : std::max(tail_start, archived.pos().back() + 1); }
     void replace_all(std::vector<std::unique_ptr<layer_store>> fresh);
-    void store_away(const absorbed & gone);
+    void store_away(const absorbed & gone, const std::vector<std::unique_ptr<layer_store>> & fresh);
+    absorbed make_archive_room(const absorbed & gone, const std::vector<std::unique_ptr<layer_store>> & fresh,
+            const archive_full & why);
     void forget_probe(llama_pos p0);
+    void forget_queries(llama_pos p0, llama_pos p1);
     void read_archive(state_reader & in);
     template <typename IO, typename Positions> static void visit(IO & io, const common & shared, books & b, const std::vector<Positions *> & kept);
     template <typename IO> static void visit_bias(IO & io, head_bias & bias, size_t n_heads, const books & b);
@@ -228,8 +237,10 @@ private:
     llama_pos gen_end    = -1; // where it ends so far, tokens that llama.cpp only tries to place not included
 
     std::vector<uint32_t> placed_slots;
-    struct placement { query_window::positions window; int64_t n_summed; llama_pos gen_begin, gen_end; bool chosen_early; };
+    struct placement { query_window::positions window; llama_pos gen_begin, gen_end; bool chosen_early; };
     std::optional<placement> unplaced; // what was before a ubatch that isn't computed yet
+    bool      computing   = false; // a ubatch
+    llama_pos comes_again = -1;
 
     int64_t compressions = 0;
     int64_t recalls      = 0;

@@ -18,7 +18,7 @@
 namespace laprox {
 
 static const uint32_t state_magic   = 0x5358504c; // "LPXS"
-static const uint32_t state_version = 5;
+static const uint32_t state_version = 6;
 
 // Far above any text, and low enough to count on from.
 static const llama_pos max_position = std::numeric_limits<llama_pos>::max() - (1 << 24);
@@ -63,7 +63,7 @@ struct sequence::books {
     int64_t   n_absorbed, n_kept;
     std::vector<token> tail; // ascending
     uint32_t  n_queries; // in the window
-    int64_t   n_summed;
+    uint8_t   summed; // whether the queries of all tokens are
 
     void check(const common & shared, uint32_t n_cells) const;
 };
@@ -175,7 +175,7 @@ void sequence::write(state_writer & out) const {
     const tail_view held   = tail();
     const observed  window_now = shared.queries_in_states ? observed_queries() : observed {};
     books b { tail_start, chosen_for, turn_start, gen_begin, n_gone, n_kept(), {}, (uint32_t) window_now.slot.size(),
-            sums && shared.queries_in_states ? sums->n_summed : 0 };
+            sums && sums->begin == 0 };
     for (size_t i = 0; i < held.cell.size(); i++) {
         b.tail.push_back({ held.pos[i], cells.ext_get(held.cell[i]) });
     }
@@ -198,8 +198,8 @@ void sequence::write(state_writer & out) const {
         out.field(pos);
         visit_query(out, window_now.slot[i]);
     }
-    out.field(b.n_summed);
-    for (size_t ikv = 0; b.n_summed > 0 && ikv < stores.size(); ikv++) {
+    out.field(b.summed);
+    for (size_t ikv = 0; b.summed && ikv < stores.size(); ikv++) {
         out.rows(sums->sums[ikv], 0, ggml_nrows(sums->sums[ikv]));
     }
     for (const auto & store : stores) {
@@ -209,7 +209,11 @@ void sequence::write(state_writer & out) const {
     const uint8_t carried = shared.archive_in_states && remembers();
     out.field(carried);
     if (carried) {
-        out.list(archived.pos(), archived.pos().size());
+        for (const auto * pos : { &archived.pos(), &archived.lost() }) {
+            const uint32_t n = pos->size();
+            out.field(n);
+            out.list(*pos, n);
+        }
         archived.visit([&](const std::vector<uint8_t> & rows) { out.write(rows.data(), rows.size()); }, out.counts_only());
     }
 }
@@ -224,17 +228,32 @@ void sequence::read_archive(state_reader & in) {
     if (!carried) {
         return;
     }
-    std::vector<llama_pos> pos;
-    in.list(pos, n_gone);
     const bool sharing = shares_positions(shared);
     const auto disordered = [&](llama_pos before, llama_pos after) { return sharing ? before > after : before >= after; };
-    if (pos.empty() || pos.front() < 0 || pos.back() >= tail_start + sharing || std::adjacent_find(pos.begin(), pos.end(), disordered) != pos.end()) {
-        damaged("archived positions are out of order");
+    int64_t n_left = n_gone;
+    const auto positions = [&] {
+        uint32_t n;
+        in.field(n);
+        if (n > n_left) {
+            damaged("its archive has more tokens than were seen");
+        }
+        n_left -= n;
+        std::vector<llama_pos> pos;
+        in.list(pos, n);
+        if (n > 0 && (pos.front() < 0 || pos.back() >= tail_start + sharing || std::adjacent_find(pos.begin(), pos.end(), disordered) != pos.end())) {
+            damaged("archived positions are out of order");
+        }
+        return pos;
+    };
+    const std::vector<llama_pos> pos = positions(), lost = positions();
+    if (pos.empty() || n_left > 0) {
+        damaged("its archive lacks tokens");
     }
     const auto next = [&](size_t, size_t, uint32_t, uint8_t * rows, size_t size) { in.read(rows, size); };
     try {
         if (shared.space) {
             archived.add(shared.space, pos, next);
+            archived.add_lost(lost);
             return;
         }
     } catch (const archive_full & e) {
@@ -274,23 +293,19 @@ void sequence::read(state_reader & in) {
         }
         visit_query(in, window.take(&pos, 1).front());
     }
-    in.field(b.n_summed);
-    if (b.n_summed < 0 || b.n_summed > (int64_t) 1 << 40) {
-        damaged("its number of queries summed up is none");
+    in.field(b.summed);
+    if (b.summed > 1) {
+        damaged("it neither has sums of queries nor lacks them");
     }
-    for (size_t ikv = 0; b.n_summed > 0 && ikv < stores.size(); ikv++) {
+    for (size_t ikv = 0; b.summed && ikv < stores.size(); ikv++) {
         const layer_info & layer = shared.layers[ikv];
         if (sums) {
             in.rows(sums->sums[ikv], 0, ggml_nrows(sums->sums[ikv]));
         } else { // another policy has no use for them
-            std::vector<float> unused((size_t) layer.d_k*(layer.d_k + 1)*layer.n_head);
+            std::vector<float> unused((size_t) layer.d_k*(layer.d_k + 2)*layer.n_head);
             in.read(unused.data(), unused.size()*sizeof(float));
         }
     }
-    if (sums) {
-        sums->n_summed = b.n_summed;
-    }
-
     const uint32_t n_cells = b.tail.size();
     std::vector<uint32_t> first_cells(n_cells);
     std::iota(first_cells.begin(), first_cells.end(), 0);
@@ -315,6 +330,9 @@ void sequence::read(state_reader & in) {
     cell_head = n_cells;
     gen_end   = next_position();
     turn_start = std::min(b.turn_start, next_position());
+    if (sums && !b.summed) {
+        sums->begin = next_position();
+    }
     read_archive(in);
 }
 

@@ -136,6 +136,7 @@ public:
     layer_tensors(const std::vector<layer_info> & layers, const char * name, const std::string & what, const make & tensor);
 
     ggml_tensor * operator[](size_t ikv) const { return tensors[ikv]; }
+    size_t size() const { return tensors.size(); }
     void clear();
     void copy(const layer_tensors & from);
     size_t bytes(size_t ikv) const { return ggml_backend_buffer_get_size(buffers[ikv].second.get()); }

@@ -54,7 +54,7 @@ static future_queries expect_queries(const head_graph & g) {
     if (!seq.sums) {
         throw std::runtime_error("policy expected sums up queries from the start: make the context with it");
     }
-    const int64_t n          = seq.sums->n_summed;
+    const int64_t n          = seq.sums->n_summed(g.from.ikv);
     const int64_t n_expected = seq.n_seen() - seq.config().sink;
     if (n == 0 || n < n_expected/2) {
         throw std::runtime_error("policy expected knows the queries of " + std::to_string(n) + " of " + std::to_string(n_expected) +
@@ -107,13 +107,13 @@ static future_queries expect_queries(const head_graph & g) {
 
     const ggml_tensor * all = seq.sums->sums[g.from.ikv];
     const int64_t n_gqa = g.n_gqa;
-    std::vector<float> sums(n_gqa*d*(d + 1));
+    std::vector<float> sums(n_gqa*d*(d + 2));
     ggml_backend_tensor_get(all, sums.data(), g.head*n_gqa*all->nb[2], sums.size()*sizeof(float));
 
     future_queries result;
     std::vector<double> mean(d), turned(d), cov(d*d), half(d*d);
     for (int64_t h = 0; h < n_gqa; h++) {
-        const float * outer = sums.data() + h*d*(d + 1);
+        const float * outer = sums.data() + h*d*(d + 2);
         const float * sum   = outer + d*d;
         for (int64_t i = 0; i < d; i++) {
             mean[i] = sum[i]/(scale[i]*scale[i]*n); // turned there and back: its length changed twice
