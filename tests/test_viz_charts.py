@@ -38,6 +38,8 @@ def every_chart():
         "heads": charts.heat_map(heads, title="Entries", layers=[1, 2, 5, 6, 7]),
         "many heads": charts.heat_map(np.zeros((64, 40))),
         "along": charts.along(rng.random((2, 1000)), marks={HOSTILE: 900, "start": 0}),
+        "exchange": charts.exchange(rng.random((6, 1000)) < 0.2, rng.random((6, 1000)) < 0.2, marks={HOSTILE: 900}, title="Exchange"),
+        "nothing exchanged": charts.exchange(np.ones((2, 3)), np.ones((2, 3))),
         "short": charts.along(np.ones((1, 3))),
         "scores": charts.distributions(scores, {layer: s > 0.01 for layer, s in scores.items()}),
         "negative": charts.distributions({0: [-1.0, -2.0, np.nan, -np.inf]}),

@@ -116,6 +116,24 @@ def test_pieces_are_the_text(llm, remembered):
     assert remembered.control.tolist() == [True] + [False] * (llm.n_tokens - 1)
 
 
+def test_what_came_back_is_what_is_held_now_and_was_not(model):
+    """Of the text that both questions are about; what is new since is not counted."""
+    llm = Llama(model, kv=KVConfig(budget="30%", min_tokens=0, window=8, recent=8), n_ctx=1024, n_threads=1, verbose=False)
+    document, (one, other) = llm.tokenize(TEXT.encode())[:600], ([5, 6, 7, 8] * 4, [9, 10, 11, 12] * 5)
+    llm.eval([*document, *one])
+    llm.kv.compress()
+    before = look(llm)
+    assert np.array_equal(before.came, before.rows) and not before.rows_before.any()
+    next(llm.generate([*document, *other], temp=0.0))
+    held, now = llm.kv.held(), look(llm, {}, before=before)
+    n = len(document)
+    for i, (layer, head) in enumerate(now.pairs):
+        was, is_ = before.held[layer][head], held[layer][head]
+        assert np.array_equal(now.came[i, :n], is_[:n] & ~was[:n])
+        assert not now.came[i, n:].any() and now.rows_before[i, n:].all()
+    assert 0 < now.came.sum() <= llm.kv.stats().entries_recalled  # of several passes
+
+
 def test_cells_cut_the_text_at_characters(remembered):
     parts = cells(remembered)
     assert [c.start for c in parts] == [0, *(c.stop for c in parts[:-1])] and parts[-1].stop == len(remembered.pieces)
@@ -278,5 +296,5 @@ def test_in_a_terminal(remembered, colours):
 
 
 def test_the_strip_is_as_wide_as_the_terminal(remembered):
-    assert len(terminal.strip(remembered, 60).plain) == 60
-    assert len(terminal.strip(synthetic([b"a"] * 5), 60).plain) == 5
+    assert len(terminal.strip(remembered.rows, 60).plain) == 60
+    assert len(terminal.strip(synthetic([b"a"] * 5).rows, 60).plain) == 5

@@ -1,5 +1,7 @@
 """`laprox view`, as a user meets it, and `/view` in a chat."""
 
+import re
+
 import pytest
 from bs4 import BeautifulSoup
 from gguf_factory import CHATML
@@ -39,6 +41,37 @@ def test_into_files(model, document, tmp_path):
     assert "<b>brown</b>" in text and "question" in text and "who <i>?" in text
     picture = BeautifulSoup(svg.read_text(), "xml")
     assert picture.svg and "<b>brown</b>" in picture.get_text().replace("\xa0", " ") and "Entries kept" in picture.get_text().replace("\xa0", " ")
+
+
+def test_what_each_further_question_brings_back(model, document, tmp_path):
+    """In the terminal, the picture and the page: a section for each, in the order in which they were asked."""
+    html, svg = tmp_path / "out.html", tmp_path / "out.svg"
+    asked = [word for q in ("who jumps?", "the <i>lazy</i> what?", "who jumps?") for word in ("-q", q)]
+    piped = run("view", model, document, *asked, *FAST)
+    assert piped.returncode == 0, piped.stderr
+    text = piped.stdout
+    places = [text.index("Entries kept"), text.index("What “the <i>lazy</i> what?” brought back"), text.index("What “who jumps?” brought back")]
+    assert places == sorted(places) and all(text.count(line) == 2 for line in ("held before", "came back ", "held now"))
+    came = [int(n.replace(",", "")) for n in re.findall(r"brought back: ([\d,]+) entries", text)]
+    assert len(came) == 2 and min(came) > 0
+    assert [int(n.replace(",", "")) for n in re.findall(r"”: ([\d,]+) entries came back", piped.stderr)] == came
+
+    done = run("view", model, document, *asked, "--html", html, "--svg", svg, *FAST)
+    assert done.returncode == 0, done.stderr
+    soup = BeautifulSoup(html.read_text(), "html.parser")
+    assert [h.get_text() for h in soup.find_all("h2") if "brought" in h.get_text()] == [
+        "What “the <i>lazy</i> what?” brought back", "What “who jumps?” brought back",
+    ]  # fmt: skip
+    assert len(soup.find_all(class_="shaded")) == 3 and len(soup.find_all(id="text")) == 1
+    assert "“who jumps?” in view" in soup.find(class_="lead").get_text().replace("with ", "")
+    picture = BeautifulSoup(svg.read_text(), "xml").get_text().replace("\xa0", " ")
+    assert "brought back" in picture and "came back to" in picture
+
+
+def test_without_an_archive_the_text_is_read_again_for_each_question(model, document):
+    done = run("view", model, document, "-q", "who jumps?", "-q", "the lazy what?", "--kv-archive", "off", *FAST)
+    assert done.returncode == 0, done.stderr
+    assert "What “the lazy what?” brought back" in done.stdout
 
 
 def test_a_short_text_is_kept(model, document):

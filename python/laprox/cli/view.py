@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,11 +33,15 @@ def view(
         list[Path], typer.Argument(metavar="DOCUMENT", help="Text, Markdown, HTML or PDF.", show_default=False)
     ],
     question: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            "--question", "-q", help="Compress with this question in view; without it, before any question.", show_default=False
+            "--question",
+            "-q",
+            help="Compress with this question in view; without it, before any question. Repeatable: for each further one, what "
+            "comes back from the archive when it is asked instead.",
+            show_default=False,
         ),
-    ] = "",
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to look at in a browser.", show_default=False)] = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Write a picture of what the terminal would show.", show_default=False)] = None,
     ctx_size: options.ContextSize = 0,
@@ -62,17 +67,23 @@ def view(
     model_path = model.get()
     loader = running.loader(model_path, type_k.ggml, type_v.ggml)
     text, name = read_documents(document, remark), ", ".join(path.name for path in document)
-    conversation, question = Conversation(loader.vocabulary, text), printable(question)
-    tokens = conversation.prompt(question) if question else conversation.opening()
-    llm = loader.open(context_size(conversation, [question] if question else [], 1, ctx_size), kv)
-    read(llm, tokens)
+    conversation, questions = Conversation(loader.vocabulary, text), [printable(q) for q in question or []]
+    first = questions[0] if questions else ""
+    llm = loader.open(context_size(conversation, questions, 1, ctx_size), kv)
+    read(llm, conversation.prompt(first) if first else conversation.opening())
 
     from laprox.viz.remembered import look, score_all
 
+    marks = {"question": len(conversation.opening())} if questions else {}
     scores = score_all(llm)  # of everything that is in, before something goes
     llm.kv.compress()
-    remembered = look(llm, scores, {"question": len(conversation.opening())} if question else None)
-    show(remembered, Console(highlight=False), model_path.name, name, question, html, svg)
+    remembered = now = look(llm, scores, marks)
+    later = []
+    for asked in questions[1:]:
+        next(llm.generate(conversation.prompt(asked), temp=0.0))
+        now = look(llm, {}, marks, now)
+        later.append((asked, now))
+    show(remembered, Console(highlight=False), model_path.name, name, first, html, svg, later)
 
 
 def view_held(llm: Llama, console: Console, html: Path | None) -> None:
@@ -98,10 +109,11 @@ def show(
     question: str,
     html: Path | None,
     svg: Path | None = None,
+    later: Sequence[tuple[str, Remembered]] = (),
 ) -> None:
     """Into the files, or else into the terminal."""
     if html is None and svg is None:
-        terminal.show(remembered, console)
+        terminal.show(remembered, console, later)
     stats = remembered.stats
     notes.print(
         f"{stats.tokens_seen:,} tokens seen · {stats.entries_held:,} of {stats.entries_full:,} entries held "
@@ -114,11 +126,14 @@ def show(
             f"Nothing was evicted: the text is within the budget ({remembered.config.budget}), or within "
             f"min_tokens ({remembered.config.min_tokens})."
         )
+    for asked, now in later:
+        came = now.came.sum()
+        notes.print(f"“{asked}”: {came:,} entries came back ({came / now.stats.entries_held:.1%} of those held)", markup=False)
     if html is not None:
         from laprox.viz.remembered_page import page  # matplotlib takes its time
 
-        page(remembered, model, document, question).save(html)
+        page(remembered, model, document, question, later).save(html)
         notes.print(printable(str(html)), markup=False)
     if svg is not None:
-        terminal.save(remembered, svg, f"What {model} remembers of {document}")
+        terminal.save(remembered, svg, f"What {model} remembers of {document}", later)
         notes.print(printable(str(svg)), markup=False)

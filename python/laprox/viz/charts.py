@@ -19,6 +19,8 @@ from laprox.viz.chart import ACCENT, INK, MAP, MUTED, PAPER, QUIET, RULE, Chart
 from laprox.viz.marks import DOTTED, mark
 from laprox.viz.text import shortened, size
 
+_WENT = "#4a5580"
+
 
 @dataclass(frozen=True)
 class Line:
@@ -111,6 +113,23 @@ def along(
     return Chart(
         "Share of the entries kept, by position in the text",
         lambda width: _draw_along(width, array, title, numbers, dict(marks or {})),
+    )
+
+
+def exchange(before: npt.ArrayLike, now: npt.ArrayLike, *, title: str = "", marks: Mapping[str, int] | None = None) -> Chart:
+    """Where in a text the entries lie that came back, beside those that stayed; and below the axis, those that went for them.
+
+    Args:
+        before: bool [pairs, tokens]: what was held.
+        now: The same of what is held.
+        title: Over the chart.
+        marks: Positions to mark, by name: {"question": 2013}.
+    """
+    was, is_ = np.asarray(before, bool), np.asarray(now, bool)
+    stayed, came, went = (part.mean(0) for part in (was & is_, is_ & ~was, was & ~is_))
+    return Chart(
+        "Share of the entries that stayed, came back and went, by position in the text",
+        lambda width: _draw_exchange(width, stayed, came, went, title, dict(marks or {})),
     )
 
 
@@ -282,43 +301,85 @@ def _draw_heat_map(
     return figure
 
 
+def _bins(width: int, n_tokens: int) -> npt.NDArray[np.int64]:
+    """Edges of the columns that a text is drawn in."""
+    return np.linspace(0, n_tokens, max(1, min(n_tokens, width // 4)) + 1).round().astype(int)
+
+
+def _binned(shares: npt.NDArray[np.float64], edges: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The mean of each column, in percent: [..., columns]."""
+    return 100 * np.add.reduceat(shares, edges[:-1], axis=-1) / np.diff(edges)
+
+
+def _positions(axes: Axes, width: int) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(7 if width >= 560 else 4, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel("position in tokens")
+
+
+def _mark(axes: Axes, marks: Mapping[str, int], n_tokens: int) -> None:
+    for name, at in marks.items():
+        axes.axvline(at, color=INK, linewidth=1.0, linestyle=DOTTED)
+        left = at > n_tokens / 2
+        axes.annotate(
+            name, (at, 1), xycoords=("data", "axes fraction"), xytext=(-4 if left else 4, -3), textcoords="offset points",
+            ha="right" if left else "left", va="top", fontsize=11, color=INK,
+        )  # fmt: skip
+
+
+def _draw_exchange(width: int, stayed: Any, came: Any, went: Any, title: str, marks: dict[str, int]) -> Figure:
+    edges = _bins(width, len(stayed))
+    figure = _figure(width, 260 + 24 * bool(title))
+    axes = figure.add_subplot()
+    for part, colour in ((stayed + came, ACCENT), (stayed, QUIET), (-went, _WENT)):
+        axes.stairs(_binned(part, edges), edges, fill=True, color=colour, linewidth=0)
+    axes.axhline(0, color=RULE, linewidth=0.8)
+    # on an even scale there would be little to see beside the end, as in along()
+    axes.set_yscale("function", functions=(lambda v: np.sign(v) * np.sqrt(np.abs(v)), lambda v: np.sign(v) * np.square(v)))
+    lowest = 1.15 * max(1.0, float(_binned(went, edges).max()))
+    axes.set_xlim(0, len(stayed))
+    axes.set_ylim(-lowest, 100)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):.3g}%"))
+    axes.yaxis.set_major_locator(FixedLocator([at for at in (-50, -20, -5, 0, 5, 20, 50, 100) if at >= -lowest]))
+    _mark(axes, marks, len(stayed))
+    _positions(axes, width)
+    _titles(figure, axes, title, "share of the entries: above, held now; below, given up for them")
+    figure.legend(
+        handles=[Patch(color=colour, label=name) for name, colour in (("stayed", QUIET), ("came back", ACCENT), ("went", _WENT))],
+        loc="outside lower center",
+        ncols=3,
+    )
+    return figure
+
+
 def _draw_along(width: int, held: npt.NDArray[np.float64], title: str, layers: list[int], marks: dict[str, int]) -> Figure:
     n_layers, n_tokens = held.shape
-    n_bins = max(1, min(n_tokens, width // 4))
-    edges = np.linspace(0, n_tokens, n_bins + 1).round().astype(int)
-    binned = np.add.reduceat(held, edges[:-1], axis=1) / np.diff(edges)
+    edges = _bins(width, n_tokens)
+    binned = _binned(held, edges)
     row = max(3.0, min(18.0, 300 / n_layers))
     figure = _figure(width, 150 + row * n_layers + 84 + 24 * bool(title))
     over, below = figure.subplots(2, 1, sharex=True, height_ratios=(150, max(40.0, row * n_layers)))
-    mean = 100 * binned.mean(0)
-    over.stairs(mean, edges, fill=True, color=ACCENT, alpha=0.85, linewidth=0)
+    over.stairs(binned.mean(0), edges, fill=True, color=ACCENT, alpha=0.85, linewidth=0)
     # The end of a text is always kept, whole: on an even scale little else would be seen.
     over.set_yscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
     over.set_ylim(0, 100)
     over.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}%"))
     over.yaxis.set_major_locator(FixedLocator([1, 5, 20, 50, 100]))
     _titles(figure, over, title, "share of the entries that are kept")
-    for name, at in marks.items():
-        for axes in (over, below):
-            axes.axvline(at, color=INK, linewidth=1.0, linestyle=DOTTED)
-        left = at > n_tokens / 2
-        over.annotate(
-            name, (at, 1), xycoords=("data", "axes fraction"), xytext=(-4 if left else 4, -3), textcoords="offset points",
-            ha="right" if left else "left", va="top", fontsize=11, color=INK,
-        )  # fmt: skip
+    _mark(over, marks, n_tokens)
+    for at in marks.values():
+        below.axvline(at, color=INK, linewidth=1.0, linestyle=DOTTED)
     below.grid(False)
     # One picture: a rectangle for each would be thousands.
     below.imshow(
-        binned, aspect="auto", extent=(0, n_tokens, n_layers, 0), cmap=MAP, norm=PowerNorm(0.5, 0, 1), interpolation="nearest"
+        binned, aspect="auto", extent=(0, n_tokens, n_layers, 0), cmap=MAP, norm=PowerNorm(0.5, 0, 100), interpolation="nearest"
     )
     for side in below.spines.values():
         side.set_visible(False)
     every = math.ceil(13 / row)
     below.set_yticks(np.arange(0, n_layers, every) + 0.5, [str(n) for n in layers[::every]])
     below.tick_params(length=0)
-    below.xaxis.set_major_locator(MaxNLocator(7 if width >= 560 else 4, integer=True))
-    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    below.set_xlabel("position in tokens")
+    _positions(below, width)
     _titles(figure, below, "", "by layer: dark, no KV head holds it; yellow, all do")
     return figure
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Shades of the text: the share of (layer, KV head) pairs up to which each goes; the last is for all of them. The same for every
 # model and document, so that pictures can be compared; finer at the low end, where most of a compressed text is.
 SHADES = (0.05, 0.10, 0.20, 0.35, 0.50, 0.75, 1.0, 1.0)
+MUCH = 3  # the shade from which what came back is shown: a little comes back nearly everywhere
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Remembered:
         config: The settings that were in force.
         stats: The cache in numbers.
         marks: Positions with a name: {"question": 2013}.
+        before: As `held`, what of this text was held before it was chosen anew, for another question; tokens that are new since
+            then count as held. None: nobody asked before.
     """
 
     pieces: list[bytes]
@@ -46,6 +49,7 @@ class Remembered:
     config: KVConfig
     stats: KVStats
     marks: dict[str, int] = field(default_factory=dict)
+    before: dict[int, npt.NDArray[np.bool_]] | None = None
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -56,6 +60,16 @@ class Remembered:
     def rows(self) -> npt.NDArray[np.bool_]:
         """What each pair holds: [pairs, tokens]."""
         return np.concatenate(list(self.held.values()))
+
+    @property
+    def rows_before(self) -> npt.NDArray[np.bool_]:
+        """The same of `before`; without it, of nothing."""
+        return np.zeros_like(self.rows) if self.before is None else np.concatenate(list(self.before.values()))
+
+    @property
+    def came(self) -> npt.NDArray[np.bool_]:
+        """What each pair holds now and didn't before: [pairs, tokens]."""
+        return self.rows & ~self.rows_before
 
     @property
     def entries(self) -> npt.NDArray[np.float64]:
@@ -84,7 +98,10 @@ class Cell:
 
 
 def look(
-    llm: Llama, scores: dict[int, npt.NDArray[np.float32]] | None = None, marks: Mapping[str, int] | None = None
+    llm: Llama,
+    scores: dict[int, npt.NDArray[np.float32]] | None = None,
+    marks: Mapping[str, int] | None = None,
+    before: Remembered | None = None,
 ) -> Remembered:
     """What a Llama holds now.
 
@@ -92,6 +109,7 @@ def look(
         llm: One whose cache is compressed.
         scores: Of all entries, taken with `score_all` before something was evicted; None scores what is held now.
         marks: Positions to show by name.
+        before: What it held when the last question was asked, of a text that begins alike.
 
     Raises:
         LaproxError: Its cache is not compressed; or it can't be scored.
@@ -103,14 +121,16 @@ def look(
     tokens = [int(token) for token in llm.input_ids[: stats.tokens_seen]]
     vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
     control = np.array([llama_cpp.llama_vocab_is_control(vocabulary, token) for token in tokens], bool)
+    pieces, held = [_piece(vocabulary, token) for token in tokens], llm.kv.held()
     return Remembered(
-        [_piece(vocabulary, token) for token in tokens],
+        pieces,
         control,
-        llm.kv.held(),
+        held,
         score_all(llm) if scores is None else scores,
         llm.kv.config,
         stats,
         dict(marks or {}),
+        None if before is None else _held_before(before, pieces, held),
     )
 
 
@@ -157,8 +177,8 @@ def cells(remembered: Remembered) -> list[Cell]:
 
 
 def held_by(remembered: Remembered, parts: Sequence[Cell]) -> npt.NDArray[np.bool_]:
-    """Which pairs hold a cell, that is, any token of it: [pairs, cells]."""
-    return np.logical_or.reduceat(remembered.rows, [cell.start for cell in parts], axis=1)
+    """Which pairs hold a cell, that is, any token of it, or have it back where that is known: [pairs, cells]."""
+    return np.logical_or.reduceat(remembered.came, [cell.start for cell in parts], axis=1)
 
 
 def shade(count: int, n_pairs: int) -> int:
@@ -168,6 +188,17 @@ def shade(count: int, n_pairs: int) -> int:
     return 1 + next(i for i, top in enumerate(SHADES) if count <= top * n_pairs)
 
 
+def levels(remembered: Remembered, parts: Sequence[Cell]) -> npt.NDArray[np.int64]:
+    """The shade of each cell."""
+    counts, n_pairs = held_by(remembered, parts).sum(0), len(remembered.pairs)
+    return np.array([shade(int(count), n_pairs) for count in counts])
+
+
+def least(remembered: Remembered, shades: npt.NDArray[np.int64]) -> int:
+    """The shade from which a cell is shown, not only its neighbours."""
+    return 1 if remembered.before is None else max(1, min(MUCH, int(shades.max(initial=0))))
+
+
 def legend(n_pairs: int) -> list[tuple[int, str]]:
     """The shades that this many pairs can have, and the counts that each stands for."""
     ranges: dict[int, tuple[int, int]] = {}
@@ -175,6 +206,17 @@ def legend(n_pairs: int) -> list[tuple[int, str]]:
         low, _ = ranges.get(shade(count, n_pairs), (count, count))
         ranges[shade(count, n_pairs)] = (low, count)
     return [(0, "0")] + [(level, str(low) if low == high else f"{low}–{high}") for level, (low, high) in ranges.items()]
+
+
+def _held_before(
+    before: Remembered, pieces: Sequence[bytes], held: Mapping[int, npt.NDArray[np.bool_]]
+) -> dict[int, npt.NDArray[np.bool_]]:
+    """What was held of the tokens that both texts begin with; all others are new."""
+    n = next((i for i, pair in enumerate(zip(before.pieces, pieces)) if pair[0] != pair[1]), min(len(before.pieces), len(pieces)))
+    made = {layer: np.ones_like(heads) for layer, heads in held.items()}
+    for layer, heads in made.items():
+        heads[:, :n] = before.held[layer][:, :n]
+    return made
 
 
 def _joins(before: Cell, text: str) -> bool:

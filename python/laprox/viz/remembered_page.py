@@ -15,13 +15,17 @@ from markupsafe import Markup
 from laprox import __version__
 from laprox.config import KVConfig
 from laprox.viz.chart import Chart
-from laprox.viz.charts import along, distributions, heat_map
+from laprox.viz.charts import along, distributions, exchange, heat_map
 from laprox.viz.page import Page, template
-from laprox.viz.remembered import Cell, Remembered, cells, held_by, legend, shade
+from laprox.viz.remembered import Cell, Remembered, cells, held_by, least, legend, levels, shade
 from laprox.viz.text import size
 
+AROUND = 12  # pieces of text shown beside those that much came back to
 
-def page(remembered: Remembered, model: str, document: str = "", question: str = "") -> Page:
+
+def page(
+    remembered: Remembered, model: str, document: str = "", question: str = "", later: Sequence[tuple[str, Remembered]] = ()
+) -> Page:
     """The page.
 
     Args:
@@ -29,6 +33,7 @@ def page(remembered: Remembered, model: str, document: str = "", question: str =
         model: Its name, as people know it.
         document: The same of the document.
         question: What was asked about it; "" if nothing was, yet.
+        later: Questions that were asked then, and what was remembered after each.
     """
     made = Page(*heading(remembered, model, document, question))
     made.facts(numbers(remembered))
@@ -69,8 +74,27 @@ def page(remembered: Remembered, model: str, document: str = "", question: str =
             "of all that were scored; heights are square roots of counts. Scores are as the policy defines them. Pooling, and how "
             "heads and layers share the budget, come after, so a kept entry may score less than an evicted one.",
         )
+    for asked, now in later:
+        _brought_back(made, asked, now)
     made.details(settings(remembered))
     return made
+
+
+def _brought_back(made: Page, question: str, now: Remembered) -> None:
+    made.section(f"What “{question}” brought back")
+    came = now.came
+    made.figure(
+        exchange(now.rows_before, now.rows, marks=now.marks),
+        f"{came.sum():,} entries came back: of all that was seen, those that this question needs are held now, in place of others.",
+    )
+    if not came.any():
+        return
+    parts = cells(now)
+    counts, shades = held_by(now, parts).sum(0), levels(now, parts)
+    near = np.convolve(shades >= least(now, shades), np.ones(2 * AROUND + 1), "same") > 0
+    made.html(
+        template("came_back.html", text=Markup(_marked_up(parts, counts, len(came), now.marks, near)), shades=legend(len(came)), n_pairs=len(came))
+    )
 
 
 def heading(remembered: Remembered, model: str, document: str = "", question: str = "") -> tuple[str, str]:
@@ -124,14 +148,32 @@ def policy_name(config: KVConfig) -> str:
     return config.policy if isinstance(config.policy, str) else type(config.policy).__name__
 
 
-def _marked_up(parts: Sequence[Cell], counts: npt.NDArray[np.int64], n_pairs: int, marks: Mapping[str, int]) -> str:
-    """HTML: one <i> for each cell that something holds, and plain text between. Most of the text is between: pages stay small."""
-    return "".join(_pieces(parts, counts, n_pairs, marks))
+def _marked_up(
+    parts: Sequence[Cell],
+    counts: npt.NDArray[np.int64],
+    n_pairs: int,
+    marks: Mapping[str, int],
+    shown: npt.NDArray[np.bool_] | None = None,
+) -> str:
+    """HTML: one <i> for each cell that something holds, and plain text between. Most of the text is between: pages stay small.
+
+    Of what isn't shown, "⋯" is left.
+    """
+    return "".join(_pieces(parts, counts, n_pairs, marks, np.ones(len(parts), bool) if shown is None else shown))
 
 
-def _pieces(parts: Sequence[Cell], counts: npt.NDArray[np.int64], n_pairs: int, marks: Mapping[str, int]) -> Iterator[str]:
+def _pieces(
+    parts: Sequence[Cell], counts: npt.NDArray[np.int64], n_pairs: int, marks: Mapping[str, int], shown: npt.NDArray[np.bool_]
+) -> Iterator[str]:
     waiting = sorted((at, name) for name, at in marks.items())
-    for cell, count in zip(parts, counts.tolist()):
+    before = True
+    for cell, count, seen in zip(parts, counts.tolist(), shown.tolist()):
+        if not seen:
+            if before:
+                yield " ⋯ "
+            before = False
+            continue
+        before = True
         while waiting and waiting[0][0] < cell.stop:
             yield f"<em>{escape(waiting.pop(0)[1])}</em>"
         text = escape(cell.text)

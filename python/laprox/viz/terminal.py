@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console, Group
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from laprox.files import replacing
-from laprox.viz.remembered import Remembered, cells, held_by, legend, shade
+from laprox.viz.remembered import Remembered, cells, least, legend, levels
 
 # The dark scheme of the page for backgrounds, which all carry dark or light text of their own: right on any terminal.
 _STYLES = (
@@ -26,33 +28,32 @@ LONG, AROUND = 60, 12  # tokens: forgotten stretches longer than this are cut do
 
 
 def shaded(remembered: Remembered, colours: bool = True) -> Text:
-    """The text, shaded by how many (layer, KV head) pairs hold each token.
+    """The text, shaded by how many (layer, KV head) pairs hold each token, or have it back.
 
-    Long stretches that hardly anything holds are left out, and counted. Without colours, as in a pipe, everything is left out
-    that nothing holds: "⋯" stands there.
+    Long stretches that nothing holds, or to which little came back, are left out, and counted. Without colours, as in a pipe, all of
+    them are left out: "⋯" stands there.
     """
     parts = cells(remembered)
-    counts = held_by(remembered, parts).sum(0)
-    n_pairs = len(remembered.pairs)
-    levels = np.array([shade(int(count), n_pairs) for count in counts])
+    shades = levels(remembered, parts)
+    shown = shades >= least(remembered, shades)
     text = Text(no_wrap=False, overflow="fold")
     i = 0
     while i < len(parts):
-        if levels[i]:
-            text.append(parts[i].text, _STYLES[levels[i]])
+        if shown[i]:
+            text.append(parts[i].text, _STYLES[shades[i]])
             i += 1
             continue
         end = i
-        while end < len(parts) and not levels[end]:
+        while end < len(parts) and not shown[end]:
             end += 1
         _forgotten(text, [part.text for part in parts[i:end]], colours)
         i = end
     return text
 
 
-def strip(remembered: Remembered, width: int) -> Text:
-    """Where in the text the kept entries lie, in one line of so many columns. Heights are roots, as in the charts."""
-    share = remembered.rows.mean(0)
+def strip(rows: npt.NDArray[np.bool_], width: int) -> Text:
+    """Where in the text these entries lie [pairs, tokens], in one line of so many columns. Heights are roots, as in the charts."""
+    share = rows.mean(0)
     edges = np.linspace(0, len(share), min(width, len(share)) + 1).astype(int)
     means = np.add.reduceat(share, edges[:-1]) / np.diff(edges)
     top = means.max() or 1.0
@@ -72,32 +73,52 @@ def heads(remembered: Remembered) -> Table:
     return table
 
 
-def key(n_pairs: int) -> Text:
+def key(n_pairs: int, what: str = "held by") -> Text:
     """What the shades mean."""
-    text = Text("held by ")
+    text = Text(f"{what} ")
     for level, counts in legend(n_pairs):
         text.append(f" {counts} ", _STYLES[level])
     return text.append(f" of {n_pairs} (layer, KV head) pairs")
 
 
-def show(remembered: Remembered, console: Console) -> None:
-    """All of it."""
+def show(remembered: Remembered, console: Console, later: Sequence[tuple[str, Remembered]] = ()) -> None:
+    """All of it, then what each later question brought back."""
     colours = console.color_system is not None
     console.print(shaded(remembered, colours))
     console.print()
     if colours:
         console.print(key(len(remembered.pairs)))
         console.print()
-    console.print(Group(Text("Where in the text the kept entries lie:"), strip(remembered, console.width)))
+    console.print(Group(Text("Where in the text the kept entries lie:"), strip(remembered.rows, console.width)))
     console.print()
     if remembered.entries.shape[1] * 7 <= console.width:
         console.print(Group(Text("Entries kept:"), heads(remembered)))
+    for question, now in later:
+        console.print()
+        _show_exchange(question, now, console)
 
 
-def save(remembered: Remembered, path: Path, title: str, columns: int = 110) -> None:
+def _show_exchange(question: str, now: Remembered, console: Console) -> None:
+    """What a question brought back, and where in the text that was held, before and after."""
+    colours, came = console.color_system is not None, now.came
+    console.print(Text(f"What “{question}” brought back: {came.sum():,} entries", Style(bold=True)))
+    console.print()
+    if came.any():
+        console.print(shaded(now, colours))
+        console.print()
+        if colours:
+            console.print(key(came.shape[0], "came back to"))
+            console.print()
+    for name, rows in (("held before", now.rows_before), ("came back", came), ("held now", now.rows)):
+        console.print(Text(f"{name:<13}").append_text(strip(rows, console.width - 13)))
+
+
+def save(
+    remembered: Remembered, path: Path, title: str, later: Sequence[tuple[str, Remembered]] = (), columns: int = 110
+) -> None:
     """The same as a picture, an .svg file. Raises OSError if it can't be written."""
     console = Console(record=True, file=io.StringIO(), width=columns, force_terminal=True, color_system="truecolor", legacy_windows=False)
-    show(remembered, console)
+    show(remembered, console, later)
     svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title), flags=re.DOTALL)  # they are from the network
     with replacing(path) as unfinished:
         unfinished.write_text(svg, "utf-8")
