@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <stdexcept>
 
 #ifdef _WIN32
@@ -334,8 +335,10 @@ void archive::add_lost(const std::vector<llama_pos> & added) {
 }
 
 bool archive::shares_positions(llama_pos before) const {
-    const auto end = std::lower_bound(positions.begin(), positions.end(), before);
-    return std::adjacent_find(positions.begin(), end) != end;
+    std::vector<llama_pos> all;
+    std::merge(positions.begin(), positions.end(), lost_positions.begin(), lost_positions.end(), std::back_inserter(all));
+    const auto end = std::lower_bound(all.begin(), all.end(), before);
+    return std::adjacent_find(all.begin(), end) != end;
 }
 
 void archive::cut(llama_pos pos) {

@@ -19,7 +19,7 @@ from laprox.viz.chart import ACCENT, INK, MAP, MUTED, PAPER, QUIET, RULE, Chart
 from laprox.viz.marks import DOTTED, mark
 from laprox.viz.text import shortened, size
 
-_WENT = "#4a5580"
+_GIVEN_UP = "#4a5580"
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ def _draw_exchange(width: int, stayed: Any, came: Any, went: Any, title: str, ma
     edges = _bins(width, len(stayed))
     figure = _figure(width, 260 + 24 * bool(title))
     axes = figure.add_subplot()
-    for part, colour in ((stayed + came, ACCENT), (stayed, QUIET), (-went, _WENT)):
+    for part, colour in ((stayed + came, ACCENT), (stayed, QUIET), (-went, _GIVEN_UP)):
         axes.stairs(_binned(part, edges), edges, fill=True, color=colour, linewidth=0)
     axes.axhline(0, color=RULE, linewidth=0.8)
     # on an even scale there would be little to see beside the end, as in along()
@@ -343,9 +343,9 @@ def _draw_exchange(width: int, stayed: Any, came: Any, went: Any, title: str, ma
     axes.yaxis.set_major_locator(FixedLocator([at for at in (-50, -20, -5, 0, 5, 20, 50, 100) if at >= -lowest]))
     _mark(axes, marks, len(stayed))
     _positions(axes, width)
-    _titles(figure, axes, title, "share of the entries: above, held now; below, given up for them")
+    _titles(figure, axes, title, "share of the entries: held now; below, given up")
     figure.legend(
-        handles=[Patch(color=colour, label=name) for name, colour in (("stayed", QUIET), ("came back", ACCENT), ("went", _WENT))],
+        handles=[Patch(color=colour, label=name) for name, colour in (("stayed", QUIET), ("came back", ACCENT), ("given up", _GIVEN_UP))],
         loc="outside lower center",
         ncols=3,
     )
