@@ -273,9 +273,35 @@ void archive::join_parts(const std::shared_ptr<archive_space> & space) {
 }
 
 void archive::trim(const std::shared_ptr<archive_space> & space) {
-    if (!parts.empty() && 2*parts.back().n < parts.back().n_stored) {
-        rewrite_last(space, 1);
+    if (parts.empty() || 2*parts.back().n >= parts.back().n_stored) {
+        return;
     }
+    if (parts.back().chunk.use_count() > 1) {
+        rewrite_last(space, 1);
+        return;
+    }
+    try {
+        move_up(parts.back(), std::vector<bool>(parts.back().n, true));
+    } catch (const std::exception &) {
+        clear();
+    }
+}
+
+void archive::move_up(part & p, const std::vector<bool> & stays) const {
+    p.chunk->rewind();
+    for_each_block(p.n, [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
+        const size_t row = row_bytes[ikv][pool];
+        p.chunk->read(offset(ikv, pool, head)*p.n_stored, rows.data(), rows.size());
+        uint8_t * to = rows.data();
+        for (size_t t = 0; t < p.n; t++) {
+            if (stays[t]) {
+                to = std::copy_n(rows.data() + t*row, row, to);
+            }
+        }
+        p.chunk->write(rows.data(), to - rows.data());
+    });
+    p.chunk->shorten();
+    p.n = p.n_stored = std::count(stays.begin(), stays.end(), true);
 }
 
 void archive::keep(const std::vector<bool> & stays) {
@@ -304,20 +330,7 @@ void archive::keep(const std::vector<bool> & stays) {
             left.push_back(std::move(p));
             continue;
         }
-        p.chunk->rewind();
-        for_each_block(p.n, [&](size_t ikv, size_t pool, uint32_t head, std::vector<uint8_t> & rows) {
-            const size_t row = row_bytes[ikv][pool];
-            p.chunk->read(offset(ikv, pool, head)*p.n_stored, rows.data(), rows.size());
-            uint8_t * to = rows.data();
-            for (size_t t = 0; t < p.n; t++) {
-                if (stay[t]) {
-                    to = std::copy_n(rows.data() + t*row, row, to);
-                }
-            }
-            p.chunk->write(rows.data(), to - rows.data());
-        });
-        p.chunk->shorten();
-        p.n = p.n_stored = n;
+        move_up(p, std::vector<bool>(stay, begin_of(i + 1)));
         left.push_back(std::move(p));
     }
     std::vector<llama_pos> held, lost;

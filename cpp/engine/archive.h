@@ -135,7 +135,7 @@ public:
     // Rows of all tokens, in their order: [tokens, row bytes]
     void read(size_t ikv, size_t pool, uint32_t head, uint8_t * data) const;
 
-    // Tokens from that position on are gone. Their room stays taken until trim().
+    // Tokens from that position on are gone. Their room stays taken until trim(), which empties an archive whose file fails.
     void cut(llama_pos pos);
     void trim(const std::shared_ptr<archive_space> & space);
 
@@ -174,6 +174,9 @@ private:
     // Where a head's rows of a layer and a pool begin in a chunk: bytes per token of the chunk.
     size_t offset(size_t ikv, size_t pool, uint32_t head) const;
     void join_parts(const std::shared_ptr<archive_space> & space);
+    // Of a part's tokens these stay, in its own chunk, which no other archive has. Throws std::runtime_error where the file fails: it is
+    // of no use then.
+    void move_up(part & p, const std::vector<bool> & stays) const;
     // The last n parts become one; where there is no room for it, they stay as they are.
     bool rewrite_last(const std::shared_ptr<archive_space> & space, size_t n);
 

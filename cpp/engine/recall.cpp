@@ -94,7 +94,9 @@ void cut(llama_context & lctx, sequence & seq, llama_pos p0) {
             keep.rows.back().push_back(std::move(rows));
         }
     }
-    seq.cut(p0, gather(lctx, entry_source(seq, before), keep, tail_block));
+    auto fresh = gather(lctx, entry_source(seq, before), keep, tail_block);
+    before.clear(); // what nobody shares is shortened in place
+    seq.cut(p0, std::move(fresh));
 }
 
 }

@@ -156,8 +156,8 @@ void sequence::remove(llama_pos p0, llama_pos p1) {
 
 void sequence::cut(llama_pos p0, std::vector<std::unique_ptr<layer_store>> fresh) {
     archived.cut(p0);
-    archived.trim(shared.space);
     n_gone     = archived.n_seen();
+    archived.trim(shared.space);
     tail_start = p0;
     chosen_for = std::min(chosen_for, p0); // what comes now is new, however long the text was before
     forget_queries(p0, -1);
