@@ -46,6 +46,8 @@ class Reply:
 class Server:
     """with Server(model, "--kv-budget", "10%") as server: ... One thread, greedy sampling and one slot, unless asked otherwise."""
 
+    patience = 120  # seconds for a reply
+
     def __init__(self, model, *options, env=None, log=None, program=PROGRAM):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -100,8 +102,8 @@ class Server:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def connect(self, timeout=120):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+    def connect(self, timeout=None):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout or self.patience)
 
     def request(self, method, path, body=None, raw=None) -> Reply:
         connection = self.connect()
