@@ -168,11 +168,11 @@ def test_other_tokens_take_the_share_of_those_that_were_cut_off(toy, rng, cut, o
         assert counts[4:].sum() + new[pos_new >= 4].sum() == pytest.approx(cut + others - 4)
         q, pos, counts = np.concatenate([q, q_new]), np.concatenate([pos, pos_new]), np.concatenate([counts, new])
         got = run.ctx.score()
-        for i, h in enumerate(pr.heads_of(run.ctx, run.net, 0, run.sink, run.recent)):
+        for i, h in enumerate(sr.heads_of(run.ctx, run.net, 0, run.sink, run.recent)):
             group = q.shape[1] // run.ctx.layers()[0][1]
             mine = q[:, i * group : (i + 1) * group].astype(np.float64)
-            h.expected = pr.expected_logits(h, mine, pos, run.sink, run.net.rope_base, False, weights=counts)
-            assert np.allclose(got[0, i], pr.expected(h), rtol=run.case.error, atol=0)
+            h.expected = sr.expected_logits(h, mine, pos, run.sink, run.net.rope_base, False, weights=counts)
+            assert np.allclose(got[0, i], sr.expected(h), rtol=run.case.error, atol=0)
 
 
 def test_expected_attention_needs_its_statistics(toy, rng):

@@ -89,6 +89,7 @@ void query_stats::observe(const llm_graph_context & g, graph_input & input, cons
     ggml_tensor * back   = ggml_view_1d(ctx, input.back,   n_tokens, s*n_tokens*input.back->nb[0]);
     ggml_tensor * number = ggml_view_1d(ctx, input.number, n_tokens, s*n_tokens*input.number->nb[0]);
     ggml_tensor * before = ggml_view_1d(ctx, sums[ikv], 1, offset_of_count(sums[ikv]));
+    before = is_aligned(before) ? before : ggml_cont(ctx, before);
     ggml_tensor * is_new = ggml_step(ctx, ggml_sub(ctx, number, before)); // 1 or 0
     u = ggml_mul(ctx, rope_as_model(ctx, model, g.cparams, (int32_t) layer.il, u, back), ggml_reshape_3d(ctx, is_new, 1, 1, n_tokens));
     u = ggml_cont(ctx, ggml_permute(ctx, u, 1, 2, 0, 3)); // [n_tokens, d, n_head]
