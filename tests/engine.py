@@ -84,7 +84,7 @@ class LaproxOption(c.Structure):
 
 
 class LaproxLook(c.Structure):
-    _fields_ = [(name, c.c_int32) for name in ("n_text", "n_prefix", "first", "last", "every")]
+    _fields_ = [(name, c.c_int32) for name in ("n_text", "n_prefix", "first", "last", "every", "stride")]
 
 
 class LaproxStats(c.Structure):
@@ -123,6 +123,9 @@ if hasattr(L._lib, "laprox_api_version"):
         ("get_params", c.c_void_p, [c.c_void_p]),
         ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
         ("probe", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxLook)]),
+        ("probe_found", c.c_void_p, [c.c_void_p, c.c_int32]),
+        ("probe_again", c.c_bool, [c.c_void_p, c.c_int32, c.c_void_p]),
+        ("found_free", None, [c.c_void_p]),
         ("bias", c.c_float, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32]),
         ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, _i32p]),
         ("set_archive_in_states", c.c_bool, [c.c_void_p, c.c_bool]),
@@ -479,8 +482,17 @@ class Context:
     def compress(self, seq: int = 0) -> None:
         _granted(laprox("compress", self.handle, seq))
 
-    def probe(self, n_text: int, n_prefix: int, first: int, last: int, every: int = 0, seq: int = 0) -> None:
-        _granted(laprox("probe", self.handle, seq, c.byref(LaproxLook(n_text, n_prefix, first, last, every))))
+    def probe(self, n_text: int, n_prefix: int, first: int, last: int, every: int = 0, stride: int = 0, seq: int = 0) -> None:
+        _granted(laprox("probe", self.handle, seq, c.byref(LaproxLook(n_text, n_prefix, first, last, every, stride))))
+
+    def probe_found(self, seq: int = 0) -> int:
+        """For found_free(), by laprox()."""
+        found = laprox("probe_found", self.handle, seq)
+        _granted(found)
+        return found
+
+    def probe_again(self, found: int, seq: int = 0) -> None:
+        _granted(laprox("probe_again", self.handle, seq, found))
 
     def bias(self, il: int, head: int, seq: int = 0) -> float:
         return laprox("bias", self.handle, seq, il, head)

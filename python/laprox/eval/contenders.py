@@ -14,14 +14,13 @@ from pathlib import Path
 from llama_cpp._internals import LlamaModel
 
 from laprox import LaproxError, _core
-from laprox.chat.cost import CacheType, measure
+from laprox.cache_types import ROOM, CacheType
+from laprox.chat.cost import measure
 from laprox.config import KVConfig
 from laprox.eval.reader import SHORTER, made_with
 
 RECENT = KVConfig().recent
 PROTECTED = KVConfig().sink + RECENT  # tokens of every head that no policy can evict
-TAIL = 256  # tokens: the engine's smallest tail, whose first ones are the recent ones
-ROOM = TAIL - RECENT  # tokens to come
 
 FULL = "full"
 QUANTISED = ("q8_0", "q4_0")

@@ -11,12 +11,14 @@ from typing import Any
 
 import laprox
 from laprox import _core
+from laprox.cache_types import Types, name_of
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
-from laprox.config import CACHE_TYPES, OPTIONS, KVConfig
+from laprox.config import OPTIONS, KVConfig
 from laprox.llama import Llama
 from laprox.read.document import Document
 from laprox.read.probe import Probe, asking, check, look, repeating
+from laprox.sizes import shape_of
 
 REPEAT = "repeat"
 FOR_READING = KVConfig(policy="kvzip", window=256, recent=8, archive="off")
@@ -76,8 +78,8 @@ def write_document(
         "probe": probe if probe is None or isinstance(probe, str) else list(probe),
         "refit": refit and looks is not None,
         "archive": archive and stats.archived_entries > 0,
-        "cache_type_k": _name_of_type(llm.context_params.type_k),
-        "cache_type_v": _name_of_type(llm.context_params.type_v),
+        "cache_type_k": name_of(llm.context_params.type_k),
+        "cache_type_v": name_of(llm.context_params.type_v),
         "chat_template": template,
         "model": llm.model_path if model is None else model,
         "laprox": laprox.__version__,
@@ -132,9 +134,4 @@ def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -
 
 def full_bytes(llm: Llama, n_tokens: int) -> int:
     """What the compressed layers' cache of a text takes where nothing is evicted, in llama.cpp's usual type (f16)."""
-    shapes = [(n_head_kv, *_core.head_shape(llm._ctx.ctx, layer)[1:]) for layer, n_head_kv in llm.kv.layers.items()]
-    return n_tokens * sum(n_head_kv * (d_k + d_v) * 2 for n_head_kv, d_k, d_v in shapes)
-
-
-def _name_of_type(number: int) -> str:
-    return next(name for name, ggml_type in CACHE_TYPES.items() if ggml_type == number)
+    return round(n_tokens * shape_of(llm._ctx.ctx).bytes_per_token(Types()))
