@@ -51,6 +51,8 @@ class Probed(ts.Run):
                 q, q_pos = q[asked], q_pos[asked]
                 sub = replace(head, pos=head.pos[seen], k=head.k[seen], v=head.v[seen], q=q, q_pos=q_pos)
                 best = self.numbers.setdefault((il, i), np.zeros(N_TEXT))
+                if not asked.any():
+                    continue
                 got, text = raw(sub), sub.pos < N_TEXT
                 best[sub.pos[text]] = np.maximum(best[sub.pos[text]], got[text])
             if self.every:

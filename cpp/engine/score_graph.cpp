@@ -46,14 +46,15 @@ static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
 }
 
-head_graph::head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos) :
-        bench(bench), from(from), head(head), pos(pos), n(pos.size()), n_gqa(from.layer().n_gqa()),
+head_graph::head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos, int64_t even) :
+        bench(bench), from(from), head(head), pos(pos), n(((int64_t) pos.size() + even - 1)/even*even), n_gqa(from.layer().n_gqa()),
         shared(from.seq.shared), layer(from.layer()), runner(bench) {
     const layer_store & store = from.store;
 
-    n_before = std::max<int64_t>(0, n - std::min<int64_t>(from.seq.config().recent, from.tail.cell.size()));
+    n_before = std::max<int64_t>(0, (int64_t) pos.size() - std::min<int64_t>(from.seq.config().recent, from.tail.cell.size()));
 
-    const std::vector<uint32_t> held = store.rows_of(head, from.tail);
+    std::vector<uint32_t> held = store.rows_of(head, from.tail);
+    held.resize(n, held.back());
     ggml_tensor * index = nullptr;
     if (held.back() + 1 != held.size() || !std::is_sorted(held.begin(), held.end())) {
         ints.emplace_back();

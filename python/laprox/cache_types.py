@@ -100,8 +100,8 @@ class Choice:
 
     def __str__(self) -> str:
         """As people are told of it."""
-        said = f"{self.types} holds {self.share:.0%} of the entries (expected KL {self.loss:.2f})"
-        return said + (f", before {', '.join(map(str, self.others))}" if self.others else "")
+        others = ", ".join(f"{other.types} ({other.share:.0%}, {other.loss:.2f})" for other in self.others)
+        return f"{self.types} holds {self.share:.0%} of the entries (expected KL {self.loss:.2f})" + (f", before {others}" if others else "")
 
 
 def choose(losses: Losses, budget: float, n_tokens: int, bytes_per_token: Mapping[Types, float]) -> Choice:
