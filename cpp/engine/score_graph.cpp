@@ -86,6 +86,14 @@ head_graph::head_graph(workbench & bench, const score_source & from, uint32_t he
     ggml_tensor * mine = ggml_view_2d(ctx(), from.queries, d_q, from.queries->ne[1], from.queries->nb[1], head*d_q*from.queries->nb[0]);
     q = ggml_get_rows(ctx(), mine, runner.input(GGML_TYPE_I32, n_window, 1, ints.back().data()));
 
+    if (n_visible(0) == (int64_t) pos.size()) { // and the later ones see everything, too: one row does for all
+        std::vector<float> added(n, -INFINITY);
+        for (size_t entry = 0; entry < pos.size(); entry++) {
+            added[entry] = entry < store.n_kept(head) ? store.bias.at(head, pos[entry]) : 0.0f;
+        }
+        seen_by_all = constant(n, 1, std::move(added));
+        return;
+    }
     score_source::mask & data = store.n_kept(head) == 0 ? from.unbroken : own_mask;
     if (data.empty()) {
         data.reserve(n*n_window);
@@ -160,11 +168,14 @@ ggml_tensor * head_graph::products(int64_t first_query, int64_t n_queries, int64
 
 void head_graph::attention(int64_t first_query, int64_t n_queries, const part & use) {
     const int64_t step = heads_at_once(n_queries);
-    ggml_tensor * seen = ggml_view_2d(ctx(), visible, n, n_queries, visible->nb[1], first_query*visible->nb[1]);
+    ggml_tensor * seen = visible ? ggml_view_2d(ctx(), visible, n, n_queries, visible->nb[1], first_query*visible->nb[1]) : nullptr;
     for (int64_t first = 0; first < n_gqa; first += step) {
         const int64_t m = std::min(step, n_gqa - first);
         float scale;
         ggml_tensor * a = products(first_query, n_queries, first, m, &scale);
+        if (!seen) { // a mask would be a row for each query
+            a = ggml_add(ctx(), a, ggml_scale(ctx(), seen_by_all, 1.0f/scale));
+        }
         use(ggml_soft_max_ext(ctx(), a, seen, scale, 0.0f), first, m);
     }
 }

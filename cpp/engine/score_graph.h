@@ -92,7 +92,8 @@ private:
     ggml_tensor * v;    // [d_v, n]
     ggml_tensor * z = nullptr; // [1, n]
     ggml_tensor * q = nullptr; // [d_k*n_gqa, n_window]
-    ggml_tensor * visible = nullptr; // [n, n_window]
+    ggml_tensor * visible = nullptr; // F16 [n, n_window]: what is added to products; or, where all queries see all entries,
+    ggml_tensor * seen_by_all = nullptr; // F32 [n]
 
     std::deque<std::vector<float>>       floats; // data of inputs, until the graph has run
     std::deque<std::vector<int32_t>>     ints;

@@ -21,7 +21,7 @@ from laprox.cli.show import notes, remark, size, tell_choice
 from laprox.cli.source import takes_model
 from laprox.files import check_writable
 from laprox.read.document import is_document
-from laprox.read.probe import check
+from laprox.read.probe import check, check_share
 from laprox.read.writing import FOR_READING, REPEAT, make_probe, write_document
 
 ANSWER = 256  # tokens that a question and its answer take at least: a document that leaves no room for them is of no use
@@ -53,6 +53,9 @@ def read(
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="With a probe: refit the values of what is kept to what it reads from all.")
     ] = True,
+    probe_share: Annotated[
+        float, typer.Option("--probe-share", help="Share of the probe's tokens that score, for less time: 0.25 is every fourth.")
+    ] = 1.0,
     archive: Annotated[
         bool, typer.Option("--archive", help="Write what is evicted, too, so that a question can choose anew: larger than the full cache.")
     ] = False,
@@ -73,6 +76,7 @@ def read(
     for path in filter(is_document, document):
         raise ValueError(f"{path}: it is a GGUF; what was read can't be read again, so give the files that it was made of")
     check_writable(output)
+    check_share(probe_share, "--probe-share")
     asked = _asked(probe)
     text = read_documents(document, remark)
 
@@ -96,7 +100,7 @@ def read(
     with progress("reading", n_tokens, "tokens") as update:
         made = write_document(
             llm, text, output, ", ".join(printable(path.name) for path in document),
-            template=template, archive=archive, probe=asked, refit=refit, model=str(model_path) if model.from_repository else model.given,
+            template=template, archive=archive, probe=asked, refit=refit, probe_share=probe_share, model=str(model_path) if model.from_repository else model.given,
             progress=lambda what, done, total: update(description=what, completed=done, total=total),
         )  # fmt: skip
     held, full = made.settings["entries_held"], made.settings["entries_full"]

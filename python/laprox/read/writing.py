@@ -17,7 +17,7 @@ from laprox.chat.tokens import read
 from laprox.config import OPTIONS, KVConfig
 from laprox.llama import Llama
 from laprox.read.document import Document
-from laprox.read.probe import Probe, asking, check, look, repeating
+from laprox.read.probe import Probe, asking, check, check_share, look, repeating
 from laprox.sizes import shape_of
 
 REPEAT = "repeat"
@@ -38,6 +38,7 @@ def write_document(
     model: str | None = None,
     probe: str | Sequence[str] | None = REPEAT,
     refit: bool = True,
+    probe_share: float = 1.0,
     progress: Progress = lambda what, done, total: None,
 ) -> Document:
     """Read a text, compress it to the Llama's budget, and write what is held to a file.
@@ -53,6 +54,7 @@ def write_document(
         probe: What stands for the questions to come: REPEAT, the text itself, as the model repeats it; questions of your own; or
             None, the end of the text, as when a prompt is in.
         refit: With a probe: whether the values of what is kept are refitted to what the probe reads from all.
+        probe_share: Of the probe's tokens, how many score: 0.25 is every fourth.
         progress: Called as work goes on.
 
     Raises:
@@ -64,6 +66,7 @@ def write_document(
     tokens = conversation.prompt("?")[: conversation.document_end()]
     if len(tokens) == conversation.document_begin():
         raise ValueError("there is no text to read")
+    check_share(probe_share, "probe_share")
     looks = make_probe(conversation, probe)
     if looks is not None:
         check(llm.kv.config.policy, llm._model)
@@ -71,12 +74,13 @@ def write_document(
             raise ValueError(f"a text of {len(tokens)} tokens takes a context of {looks.context} with its probe, and has {llm.n_ctx()}")
     for n in read(llm, tokens):
         progress("reading", n, len(tokens))
-    compress(llm, looks, refit, progress)
+    compress(llm, looks, refit, progress, probe_share)
 
     stats = kv.stats()
     settings: dict[str, Any] = {name: kv.config.params().get(name) for name in OPTIONS} | {
         "probe": probe if probe is None or isinstance(probe, str) else list(probe),
         "refit": refit and looks is not None,
+        "probe_share": probe_share,
         "archive": archive and stats.archived_entries > 0,
         "cache_type_k": name_of(llm.context_params.type_k),
         "cache_type_v": name_of(llm.context_params.type_v),
@@ -109,7 +113,7 @@ def make_probe(conversation: Conversation, probe: str | Sequence[str] | None) ->
     return asking(conversation, probe)
 
 
-def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -> None:
+def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress, probe_share: float = 1.0) -> None:
     """Choose what is held of a text that was just read, with no question in view.
 
     Args:
@@ -117,6 +121,7 @@ def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -
         probe: What is evaluated first, to see what it looks at; None: the text's own end decides.
         refit: See write_document().
         progress: Called as work goes on.
+        probe_share: See write_document().
     """
     if probe is not None:
         done = 0
@@ -126,7 +131,7 @@ def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -
             done += n
             progress("probing", done, probe.tokens)
 
-        look(llm, probe, refit, told)
+        look(llm, probe, refit, told, probe_share)
     progress("compressing", 0, 1)
     llm.kv.compress()
     progress("compressing", 1, 1)
