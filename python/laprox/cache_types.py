@@ -139,11 +139,11 @@ def loss_at(measured: Mapping[float, float], share: float) -> float:
     losses = [measured[at] for at in shares]
     for i in range(1, len(losses)):
         losses[i] = min(losses[i], losses[i - 1])
-    if len(shares) == 1:
-        return losses[0]
+    if share >= shares[-1] or len(shares) == 1:
+        return losses[-1]
     upper = next((i for i in range(1, len(shares)) if share <= shares[i]), len(shares) - 1)
     (a, b), (x, y) = shares[upper - 1 : upper + 1], losses[upper - 1 : upper + 1]
-    return x + (y - x) * math.log(min(share, shares[-1]) / a) / math.log(b / a)
+    return x + (y - x) * math.log(share / a) / math.log(b / a)
 
 
 @dataclass(frozen=True)
