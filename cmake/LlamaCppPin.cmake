@@ -1,5 +1,5 @@
 # The release of llama-cpp-python whose sdist carries our llama.cpp, and whose ctypes bindings we run with.
-# docs/bumping-llama.cpp.md says what else to do when these two lines change.
+# docs/bumping-llama.cpp.md says what else to do when these two lines change; scripts/bump_audit, where the version stands again.
 set(LAPROX_LLAMA_CPP_PYTHON_VERSION 0.3.36)
 set(LAPROX_LLAMA_CPP_PYTHON_SHA256 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e)
 

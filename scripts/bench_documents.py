@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from laprox import KVConfig, Llama, demo, hub
+from laprox._upstream import model_of
 from laprox.cache_types import CACHE_TYPES
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
@@ -58,7 +59,7 @@ def main() -> None:
     questions = list(about.questions)
 
     llm = open_llm(path, 8192, KVConfig(policy="full", archive="off"))
-    conversation = Conversation(llm._model, about.text)
+    conversation = Conversation(model_of(llm), about.text)
     tokens = conversation.prompt("?")[: conversation.document_end()]
     n_ctx = repeating(conversation).context
     for _ in read(llm, tokens):

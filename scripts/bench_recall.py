@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from laprox import KVConfig, Llama, demo, hub
+from laprox._upstream import model_of
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
 
@@ -27,7 +28,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "qwen2.5-coder-0.5b"
     path = str(hub.fetch(name)) if not name.endswith(".gguf") else name
     llm = Llama(path, n_ctx=8192, n_threads=1, n_threads_batch=1, verbose=False, kv=KVConfig(budget="20%"))
-    conversation = Conversation(llm._model, demo.load().text)
+    conversation = Conversation(model_of(llm), demo.load().text)
     opening = conversation.opening()
     reading = seconds(lambda: list(read(llm, opening)))
     llm.eval(conversation.prompt(QUESTIONS[0])[len(opening) :])

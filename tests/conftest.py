@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("policy_run", "served_documents")
 
 import gguf_factory  # noqa: E402
 from gguf import GGMLQuantizationType as QType  # noqa: E402

@@ -1,4 +1,4 @@
-"""llama.cpp and laprox.h through ctypes, one thin class per handle.
+"""llama.cpp with laprox.h through ctypes, one thin class per handle; capi.py, whose names are here, too, has laprox.h's own.
 
 The tests talk to the C API so that they see what llama-server sees: explicit batches, several sequences, states as
 bytes. A refusal raises Refused with the reason that laprox_last_error() gives.
@@ -11,15 +11,27 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-if "LLAMA_CPP_LIB_PATH" not in os.environ:
-    import laprox  # noqa: F401  points llama_cpp at our libraries
-
+import devices
 import llama_cpp.llama_cpp as L
-
-# scripts/check_gpu runs these tests on a GPU, whose matrix units round to 10 or 11 bits
-GPU_LAYERS = int(os.environ.get("LAPROX_TEST_GPU_LAYERS", 0))
+import numpy as np
+from capi import (  # noqa: F401
+    LaproxLook,
+    LaproxStats,
+    Params,
+    Refused,
+    ScorerCallback,
+    _granted,
+    allocators,
+    float_p,
+    int32_p,
+    laprox,
+    last_error,
+    meanings,
+    options,
+    params,
+    policies,
+    scorers,
+)
 
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 
@@ -40,6 +52,7 @@ def keep_log() -> None:
 
 keep_log()
 L.llama_backend_init()
+devices.prepare()
 
 
 def recent_log() -> str:
@@ -75,162 +88,8 @@ class Full:
         self._place.value = self._was
 
 
-class Refused(Exception):
-    """The engine said no, and why."""
-
-
-class LaproxOption(c.Structure):
-    _fields_ = [(name, c.c_char_p) for name in ("name", "kind", "initial", "accepted", "value", "help")]
-
-
-class LaproxLook(c.Structure):
-    _fields_ = [(name, c.c_int32) for name in ("n_text", "n_prefix", "first", "last", "every", "stride")]
-
-
-class LaproxStats(c.Structure):
-    _fields_ = [(n, c.c_int64) for n in ("tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full")]
-    _fields_ += [(n, c.c_int64) for n in ("window_bytes", "compressions", "recalls", "entries_recalled", "archived_entries", "archived_bytes")]
-    _fields_ += [(n, c.c_double) for n in ("score_seconds", "select_seconds", "compact_seconds")]
-
-
-ScorerCallback = c.CFUNCTYPE(
-    c.c_bool, c.c_void_p, c.c_int32, c.c_int32, c.c_int32, c.POINTER(c.c_int32), c.c_int64, c.POINTER(c.c_float), c.c_void_p
-)
-
-if hasattr(L._lib, "laprox_api_version"):
-    _i32p, _f32p = c.POINTER(c.c_int32), c.POINTER(c.c_float)
-    for _name, _restype, _argtypes in [
-        ("api_version", c.c_int32, []),
-        ("last_error", c.c_char_p, []),
-        ("option_count", c.c_int32, []),
-        ("option_at", LaproxOption, [c.c_int32]),
-        ("params_new", c.c_void_p, [c.c_char_p]),
-        ("params_free", None, [c.c_void_p]),
-        ("params_set", c.c_bool, [c.c_void_p, c.c_char_p, c.c_char_p]),
-        ("params_set_custom", c.c_bool, [c.c_void_p, c.c_char_p]),
-        ("params_get", c.c_char_p, [c.c_void_p, c.c_char_p]),
-        ("params_check", c.c_bool, [c.c_void_p]),
-        ("policy_count", c.c_int32, []),
-        ("policy_name", c.c_char_p, [c.c_int32]),
-        ("policy_meaning", c.c_char_p, [c.c_int32]),
-        ("scorer_count", c.c_int32, []),
-        ("scorer_name", c.c_char_p, [c.c_int32]),
-        ("allocator_count", c.c_int32, []),
-        ("allocator_name", c.c_char_p, [c.c_int32]),
-        ("model_set_params", c.c_bool, [c.c_void_p, c.c_void_p]),
-        ("model_check", c.c_bool, [c.c_void_p]),
-        ("set_params", c.c_bool, [c.c_void_p, c.c_void_p]),
-        ("get_params", c.c_void_p, [c.c_void_p]),
-        ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
-        ("probe", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxLook)]),
-        ("probe_found", c.c_void_p, [c.c_void_p, c.c_int32]),
-        ("probe_again", c.c_bool, [c.c_void_p, c.c_int32, c.c_void_p]),
-        ("found_free", None, [c.c_void_p]),
-        ("bias", c.c_float, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32]),
-        ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, _i32p]),
-        ("set_archive_in_states", c.c_bool, [c.c_void_p, c.c_bool]),
-        ("tail_begin", c.c_int32, [c.c_void_p, c.c_int32]),
-        ("compressed_for", c.c_int32, [c.c_void_p, c.c_int32]),
-        ("document_save", c.c_bool, [c.c_void_p, c.c_int32, c.c_char_p, _i32p, c.c_int32, c.POINTER(c.c_char_p), c.POINTER(c.c_char_p), c.c_int32]),
-        ("document_open", c.c_void_p, [c.c_char_p]),
-        ("document_free", None, [c.c_void_p]),
-        ("document_get", c.c_char_p, [c.c_void_p, c.c_char_p]),
-        ("document_tokens", c.c_int32, [c.c_void_p, _i32p, c.c_int32]),
-        ("document_load", c.c_bool, [c.c_void_p, c.c_int32, c.c_void_p]),
-        ("get_stats", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxStats)]),
-        ("set_scorer", c.c_bool, [c.c_void_p, c.c_void_p, c.c_void_p]),
-        ("model_fingerprint", c.c_bool, [c.c_void_p, c.c_char_p]),
-        ("head_shape", c.c_bool, [c.c_void_p, c.c_int32, _i32p, _i32p, _i32p]),
-        ("layers", c.c_int32, [c.c_void_p, _i32p, _i32p, c.c_int32]),
-        ("positions", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _i32p, c.c_int64]),
-        ("score", c.c_bool, [c.c_void_p, c.c_int32]),
-        ("scores", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, c.c_int64]),
-        ("finished_scores", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, c.c_int64]),
-        ("entries", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, _f32p, _f32p, c.c_int64]),
-        ("queries", c.c_int64, [c.c_void_p, c.c_int32, c.c_int32, _f32p, _i32p, c.c_int64]),
-    ]:
-        _f = getattr(L._lib, "laprox_" + _name)
-        _f.restype, _f.argtypes = _restype, _argtypes
-
-
-def laprox(name: str, *args):
-    return getattr(L._lib, "laprox_" + name)(*args)
-
-
-def last_error() -> str:
-    return laprox("last_error").decode()
-
-
-def _granted(ok) -> None:
-    if not ok:
-        reason = last_error()
-        assert reason, "a refusal without a reason"
-        raise Refused(reason)
-
-
-class Params:
-    """Settings as texts, freed with the object."""
-
-    def __init__(self, handle: int | None = None, before_names: str = ""):
-        self.handle = handle or laprox("params_new", before_names.encode())
-
-    def __del__(self):
-        laprox("params_free", self.handle)
-
-    def set(self, name: str, text: str | None) -> None:
-        _granted(laprox("params_set", self.handle, name.encode(), None if text is None else text.encode()))
-
-    def set_custom(self, allocator: str) -> None:
-        _granted(laprox("params_set_custom", self.handle, allocator.encode()))
-
-    def get(self, name: str) -> str:
-        text = laprox("params_get", self.handle, name.encode())
-        _granted(text is not None)
-        return text.decode()
-
-    def check(self) -> None:
-        _granted(laprox("params_check", self.handle))
-
-
-def options() -> dict[str, LaproxOption]:
-    rows = [laprox("option_at", i) for i in range(laprox("option_count"))]
-    return {row.name.decode(): row for row in rows}
-
-
-def params(policy="laprox", budget="10%", **settings) -> Params:
-    """Settings of a test: nothing is too short to be compressed, and what is evicted is gone."""
-    found = Params()
-    for name, value in {"policy": policy, "budget": budget, "min_tokens": 0, "archive": "off", **settings}.items():
-        if name == "policy" and value.partition(":")[0] == "custom":
-            found.set_custom(value.partition(":")[2] or "global")
-        else:
-            found.set(name, None if value is None else str(value))
-    return found
-
-
-def _listed(what: str) -> list[str]:
-    return [laprox(f"{what}_name", i).decode() for i in range(laprox(f"{what}_count"))]
-
-
-def policies() -> list[str]:
-    return _listed("policy")
-
-
-def meanings() -> dict[str, str]:
-    """What the named policies are made of: {"pyramidkv": "snapkv:pyramid", ...}."""
-    return {name: laprox("policy_meaning", i).decode() for i, name in enumerate(policies())}
-
-
-def scorers() -> list[str]:
-    return _listed("scorer")
-
-
-def allocators() -> list[str]:
-    return _listed("allocator")
-
-
 class Model:
-    def __init__(self, path: str | Path, kv: Params | None = None, n_gpu_layers: int = GPU_LAYERS):
+    def __init__(self, path: str | Path, kv: Params | None = None, n_gpu_layers: int = devices.GPU_LAYERS):
         p = L.llama_model_default_params()
         p.n_gpu_layers = n_gpu_layers
         self.handle = L.llama_model_load_from_file(str(path).encode(), p)
@@ -240,17 +99,19 @@ class Model:
         self.n_vocab = L.llama_vocab_n_tokens(vocab)
         self.n_layer = L.llama_model_n_layer(self.handle)
         self.n_head = L.llama_model_n_head(self.handle)
-        self.head_dim = int(self.meta(self.meta("general.architecture") + ".attention.key_length"))
+        width = L.llama_model_n_embd(self.handle) // self.n_head
+        self.head_dim = int(self.meta(self.meta("general.architecture") + ".attention.key_length", str(width)))
         self.set_params(kv)
 
     def set_params(self, kv: Params | None) -> None:
         if hasattr(L._lib, "laprox_api_version"):
             _granted(laprox("model_set_params", self.handle, kv.handle if kv else None))
 
-    def meta(self, key: str) -> str:
+    def meta(self, key: str, default: str | None = None) -> str:
         buf = c.create_string_buffer(256)
-        assert L.llama_model_meta_val_str(self.handle, key.encode(), buf, len(buf)) >= 0, key
-        return buf.value.decode()
+        found = L.llama_model_meta_val_str(self.handle, key.encode(), buf, len(buf)) >= 0
+        assert found or default is not None, key
+        return buf.value.decode() if found else default
 
     def fingerprint(self) -> str:
         text = c.create_string_buffer(17)
@@ -547,7 +408,7 @@ class Context:
         n = laprox("positions", self.handle, seq, il, head, None, 0)
         _granted(n >= 0)
         out = np.empty(n, np.int32)
-        laprox("positions", self.handle, seq, il, head, out.ctypes.data_as(_i32p), n)
+        laprox("positions", self.handle, seq, il, head, out.ctypes.data_as(int32_p), n)
         return out
 
     def held(self, seq: int = 0) -> dict[tuple[int, int], np.ndarray]:
@@ -561,7 +422,7 @@ class Context:
         n = laprox(what, self.handle, seq, il, head, None, 0)
         _granted(n >= 0)
         out = np.empty(n, np.float32)
-        laprox(what, self.handle, seq, il, head, out.ctypes.data_as(_f32p), n)
+        laprox(what, self.handle, seq, il, head, out.ctypes.data_as(float_p), n)
         return out
 
     def finished_scores(self, il: int, head: int, seq: int = 0) -> np.ndarray:
@@ -571,7 +432,7 @@ class Context:
         d = self.model.head_dim
         pos = self.positions(il, head, seq)
         k, v = np.empty((len(pos), d), np.float32), np.empty((len(pos), d), np.float32)
-        n = laprox("entries", self.handle, seq, il, head, k.ctypes.data_as(_f32p), v.ctypes.data_as(_f32p), len(pos))
+        n = laprox("entries", self.handle, seq, il, head, k.ctypes.data_as(float_p), v.ctypes.data_as(float_p), len(pos))
         _granted(n == len(pos))
         return Entries(pos, k, v)
 
@@ -580,5 +441,5 @@ class Context:
         n = laprox("queries", self.handle, seq, il, None, None, 0)
         _granted(n >= 0)
         q, pos = np.empty((n, self.model.n_head, self.model.head_dim), np.float32), np.empty(n, np.int32)
-        laprox("queries", self.handle, seq, il, q.ctypes.data_as(_f32p), pos.ctypes.data_as(_i32p), n)
+        laprox("queries", self.handle, seq, il, q.ctypes.data_as(float_p), pos.ctypes.data_as(int32_p), n)
         return q, pos

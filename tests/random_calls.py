@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import engine
 import numpy as np
 import reference
+from devices import TOLERANCE
 
 N_CTX = 384
 KV = {"budget": "40", "window": 16, "sink": 2, "recent": 8}
 SIZE = {"n_embd": 64, "n_head": 2, "n_head_kv": 2, "head_dim": 32, "n_ff": 64}
-TOLERANCE = 5e-2 if engine.GPU_LAYERS else 1e-3
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -171,3 +173,22 @@ def sure(reply, by=0.1) -> list[int]:
         if first - second < by:
             return chosen(reply)[:i]
     return chosen(reply)
+
+
+def tokens(n: int, seed: int = 0) -> list[int]:
+    """A prompt of n tokens of the toy."""
+    rng = random.Random(seed)
+    return [1, *(rng.randrange(262, 512) for _ in range(n - 1))]
+
+
+def together(*calls):
+    """What calls return that are made at the same time."""
+    results = [None] * len(calls)
+
+    def work(i):
+        results[i] = calls[i]()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return results

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import reference
 import worker
-from test_compaction import TOLERANCE, evict
+from devices import TOLERANCE
+from test_compaction import evict
 from test_scores import EXACT, HALF, check
 
 LAYERS = {"gemma2": [1, 3], "lfm2": [1, 3]}
@@ -58,7 +59,7 @@ def test_logits_after_compressions(toy, rng, arch, tolerance):
             if n >= 80:
                 ctx.compress()
                 evict(net, ctx)
-        assert np.abs(logits - everything).max() > 10 * tolerance, "evicting made no difference"
+        assert np.abs(logits - everything).max() > 4 * tolerance, "evicting made no difference"
         assert ctx.stats().entries_held == reference.budget_entries("20%", 381, 4, 4, 32) + 30 * 4
 
 

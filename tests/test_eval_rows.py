@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from laprox.eval.rows import Rows, make_header, make_model, sha256
+from laprox.eval.rows import Rows, make_header, make_model
+from laprox.files import sha256_of
 
 HEADER = {"kind": "test", "settings": {"seed": 1, "budgets": ["5%"]}, "command": ["a"], "machine": "here"}
 
@@ -74,8 +75,8 @@ def test_header(tmp_path):
     model.write_bytes(b"12345")
     text.write_bytes(b"abc")
     header = make_header("compare", ["compare", "m"], {"seed": 1}, [text], make_model(model, "f" * 16))
-    assert header["inputs"] == [{"name": "a.txt", "sha256": sha256(text)}]
-    assert sha256(text) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert header["inputs"] == [{"name": "a.txt", "sha256": sha256_of(text)}]
+    assert sha256_of(text) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert header["model"] == {"name": "m.gguf", "bytes": 5, "fingerprint": "f" * 16}
     assert header["versions"]["laprox"] and header["versions"]["llama_cpp_python"]
 

@@ -7,6 +7,7 @@ of 32 for Q8_0 and Q4_0.
 
 from __future__ import annotations
 
+import devices
 import engine
 import gates_factory as made
 import gates_forward
@@ -20,6 +21,9 @@ GQA = {"n_head": 8, "n_head_kv": 2}
 MHA = {"n_head": 4, "n_head_kv": 4}
 MQA = {"n_head": 6, "n_head_kv": 1}
 Z_ERROR = {"f32": (1e-4, 1e-3), "f16": (3e-3, 1e-2), "q8_0": (6e-2, 2e-1), "q4_0": (6e-2, 2e-1)}  # of z, which spreads by 2.5: rms, largest
+RELATIVE = 5e-4  # of scores
+if devices.ROUNDS:
+    Z_ERROR["f32"], RELATIVE = Z_ERROR["f16"], 1e-2
 EVERY = [(shape, kind, tied) for shape in (GQA, MHA, MQA) for kind in ("rg", "rg10") for tied in (True, False)]
 
 
@@ -154,7 +158,7 @@ def test_scores(toy, tmp_path, rng, shape, kind, tied):
         run.read(150)
         got, expected = run.ctx.score(), run.net.scores(150)
         for pair, s in expected.items():
-            np.testing.assert_allclose(got[pair], s, rtol=5e-4)
+            np.testing.assert_allclose(got[pair], s, rtol=RELATIVE)
             assert run.net.said[pair].std() > 1  # there is something to tell apart
 
 
@@ -189,7 +193,7 @@ def test_far_ends_of_beta(toy, tmp_path, rng, bias):
         got, expected = run.ctx.score(), run.net.scores(100)
         for pair, s in expected.items():
             assert np.isfinite(got[pair]).all() and (got[pair] < 0).all()
-            np.testing.assert_allclose(got[pair], s, rtol=1e-3)
+            np.testing.assert_allclose(got[pair], s, rtol=2 * RELATIVE)
 
 
 def test_untrained_gates_rank_by_age(toy, tmp_path, rng):
@@ -256,7 +260,7 @@ def test_what_entries_were_is_remembered(toy, tmp_path, rng, budget):
         run.compress()
         before = run.ctx.score()
         for pair, s in run.net.scores(150).items():
-            np.testing.assert_allclose(before[pair], s, rtol=5e-4)
+            np.testing.assert_allclose(before[pair], s, rtol=RELATIVE)
         run.ctx.seq_cp(0, 1)
         copied = run.ctx.score(1)
         state = run.ctx.save()

@@ -3,6 +3,7 @@
 import engine
 import numpy as np
 import pytest
+from devices import TOLERANCE
 
 
 def generate(context, seqs, n, start):
@@ -34,7 +35,7 @@ def test_graphs_are_reused_and_results_are_those_of_each_alone(toy, rng, arch, u
         logits, reused = run(seqs)
         assert reused >= 19, (seqs, reused)
         for row, s in zip(logits, seqs, strict=True):
-            np.testing.assert_allclose(row, alone[s], atol=2e-3)
+            np.testing.assert_allclose(row, alone[s], atol=2 * TOLERANCE)
 
 
 def test_a_token_of_several_sequences_is_refused(toy, rng):

@@ -4,7 +4,7 @@ import engine
 import numpy as np
 import pytest
 import reference
-from test_compaction import TOLERANCE
+from devices import TOLERANCE
 
 
 def follow(ctx, net, tokens, batch):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import laprox
+from laprox._libraries import LLAMA_CPP_VERSION
 
 
 def run(code, **env):
@@ -49,9 +50,9 @@ def test_foreign_llama_cpp_came_first(stock_lib_dir):
 
 
 def test_wrong_version():
-    said = run("import importlib.metadata as m; m.version = lambda name: '0.3.35'; import laprox")
-    assert said.startswith("ImportError: laprox is built for llama-cpp-python 0.3.36, but 0.3.35 is installed")
-    assert "pip install --no-cache-dir llama-cpp-python==0.3.36" in said
+    said = run("import importlib.metadata as m; m.version = lambda name: '0.0.1'; import laprox")
+    assert said.startswith(f"ImportError: laprox is built for llama-cpp-python {LLAMA_CPP_VERSION}, but 0.0.1 is installed")
+    assert f"pip install --no-cache-dir llama-cpp-python=={LLAMA_CPP_VERSION}" in said
 
 
 def test_llama_cpp_missing():
@@ -60,7 +61,7 @@ import importlib.metadata as m
 def version(name): raise m.PackageNotFoundError(name)
 m.version = version
 import laprox"""
-    assert run(code).startswith("ImportError: laprox needs llama-cpp-python 0.3.36: run `")
+    assert run(code).startswith(f"ImportError: laprox needs llama-cpp-python {LLAMA_CPP_VERSION}: run `")
 
 
 def import_from(folder):

@@ -1,5 +1,6 @@
 """LaProx scores against NumPy float64 on the values that the cache itself holds."""
 
+import devices
 import engine
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import reference
 
 # largest relative error: median, worst
 EXACT, HALF, QUANTISED = (1e-3, 1e-3), (1e-3, 1e-2), (1e-2, 1e-1)
-if engine.GPU_LAYERS:
+if devices.ROUNDS:
     EXACT = HALF = QUANTISED
 
 MHA = {"n_head": 4, "n_head_kv": 4}
@@ -105,7 +106,7 @@ def test_sequences_have_their_own_windows(toy, rng, kv_unified):
                 check(ctx, path, EXACT, seq)
 
 
-@pytest.mark.parametrize("type_k, tolerance", [("f32", 1e-3), ("f16", 1e-2), ("q8_0", 5e-2)])
+@pytest.mark.parametrize("type_k, tolerance", [("f32", 1e-2 if devices.ROUNDS else 1e-3), ("f16", 1e-2), ("q8_0", 5e-2)])
 def test_entries_and_queries_are_the_models(toy, rng, type_k, tolerance):
     """The oracle above trusts what the cache shows; here that is compared with the NumPy forward pass."""
     path, tokens = toy(), rng.integers(3, 512, 200)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import reference
 import worker
-from test_compaction import TOLERANCE, evict
+from devices import TOLERANCE
+from test_compaction import evict
 
 
 @pytest.fixture

@@ -1,18 +1,14 @@
-"""laprox-server: llama-server's options, endpoints and replies, on a KV cache that keeps only the entries that matter."""
+"""laprox-server: llama-server's endpoints and replies, on a KV cache that keeps only the entries that matter."""
 
-import json
 import os
 import random
-import subprocess
-import sys
 import threading
 
 import gates_factory
 import pytest
 from gguf_factory import CHATML, truncate
-from server import PROGRAM, WITH_RIVALS, Refused, Server, chosen, sure
+from server import PROGRAM, WITH_RIVALS, Server, chosen, sure, tokens
 
-from laprox import _core
 from laprox.eval import english, facts
 from laprox.gates import sidecar
 
@@ -39,121 +35,6 @@ def fresh(server):
     server.idle()
     server.post("/slots/0?action=erase")
     return server
-
-
-def tokens(n, seed=0):
-    """A prompt of n tokens of the toy."""
-    rng = random.Random(seed)
-    return [1, *(rng.randrange(262, 512) for _ in range(n - 1))]
-
-
-def start_and_fail(*options, **kwargs):
-    with pytest.raises(Refused) as refused:
-        Server(*options, **kwargs).stop()
-    return str(refused.value)
-
-
-# --- options ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "option, value, words",
-    [
-        ("--kv-budget", "-5%", ["negative", "512MiB"]),
-        ("--kv-budget", "0", ["more than 0"]),
-        ("--kv-budget", "101%", ["more than 100%"]),
-        ("--kv-budget", "5 apples", ['unit "apples"']),
-        ("--kv-policy", "best", ["accepted: off, laprox", "snapkv", "allocators"]),
-        ("--kv-policy", "snapkv:nobody", ['there is no allocator "nobody"']),
-        ("--kv-policy", "custom", ["accepted: off, laprox"]),
-        ("--kv-window", "0", ["an integer from 1 to 1024"]),
-        ("--kv-window", "many", ["an integer from 1 to 1024"]),
-        ("--kv-sink", "-1", ["from 0 to"]),
-        ("--kv-recent", "0", ["from 1 to"]),
-        ("--kv-min-tokens", "99999999999", ["from 0 to 1073741824"]),
-        ("--kv-floor", "1.5", ["a number from 0 to 1"]),
-        ("--kv-prefill", "sparse", ["dense, chunked"]),
-    ],
-)
-def test_a_bad_option_names_itself_its_value_and_what_is_accepted(model, option, value, words):
-    log = start_and_fail(model, option, value)
-    assert f'error while handling argument "{option}"' in log
-    for word in [f'{option} is "{value}"', "; accepted: ", *words]:
-        assert word in log, log
-
-    variable = "LLAMA_ARG_" + option[2:].upper().replace("-", "_")
-    assert f'error while handling environment variable "{variable}"' in start_and_fail(model, env={variable: value})
-
-
-def test_help_has_a_line_for_every_option():
-    text = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True).stdout
-    plain = " ".join(text.split())
-    for row in _core.options():
-        assert f"--kv-{row.name.replace('_', '-')} {row.value} " in plain
-        assert f"(env: LLAMA_ARG_KV_{row.name.upper()})" in plain
-        assert row.help in plain
-
-
-@pytest.mark.parametrize(
-    "options, env, policy, budget",
-    [
-        ((), {}, "off", None),
-        (("--kv-budget", "7%"), {}, "laprox", "7%"),
-        (("--kv-policy", "snapkv:ada"), {}, "snapkv:ada", "20%"),
-        ((), {"LLAMA_ARG_KV_BUDGET": "512"}, "laprox", "512"),
-        (("--kv-budget", "9%"), {"LLAMA_ARG_KV_BUDGET": "512", "LLAMA_ARG_KV_POLICY": "keydiff"}, "keydiff", "9%"),
-        (("--kv-policy", "off"), {"LLAMA_ARG_KV_BUDGET": "512"}, "off", None),
-    ],
-)
-def test_props(model, options, env, policy, budget):
-    with Server(model, "-c", "1024", *options, env=env) as server:
-        kv = server.get("/props")["kv"]
-        assert kv["version"] >= 2 and "laprox" in kv["capabilities"]["policies"] and "ada" in kv["capabilities"]["allocators"]
-        assert (kv["policy"], kv.get("budget")) == (policy, budget)
-        assert kv["capabilities"]["request_override"] == (policy != "off")
-        named = {row.name for row in _core.options() if row.kind != "path"} if policy != "off" else {"policy"}
-        assert set(kv) == {"version", "capabilities"} | named
-
-
-def test_props_are_of_the_kinds_that_options_have(model):
-    with Server(model, "-c", "1024", "--kv-policy", "laprox", "--kv-min-tokens", "7", "--kv-floor", "0.1", "--kv-prefill", "chunked") as server:
-        kv = server.get("/props")["kv"]
-        assert (kv["min_tokens"], kv["floor"], kv["prefill"], kv["window"], kv["budget"]) == (7, 0.1, "chunked", 32, "20%")
-
-
-def test_off_is_llama_server(model):
-    with Server(model, "-c", "2048", "--metrics") as server:
-        reply = server.complete(tokens(1000))
-        assert "kv" not in reply.json and reply["tokens_evaluated"] == 1000
-        assert "kv" not in server.slot()
-        assert "laprox" not in server.get("/metrics").text
-        error = server.complete(tokens(10), kv={"budget": "10%"}).error
-        assert error["code"] == 400 and "--kv-budget" in error["message"]
-
-
-def test_options_without_effect_are_said_to_have_none(model):
-    with Server(model, "-c", "1024", "--kv-window", "64") as server:
-        assert server.get("/props")["kv"]["policy"] == "off"
-        assert "no effect without --kv-budget, --kv-policy or --kv-documents" in server.log
-    with Server(model, "-c", "1024", "--kv-budget", "5%", "--embedding") as server:
-        assert "no effect with --embedding" in server.log
-        assert server.get("/props")["kv"]["policy"] == "off"
-    with Server(model, "-c", "1024", "--kv-budget", "5%", "--context-shift") as server:
-        assert "--context-shift has no effect" in server.log
-
-
-def test_what_cant_be_compressed_is_refused_at_start(toy, model):
-    assert "ALiBi" in start_and_fail(toy("alibi"), "--kv-budget", "5%")
-    assert "no layer with a full attention cache" in start_and_fail(toy("mamba"), "--kv-budget", "5%")
-    log = start_and_fail(model, "--kv-budget", "5%", "--mmproj", model)
-    assert "several tokens at one position" in log and "--kv-policy off" in log
-    assert "flash attention" in start_and_fail(model, "--kv-budget", "5%", "-fa", "off")
-    log = start_and_fail(model, "--kv-budget", "20")
-    assert '--kv-budget is "20" (less than the 36 tokens that are never evicted, --kv-sink 4 and --kv-recent 32)' in log
-    assert "larger than the context" in start_and_fail(model, "--kv-budget", "3000", "-c", "1024")
-    assert "needs a profile" in start_and_fail(model, "--kv-policy", "lukv")
-    assert "needs" in start_and_fail(model, "--kv-policy", "retention")
-    assert "no/such/file.npy" in start_and_fail(model, "--kv-policy", "lukv", "--kv-profile", "no/such/file.npy")
 
 
 # --- a prompt is compressed ------------------------------------------------------------------------------------------
@@ -525,61 +406,7 @@ def test_sleeping_and_waking(model):
         assert server.metrics()["laprox:compressions_total"] == 2
 
 
-# --- a client ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_openai_package(real_model):
-    """Chat, stream, follow-up and tools, as docs/server.md has it; `kv` comes along where a reply has timings."""
-    import openai
-
-    with Server(real_model("smollm2-135m"), *KV, "-c", "2048") as server:
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-", max_retries=0)
-        chat = lambda messages, **more: client.chat.completions.create(model="any", messages=messages, **{"max_tokens": 16, **more})
-        messages = [{"role": "user", "content": "a long document " * 60 + "and a question"}]
-
-        whole = chat(messages, extra_body={"kv": {"budget": "50%", "policy": "snapkv"}})
-        assert (whole.kv["budget"], whole.kv["policy"], whole.kv["compressions"]) == ("50%", "snapkv", 1)
-
-        again = {"kv": {"budget": "50%", "policy": "snapkv"}, "cache_prompt": False}
-        events = list(chat(messages, stream=True, extra_body=again))
-        assert "".join(e.choices[0].delta.content or "" for e in events if e.choices) == whole.choices[0].message.content
-        assert [e.kv["policy"] for e in events if hasattr(e, "kv")] == ["snapkv"]
-
-        messages += [{"role": "assistant", "content": whole.choices[0].message.content}, {"role": "user", "content": "And?"}]
-        assert chat(messages).kv["tokens_reread"] == 0
-
-        schema = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
-        shape = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
-        reply = chat(messages[:1], response_format=shape, max_tokens=100)
-        assert json.loads(reply.choices[0].message.content)["city"] in ("Oslo", "Rome") and reply.kv["compressions"] == 1
-
-        # a tool was called and has answered; whether a tool is called at all is the model's choice, and this one knows none
-        call = {"id": "1", "type": "function", "function": {"name": "where", "arguments": '{"city": "Oslo"}'}}
-        messages += [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "north"}]
-        tool = {"type": "function", "function": {"name": "where", "parameters": schema}}
-        assert chat(messages, tools=[tool]).choices[0].finish_reason in ("stop", "length")
-
-        with pytest.raises(openai.BadRequestError, match="accepted: off, laprox"):
-            chat(messages, extra_body={"kv": {"policy": "best"}})
-
-
-# --- documents, and the commands ---------------------------------------------------------------------------------------
-
-
-def test_a_model_that_reads_answers_from_a_part_of_its_cache(real_model):
-    rng, right = random.Random(1), {"50%": 0, "100%": 0}
-    document, asked = facts.insert_facts(" ".join(english.sentence(rng) for _ in range(20)), 6, seed=1)
-    with Server(real_model("qwen2.5-coder-0.5b"), "-c", "2048", "--kv-budget", "50%", "--kv-min-tokens", "64") as server:
-        for budget in right:
-            for question in (asked[0], asked[3]):
-                reply = server.post(
-                    "/v1/chat/completions", kv={"budget": budget}, cache_prompt=False, max_tokens=24,
-                    messages=[{"role": "user", "content": f"{document}\n\n{question.text}"}],
-                )  # fmt: skip
-                right[budget] += question.answered_by(reply["choices"][0]["message"]["content"])
-                held = reply["kv"]["entries_held"] / reply["kv"]["entries_full"]
-                assert held < 0.5 + 24 / 400 if budget == "50%" else held == 1  # what was kept, and the answer
-    assert right == {"50%": 2, "100%": 2}
+# --- a document before its questions ---------------------------------------------------------------------------------
 
 
 def test_many_questions_about_a_document_that_was_read_once(model, tmp_path):
@@ -600,13 +427,3 @@ def test_many_questions_about_a_document_that_was_read_once(model, tmp_path):
                 assert reply["timings"]["prompt_n"] < 60 and reply["kv"]["tokens_reread"] == 0 and reply["kv"]["compressions"] == 1
                 answer = reply["choices"][0]["message"]["content"]
                 assert first.setdefault(question, answer) == answer  # whatever was asked before
-
-
-@pytest.mark.parametrize("command", [["-m", "laprox", "serve"], ["-c", "from laprox.cli.serve import main; main()"]])
-def test_commands(command):
-    run = lambda *options: subprocess.run([sys.executable, *command, *options], capture_output=True, text=True)
-    done = run("--help")
-    assert done.returncode == 0 and "--kv-budget" in done.stdout and "--ctx-size" in done.stdout
-    done = run("--kv-window", "0")
-    assert done.returncode == 1 and "--kv-window" in done.stderr
-    assert json.dumps(done.returncode)

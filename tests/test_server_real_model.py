@@ -1,12 +1,18 @@
-"""The `openai` package against laprox-server with a real model and a document of 2,000 tokens: at a budget, and off."""
+"""laprox-server with trained models: the `openai` package, and answers from a part of a document's cache."""
 
 import json
+import random
 
 import openai
 import pytest
-from server import Server
+from server import PROGRAM, Server
 
 from laprox import demo
+from laprox.eval import english, facts
+
+pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
+
+KV = ("--kv-budget", "20%", "--kv-min-tokens", "64", "--kv-archive", "off")
 
 CHARACTERS = 8400  # about 2,000 tokens of the demo's text
 QUESTION = "Who drove the wagon that took Harry to Boston? Answer in a few words."
@@ -25,6 +31,7 @@ def document():
 
 @pytest.mark.parametrize("options", [("--kv-budget", "20%"), ()], ids=["20%", "off"])
 def test_the_openai_package_with_a_real_model(real_model, document, options):
+    """With a document of 2,000 tokens, at a budget and off."""
     with Server(real_model("qwen2.5-coder-0.5b"), "-c", "4096", "--jinja", *options) as server:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-", max_retries=0, timeout=600)
 
@@ -51,3 +58,52 @@ def test_the_openai_package_with_a_real_model(real_model, document, options):
         found = json.loads(ride.choices[0].message.content)
         assert set(found) == {"driver", "city"} and "Lane" in found["driver"] and found["city"], found
         check_held(ride)
+
+
+def test_the_openai_package(real_model):
+    """Chat, stream, follow-up and tools, as docs/server.md has it; `kv` comes along where a reply has timings."""
+    with Server(real_model("smollm2-135m"), *KV, "-c", "2048") as server:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-", max_retries=0)
+        chat = lambda messages, **more: client.chat.completions.create(model="any", messages=messages, **{"max_tokens": 16, **more})
+        messages = [{"role": "user", "content": "a long document " * 60 + "and a question"}]
+
+        whole = chat(messages, extra_body={"kv": {"budget": "50%", "policy": "snapkv"}})
+        assert (whole.kv["budget"], whole.kv["policy"], whole.kv["compressions"]) == ("50%", "snapkv", 1)
+
+        again = {"kv": {"budget": "50%", "policy": "snapkv"}, "cache_prompt": False}
+        events = list(chat(messages, stream=True, extra_body=again))
+        assert "".join(e.choices[0].delta.content or "" for e in events if e.choices) == whole.choices[0].message.content
+        assert [e.kv["policy"] for e in events if hasattr(e, "kv")] == ["snapkv"]
+
+        messages += [{"role": "assistant", "content": whole.choices[0].message.content}, {"role": "user", "content": "And?"}]
+        assert chat(messages).kv["tokens_reread"] == 0
+
+        schema = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+        shape = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
+        reply = chat(messages[:1], response_format=shape, max_tokens=100)
+        assert json.loads(reply.choices[0].message.content)["city"] in ("Oslo", "Rome") and reply.kv["compressions"] == 1
+
+        # a tool was called and has answered; whether a tool is called at all is the model's choice, and this one knows none
+        call = {"id": "1", "type": "function", "function": {"name": "where", "arguments": '{"city": "Oslo"}'}}
+        messages += [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "north"}]
+        tool = {"type": "function", "function": {"name": "where", "parameters": schema}}
+        assert chat(messages, tools=[tool]).choices[0].finish_reason in ("stop", "length")
+
+        with pytest.raises(openai.BadRequestError, match="accepted: off, laprox"):
+            chat(messages, extra_body={"kv": {"policy": "best"}})
+
+
+def test_a_model_that_reads_answers_from_a_part_of_its_cache(real_model):
+    rng, right = random.Random(1), {"50%": 0, "100%": 0}
+    document, asked = facts.insert_facts(" ".join(english.sentence(rng) for _ in range(20)), 6, seed=1)
+    with Server(real_model("qwen2.5-coder-0.5b"), "-c", "2048", "--kv-budget", "50%", "--kv-min-tokens", "64") as server:
+        for budget in right:
+            for question in (asked[0], asked[3]):
+                reply = server.post(
+                    "/v1/chat/completions", kv={"budget": budget}, cache_prompt=False, max_tokens=24,
+                    messages=[{"role": "user", "content": f"{document}\n\n{question.text}"}],
+                )  # fmt: skip
+                right[budget] += question.answered_by(reply["choices"][0]["message"]["content"])
+                held = reply["kv"]["entries_held"] / reply["kv"]["entries_full"]
+                assert held < 0.5 + 24 / 400 if budget == "50%" else held == 1  # what was kept, and the answer
+    assert right == {"50%": 2, "100%": 2}

@@ -1,21 +1,14 @@
 """laprox-server with an archive, as it is by default: whatever is asked next, a slot reads nothing twice."""
 
-import random
 import threading
 
 import pytest
 from gguf_factory import CHATML
-from server import PROGRAM, Server
+from server import PROGRAM, Server, tokens
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
 KV = ("--kv-budget", "20%", "--kv-min-tokens", "64")
-
-
-def tokens(n, seed=0):
-    """n tokens of the random model."""
-    rng = random.Random(seed)
-    return [1, *(rng.randrange(262, 512) for _ in range(n - 1))]
 
 
 WINDOW = 32  # --kv-window: at least so many tokens of a prompt are evaluated where its slot was cut

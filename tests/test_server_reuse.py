@@ -3,24 +3,17 @@
 A cache is compressed for one prompt. Only a prompt that begins with all of it is answered from what was kept; any other
 gets the reply of a server that was just started."""
 
-import random
 from pathlib import Path
 
 import pytest
 from gguf_factory import CHATML
-from server import PROGRAM, Server
+from server import PROGRAM, Server, tokens
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
 N_PAIRS = 6  # (layer, KV head) pairs of the model
 KV = ("--kv-budget", "20%", "--kv-min-tokens", "64", "--kv-archive", "off")
 SIZES = ("policy", "budget", "tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full", "compressions")
-
-
-def tokens(n, seed=0):
-    """n tokens of the random model."""
-    rng = random.Random(seed)
-    return [1, *(rng.randrange(262, 512) for _ in range(n - 1))]
 
 
 DOCUMENT = tokens(700)

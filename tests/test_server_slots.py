@@ -1,38 +1,18 @@
 """laprox-server: slots side by side, draft models, and the requests that save slots."""
 
-import random
-import threading
 
 import pytest
 from gguf_factory import CHATML
-from server import PROGRAM, Server
+from server import PROGRAM, Server, together, tokens
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
 KV = ("--kv-budget", "20%", "--kv-min-tokens", "64", "--kv-archive", "off")
 
 
-def tokens(n, seed=0):
-    """n tokens of the random model."""
-    rng = random.Random(seed)
-    return [1, *(rng.randrange(262, 512) for _ in range(n - 1))]
-
-
 @pytest.fixture(scope="module")
 def model(toy):
     return toy(chat_template=CHATML, n_ctx_train=4096)
-
-
-def together(*calls):
-    results = [None] * len(calls)
-
-    def work(i):
-        results[i] = calls[i]()
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    return results
 
 
 # --- slots that aren't neighbours ------------------------------------------------------------------------------------

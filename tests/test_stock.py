@@ -1,5 +1,6 @@
 """Off is stock llama.cpp to the bit; full is stock llama.cpp within rounding; streaming is stock after seq_rm."""
 
+import devices
 import engine
 import numpy as np
 import pytest
@@ -67,6 +68,8 @@ def test_streaming_is_stock_after_seq_rm(toy, rng, stock, type_k, typical, worst
     Stock llama.cpp puts new tokens into the holes, so it adds in another order; in a quantised cache a last bit
     sometimes becomes another code.
     """
+    if devices.ROUNDS:
+        typical = worst = devices.TOLERANCE
     path, tokens = toy(), rng.integers(3, 512, 400).tolist()
     # flash attention casts an F32 cache to F16 in stock llama.cpp, so that one is compared without it
     context = {"n_ctx": 512, "n_ubatch": 128, "type_k": type_k}

@@ -27,6 +27,14 @@ template <typename R, typename F> static R guarded(R refused, F f) {
     }
 }
 
+// The same of what has no result: whether it succeeded.
+template <typename F> static bool done(F f) {
+    return guarded(false, [&] {
+        f();
+        return true;
+    });
+}
+
 static cache & cache_of(const llama_context * ctx) {
     cache * kv = ctx ? cache_in(ctx->get_memory()) : nullptr;
     if (!kv) {
@@ -92,18 +100,14 @@ void laprox_params_free(laprox_params * params) {
 }
 
 bool laprox_params_set(laprox_params * params, const char * name, const char * text) {
-    return guarded(false, [&] {
+    return done([&] {
         const option & row = find_option(name);
         set_option(params->given, row, text ? text : row.initial);
-        return true;
     });
 }
 
 bool laprox_params_set_custom(laprox_params * params, const char * allocator) {
-    return guarded(false, [&] {
-        set_custom(params->given, allocator);
-        return true;
-    });
+    return done([&] { set_custom(params->given, allocator); });
 }
 
 const char * laprox_params_get(const laprox_params * params, const char * name) {
@@ -111,10 +115,7 @@ const char * laprox_params_get(const laprox_params * params, const char * name) 
 }
 
 bool laprox_params_check(const laprox_params * params) {
-    return guarded(false, [&] {
-        read_settings(params->given);
-        return true;
-    });
+    return done([&] { read_settings(params->given); });
 }
 
 int32_t laprox_policy_count(void) {
@@ -151,17 +152,16 @@ const char * laprox_allocator_name(int32_t i) {
 }
 
 bool laprox_model_check(const llama_model * model) {
-    return guarded(false, [&] {
+    return done([&] {
         const std::string reason = reason_not_compressible(*model);
         if (!reason.empty()) {
             throw std::runtime_error(reason);
         }
-        return true;
     });
 }
 
 bool laprox_model_set_params(llama_model * model, const laprox_params * params) {
-    return guarded(false, [&] {
+    return done([&] {
         const bool on = params && read_settings(params->given).policy.name != policy_off;
         if (on) {
             const std::string reason = reason_not_compressible(*model);
@@ -176,7 +176,6 @@ bool laprox_model_set_params(llama_model * model, const laprox_params * params) 
         if (model->laprox) {
             model->laprox->enabled = on;
         }
-        return true;
     });
 }
 
@@ -190,22 +189,20 @@ static settings live_settings(const llama_context & ctx, const laprox_params & p
 }
 
 bool laprox_set_params(llama_context * ctx, const laprox_params * params) {
-    return guarded(false, [&] {
+    return done([&] {
         if (!params) {
             throw std::invalid_argument("params is NULL; a live context can't do without them");
         }
         cache & kv = cache_of(ctx);
         kv.set_settings(live_settings(*ctx, *params));
-        return true;
     });
 }
 
 bool laprox_seq_set_params(llama_context * ctx, llama_seq_id seq_id, const laprox_params * params) {
-    return guarded(false, [&] {
+    return done([&] {
         cache & kv = cache_of(ctx);
         kv.at(seq_id);
         kv.set_settings(seq_id, params ? std::make_shared<settings>(live_settings(*ctx, *params)) : nullptr);
-        return true;
     });
 }
 
@@ -218,32 +215,22 @@ laprox_params * laprox_get_params(const llama_context * ctx) {
 }
 
 bool laprox_model_fingerprint(const llama_model * model, char out[17]) {
-    return guarded(false, [&] {
+    return done([&] {
         const std::string text = fingerprint(*model);
         std::copy_n(text.c_str(), text.size() + 1, out);
-        return true;
     });
 }
 
 bool laprox_set_scorer(llama_context * ctx, laprox_scorer_callback callback, void * user_data) {
-    return guarded(false, [&] {
-        cache_of(ctx).set_scorer(callback, user_data);
-        return true;
-    });
+    return done([&] { cache_of(ctx).set_scorer(callback, user_data); });
 }
 
 bool laprox_compress(llama_context * ctx, llama_seq_id seq_id) {
-    return guarded(false, [&] {
-        cache_of(ctx).compress(*ctx, seq_id);
-        return true;
-    });
+    return done([&] { cache_of(ctx).compress(*ctx, seq_id); });
 }
 
 bool laprox_probe(llama_context * ctx, llama_seq_id seq_id, const laprox_look * look) {
-    return guarded(false, [&] {
-        cache_of(ctx).look(*ctx, seq_id, *look);
-        return true;
-    });
+    return done([&] { cache_of(ctx).look(*ctx, seq_id, *look); });
 }
 
 struct laprox_found {
@@ -272,14 +259,13 @@ void laprox_found_free(laprox_found * found) {
 }
 
 bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again) {
-    return guarded(false, [&] {
+    return done([&] {
         cache & kv = cache_of(ctx);
         *again = kv.prompt_done(*ctx, seq_id, n_again, /*first =*/ *again < 0);
         if (*again >= 0 && !llama_memory_seq_rm(ctx->get_memory(), seq_id, *again, -1)) {
             kv.end_turn(seq_id); // layers that can't go back
             *again = -1;
         }
-        return true;
     });
 }
 
@@ -298,21 +284,17 @@ llama_pos laprox_compressed_for(llama_context * ctx, llama_seq_id seq_id) {
 }
 
 bool laprox_set_archive_in_states(llama_context * ctx, bool on) {
-    return guarded(false, [&] {
-        cache_of(ctx).set_archive_in_states(on);
-        return true;
-    });
+    return done([&] { cache_of(ctx).set_archive_in_states(on); });
 }
 
 bool laprox_document_save(llama_context * ctx, llama_seq_id seq_id, const char * path, const llama_token * tokens, int32_t n_tokens,
         const char * const * keys, const char * const * values, int32_t n_texts) {
-    return guarded(false, [&] {
+    return done([&] {
         std::map<std::string, std::string> texts;
         for (int32_t i = 0; i < n_texts; i++) {
             texts[keys[i]] = values[i];
         }
         save_document(*ctx, seq_id, path, { tokens, tokens + std::max(n_tokens, 0) }, texts);
-        return true;
     });
 }
 
@@ -335,24 +317,18 @@ int32_t laprox_document_tokens(const laprox_document * document, llama_token * t
 }
 
 bool laprox_document_load(llama_context * ctx, llama_seq_id seq_id, const laprox_document * document) {
-    return guarded(false, [&] {
-        document->load(*ctx, seq_id);
-        return true;
-    });
+    return done([&] { document->load(*ctx, seq_id); });
 }
 
 bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
-    return guarded(false, [&] {
-        cache_of(ctx).score(*ctx, seq_id);
-        return true;
-    });
+    return done([&] { cache_of(ctx).score(*ctx, seq_id); });
 }
 
 bool laprox_get_stats(llama_context * ctx, llama_seq_id seq_id, laprox_stats * out) {
-    return guarded(false, [&] {
+    return done([&] {
         if (seq_id != -1) {
             *out = sequence_of(ctx, seq_id).stats();
-            return true;
+            return;
         }
         cache & kv = cache_of(ctx);
         *out = {};
@@ -373,7 +349,6 @@ bool laprox_get_stats(llama_context * ctx, llama_seq_id seq_id, laprox_stats * o
             out->select_seconds  += s.select_seconds;
             out->compact_seconds += s.compact_seconds;
         }
-        return true;
     });
 }
 
@@ -389,7 +364,7 @@ int32_t laprox_layers(llama_context * ctx, int32_t * il, int32_t * n_head_kv, in
 }
 
 bool laprox_head_shape(llama_context * ctx, int32_t il, int32_t * n_head, int32_t * n_embd_head_k, int32_t * n_embd_head_v) {
-    return guarded(false, [&] {
+    return done([&] {
         const auto & layers = cache_of(ctx).get_layers();
         const layer_info & layer = layers[find_layer(layers, il, 0)];
         const auto set = [](int32_t * out, uint32_t value) {
@@ -400,7 +375,6 @@ bool laprox_head_shape(llama_context * ctx, int32_t il, int32_t * n_head, int32_
         set(n_head, layer.n_head);
         set(n_embd_head_k, layer.d_k);
         set(n_embd_head_v, layer.d_v);
-        return true;
     });
 }
 

@@ -47,11 +47,21 @@ static ggml_tensor * tokens_of(ggml_context * ctx, ggml_tensor * t, int64_t firs
     return ggml_view_3d(ctx, t, t->ne[0], t->ne[1], n, t->nb[1], t->nb[2], first*t->nb[2]);
 }
 
+// n_kv rows for each head of a class, one stride apart: [ne0, n_kv, n_heads], or [ne0, n_kv, 1, n_heads] as streams. The views
+// of neighbours overlap where n_kv is padded; ggml's check of bounds takes what it makes for contiguous, so it makes one row.
+static ggml_tensor * rows_of_heads(ggml_context * ctx, ggml_tensor * t, int64_t n_kv, int64_t n_heads, size_t stride, size_t row, bool streams) {
+    GGML_ASSERT(row + (n_heads - 1)*stride + n_kv <= (size_t) t->ne[1]);
+    ggml_tensor * rows = ggml_view_4d(ctx, t, t->ne[0], 1, streams ? 1 : n_heads, streams ? n_heads : 1,
+            t->nb[1], t->nb[1]*(streams ? n_kv : stride), t->nb[1]*stride*(streams ? 1 : n_heads), t->nb[1]*row);
+    rows->ne[1] = n_kv;
+    return rows;
+}
+
 // One attention call for a class of heads; q: [d, n_tokens, n_gqa*n_heads], result: [d_v, n_gqa, n_heads, n_tokens].
 // Where all heads share a mask it is llama.cpp's own form. Where each has its own, the heads become the streams of the
 // operation, and the mask has a slice for each: CUDA looks through the masks of streams without checking their number.
 static ggml_tensor * attend(const llm_graph_context & g, const layer_info & layer, const layer_store & store,
-        const store_class & cls, ggml_tensor * q, ggml_tensor * mask, int64_t n_tail, float kq_scale) {
+        const store_class & cls, ggml_tensor * q, ggml_tensor * mask, int64_t n_tail, float kq_scale, int il) {
     ggml_context * ctx = g.ctx0;
     const int64_t n_heads  = cls.plan.heads.size();
     const int64_t n_gqa    = layer.n_gqa();
@@ -59,11 +69,10 @@ static ggml_tensor * attend(const llm_graph_context & g, const layer_info & laye
     const int64_t n_kv     = cls.n_view + n_tail;
     const size_t  row      = cls.row0 + cls.plan.n_rows - cls.n_view;
     const bool    streams  = mask->ne[3] > 1;
+    GGML_ASSERT(is_aligned(q) && row % start_block(layer) == 0);
 
     const auto view = [&](ggml_tensor * t) {
-        const size_t stride = t->nb[1]*cls.stride;
-        ggml_tensor * rows = streams ? ggml_view_4d(ctx, t, t->ne[0], n_kv, 1, n_heads, t->nb[1], t->nb[1]*n_kv, stride, t->nb[1]*row)
-                                     : ggml_view_3d(ctx, t, t->ne[0], n_kv, n_heads, t->nb[1], stride, t->nb[1]*row);
+        ggml_tensor * rows = rows_of_heads(ctx, t, n_kv, n_heads, cls.stride, row, streams);
         // as llama.cpp does, except where the CPU attends in F32 without a copy
         const bool cast = t->type == GGML_TYPE_F32 && !ggml_backend_buft_is_host(layer.buft);
         return cast ? ggml_cast(ctx, rows, GGML_TYPE_F16) : rows;
@@ -74,7 +83,7 @@ static ggml_tensor * attend(const llm_graph_context & g, const layer_info & laye
     ggml_tensor * cur = ggml_flash_attn_ext(ctx, q, view(store.k), view(store.v), mask, kq_scale, 0.0f,
             g.hparams.attn_soft_cap ? g.hparams.f_attn_logit_softcapping : 0.0f);
     ggml_prec_set_acc(cur, GGML_PREC_F32);
-    g.res->add_fused_node({ LLM_FUSED_OP_FLASH_ATTN, cur, (int) layer.il });
+    g.res->add_fused_node({ LLM_FUSED_OP_FLASH_ATTN, cur, il });
 
     if (streams && n_tokens > 1) {
         cur = ggml_cont(ctx, ggml_permute(ctx, cur, 0, 1, 3, 2)); // from [d_v, n_gqa, n_tokens, n_heads]
@@ -175,7 +184,8 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
             const int64_t n_heads = cls.plan.heads.size();
             ggml_tensor * part = ggml_view_3d(ctx, heads, heads->ne[0], n_tokens, n_gqa*n_heads,
                     heads->nb[1], heads->nb[2], head*n_gqa*heads->nb[2]);
-            ggml_tensor * out = attend(g, layer, store, cls, part, class_mask(cls), n_tail, kq_scale);
+            part = is_aligned(part) ? part : ggml_cont(ctx, part);
+            ggml_tensor * out = attend(g, layer, store, cls, part, class_mask(cls), n_tail, kq_scale, il);
             cur   = cur ? ggml_concat(ctx, cur, out, 2) : out;
             head += n_heads;
         }

@@ -6,6 +6,7 @@
 #include "gguf.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>

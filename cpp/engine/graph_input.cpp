@@ -37,7 +37,7 @@ ggml_tensor * graph_input::key_rotation(ggml_context * ctx, int64_t d_k) {
 ggml_tensor * graph_input::tail_mask(ggml_context * ctx, size_t s, ggml_backend_buffer_type_t buft, ggml_tensor * tail, int64_t n_heads) {
     ggml_tensor *& one = single[s];
     if (!one || one->ne[0] != tail->ne[0]) {
-        one = ggml_is_contiguous(tail) ? tail : ggml_cont(ctx, tail);
+        one = ggml_is_contiguous(tail) && is_aligned(tail) ? tail : ggml_cont(ctx, tail);
     }
     if (n_heads == 1) {
         return one;

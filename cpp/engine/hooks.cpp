@@ -192,7 +192,7 @@ uint32_t extra_graph_nodes(const llama_context & ctx) {
     return cache_in(ctx.get_memory()) ? 128*ctx.n_seq_max()*ctx.get_model().hparams.n_layer_all : 0;
 }
 
-void check_attention(llama_context & ctx) {
+void check_attention(llama_context & ctx, const llama_memory_context_i * mctx) {
     cache * kv = cache_in(ctx.get_memory());
     if (kv) {
         kv->set_context(ctx);
@@ -200,11 +200,18 @@ void check_attention(llama_context & ctx) {
     if (!kv || ctx.get_model().hparams.no_alloc) {
         return;
     }
+    // Split only: the scheduler forgets where an operation runs once it has reserved memory for a graph.
+    const llama_cparams & cparams = ctx.get_cparams();
+    const uint32_t n_seqs = cparams.n_seq_max;
+    ctx.graph_reserve(std::max(n_seqs, std::min(cparams.n_ctx, cparams.n_ubatch)), n_seqs, n_seqs, mctx, true);
+
     std::vector<attention_place> places;
     for (const auto & node : ctx.get_gf_res_reserve()->get_fused_nodes()) {
         for (const layer_info & layer : kv->get_layers()) {
             if (node.op != LLM_FUSED_OP_FLASH_ATTN || node.il != (int) layer.il || ggml_backend_buft_is_host(layer.buft)) {
-                continue; // a cache in host memory (--no-kv-offload) is read from wherever attention runs, as in stock llama.cpp
+                // As in stock llama.cpp, a cache in host memory (--no-kv-offload) is read from wherever attention runs, and a layer
+                // that reads another one's cache attends on its own device.
+                continue;
             }
             ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.get_sched(), node.tensor);
             const auto name = [](ggml_backend_dev_t device) { return device ? ggml_backend_dev_name(device) : "CPU"; };

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 struct llama_context;
+struct llama_memory_context_i;
 struct llama_memory_i;
 class llama_io_read_i;
 class llama_io_write_i;
@@ -37,8 +38,8 @@ void state_refused(const llama_memory_i * memory, const char * reason);
 // Graph nodes beyond the stock graph's, for llama_context::graph_max_nodes().
 uint32_t extra_graph_nodes(const llama_context & ctx);
 
-// Attention of the graph just reserved must run where the cache is. Throws std::runtime_error with the reason.
-void check_attention(llama_context & ctx);
+// Attention over all that mctx has room for must run where the cache is. Throws std::runtime_error with the reason.
+void check_attention(llama_context & ctx, const llama_memory_context_i * mctx);
 
 // Whether training is refused.
 bool refuses_training(const llama_context & ctx);

@@ -56,7 +56,8 @@ head_graph::head_graph(workbench & bench, const score_source & from, uint32_t he
     std::vector<uint32_t> held = store.rows_of(head, from.tail);
     held.resize(n, held.back());
     ggml_tensor * index = nullptr;
-    if (held.back() + 1 != held.size() || !std::is_sorted(held.begin(), held.end())) {
+    const bool adjacent = held.back() + 1 == held.size() && std::is_sorted(held.begin(), held.end());
+    if (!adjacent || store.held_row(head) % start_block(layer) != 0) {
         ints.emplace_back();
         for (uint32_t row : held) {
             ints.back().push_back((int32_t) (store.held_row(head) + row));

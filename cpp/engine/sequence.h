@@ -15,6 +15,7 @@
 
 #include "llama-kv-cells.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>

@@ -68,10 +68,14 @@ static std::shared_ptr<const gate_set> load_gates(const llama_model & model, con
     return state.gates;
 }
 
-// LU-KV's table for this model, checked against it.
-static std::shared_ptr<const budget_profile> load_profile(const llama_model & model, const settings & s) {
-    const std::string path = find_companion(model, s, s.profile, ".kv-profile.npy", "a profile", "`laprox profile` makes one");
-    profile_file file = read_profile(path);
+static std::string note(const profile_file & file, const char * key) {
+    const auto it = file.notes.find(key);
+    return it == file.notes.end() ? std::string() : it->second;
+}
+
+// LU-KV's table, checked against the model.
+static std::shared_ptr<const profile_file> read_checked(const llama_model & model, const std::string & path) {
+    auto file = std::make_shared<const profile_file>(read_profile(path));
 
     const auto shape = [](int32_t n_layer, int32_t n_head_kv) {
         return "[99, " + std::to_string(n_layer) + ", " + std::to_string(n_head_kv) + "]";
@@ -81,23 +85,43 @@ static std::shared_ptr<const budget_profile> load_profile(const llama_model & mo
     for (int32_t il = 0; il < n_layer; il++) {
         n_head_kv = std::max<int32_t>(n_head_kv, model.hparams.n_head_kv(il));
     }
-    if (file.table.n_layer != n_layer || file.table.n_head_kv != n_head_kv) {
-        throw std::invalid_argument("profile " + path + " is " + shape(file.table.n_layer, file.table.n_head_kv) + ", the model needs " +
+    if (file->table.n_layer != n_layer || file->table.n_head_kv != n_head_kv) {
+        throw std::invalid_argument("profile " + path + " is " + shape(file->table.n_layer, file->table.n_head_kv) + ", the model needs " +
                 shape(n_layer, n_head_kv) + " (eviction, layers, KV heads)");
     }
-    const auto note = [&](const char * key) {
-        const auto it = file.notes.find(key);
-        return it == file.notes.end() ? std::string() : it->second;
-    };
-    if (!note("fingerprint").empty() && note("fingerprint") != fingerprint(model)) {
-        throw std::invalid_argument("profile " + path + " was made for " + note("model") + " (" + note("fingerprint") +
+    const std::string made_for = note(*file, "fingerprint");
+    if (!made_for.empty() && made_for != fingerprint(model)) {
+        throw std::invalid_argument("profile " + path + " was made for " + note(*file, "model") + " (" + made_for +
                 "), this model is another one (" + fingerprint(model) + ")");
     }
-    if (!note("scorer").empty() && note("scorer") != s.policy.score->name) {
-        throw std::invalid_argument("profile " + path + " was made for scorer " + note("scorer") + ", policy \"" + s.policy.name + "\" has " +
-                s.policy.score->name + "; accepted: policy \"" + note("scorer") + ":profile\"");
+    return file;
+}
+
+// What differs where a file was replaced; empty where there is none.
+static std::string file_version(const std::string & path) {
+    std::error_code absent;
+    const auto file = std::filesystem::u8path(path);
+    const auto size = std::filesystem::file_size(file, absent);
+    const auto time = std::filesystem::last_write_time(file, absent);
+    return absent ? "" : path + '\n' + std::to_string(size) + '\n' + std::to_string(time.time_since_epoch().count());
+}
+
+static std::shared_ptr<const budget_profile> load_profile(const llama_model & model, const settings & s) {
+    const std::string path = find_companion(model, s, s.profile, ".kv-profile.npy", "a profile", "`laprox profile` makes one");
+    const std::string version = file_version(path);
+
+    model_state & state = *model.laprox;
+    std::lock_guard<std::mutex> lock(state.mutex);
+    if (version.empty() || state.profile_version != version) {
+        state.profile         = read_checked(model, path);
+        state.profile_version = version;
     }
-    return std::make_shared<budget_profile>(std::move(file.table));
+    const auto & file = state.profile;
+    if (!note(*file, "scorer").empty() && note(*file, "scorer") != s.policy.score->name) {
+        throw std::invalid_argument("profile " + path + " was made for scorer " + note(*file, "scorer") + ", policy \"" + s.policy.name +
+                "\" has " + s.policy.score->name + "; accepted: policy \"" + note(*file, "scorer") + ":profile\"");
+    }
+    return { file, &file->table };
 }
 
 static bool is_policy(const option & row) {

@@ -69,9 +69,11 @@ struct model_state {
     std::map<uint32_t, std::vector<float>> grams;
     weight_reader weights;
 
-    // as last loaded: settings of sequences change often, gates hardly ever
+    // as last loaded: settings of sequences change often, these files hardly ever
     std::string gates_path;
     std::shared_ptr<const gate_set> gates;
+    std::string profile_version; // path, size and time of the file
+    std::shared_ptr<const profile_file> profile;
 };
 
 // The state of a model just loaded, off. `splits`: its files where there are several.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -27,15 +28,30 @@ static row_plan plan_rows(const layer_info & layer, const std::vector<uint32_t> 
     size_t row = 0;
     for (auto & planned : plan_classes(n_kept, max_classes, store_block)) {
         store_class cls { planned, (uint32_t) GGML_PAD(planned.n_rows, view_block(layer)), 0, 0 };
-        // views reach back by n_view - n_rows; the first run has no neighbour to reach into
-        row = std::max<size_t>(row, cls.n_view - planned.n_rows);
-        cls.row0   = row;
+        // views reach back by n_back; the first run has no neighbour to reach into
+        const size_t n_back = cls.n_view - planned.n_rows;
+        cls.row0   = GGML_PAD(std::max(row, n_back) - n_back, start_block(layer)) + n_back;
         cls.stride = planned.n_rows + n_tail;
-        row += cls.stride*planned.heads.size();
+        row = cls.row0 + cls.stride*planned.heads.size();
         plan.classes.push_back(std::move(cls));
     }
     plan.n_rows = row;
     return plan;
+}
+
+// The most that a device asks for: Vulkan's minStorageBufferOffsetAlignment is at most this.
+static const size_t alignment = 256;
+
+bool is_aligned(const ggml_tensor * view) {
+    return view->view_offs % alignment == 0;
+}
+
+size_t start_block(const layer_info & layer) {
+    if (ggml_backend_buft_is_host(layer.buft)) {
+        return 1;
+    }
+    const auto rows = [](ggml_type type, uint32_t d) { return alignment/std::gcd(alignment, ggml_row_size(type, d)); };
+    return std::max(rows(layer.type_k, layer.d_k), rows(layer.type_v, layer.d_v));
 }
 
 size_t layer_store::bytes_for(const layer_info & layer, const std::vector<uint32_t> & n_kept, uint32_t n_tail) {

@@ -37,6 +37,14 @@ struct layer_info {
     size_t row_bytes()    const { return kv_row_bytes() + (gated ? sizeof(float) : 0); }
 };
 
+// Whether a view begins where a tensor of its own could, on any device: attention on Vulkan needs that, and other operations there
+// find the blocks of a quantised type nowhere else.
+bool is_aligned(const ggml_tensor * view);
+
+// A view of a layer's pools is aligned where its first row is a multiple of this, a power of two. 1 in host memory, from which devices
+// get copies.
+size_t start_block(const layer_info & layer);
+
 struct store_class {
     length_class plan;
     uint32_t n_view;  // masked rows in front of the tail that attention reads; at least plan.n_rows

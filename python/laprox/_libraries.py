@@ -62,7 +62,9 @@ def _check_version() -> None:
 
 
 def _check_loaded(directory: Path) -> None:
-    loaded = Path(sys.modules["llama_cpp.llama_cpp"]._lib._name)
+    from laprox._upstream import loaded_library  # it imports llama_cpp
+
+    loaded = loaded_library()
     if loaded.parent.resolve() != directory.resolve():
         raise ImportError(
             f"llama_cpp was imported before laprox and has loaded {loaded}: "

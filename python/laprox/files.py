@@ -1,15 +1,33 @@
-"""Outputs of long work: checked before it begins, gone on with after an interruption, written whole or not at all."""
+"""Files read in pieces, and outputs of long work: checked before it begins, gone on with after an interruption, written whole or not at all."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+Progress = Callable[[int, int], None]
+"""Is told bytes done and bytes in all."""
+
+CHUNK = 1 << 20  # bytes read or written at once
+
+
+def sha256_of(path: Path, progress: Progress | None = None) -> str:
+    """Of a file, in hexadecimal."""
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(done, total)
+    return digest.hexdigest()
 
 
 def check_writable(output: Path) -> None:

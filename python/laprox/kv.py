@@ -182,4 +182,4 @@ class KV:
     @property
     def _ctx(self) -> int:
         self._llm._check_not_scoring()
-        return self._llm._ctx.ctx
+        return self._llm.ctx

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import warnings
@@ -13,15 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llama_cpp
 import numpy as np
-from llama_cpp._internals import LlamaModel
+import numpy.typing as npt
 from llama_cpp.llama import LlamaState
-from llama_cpp.llama_grammar import LlamaGrammar
 
 from laprox import _core, hub, templates
+from laprox._upstream import LlamaModel, Parent
 from laprox.cache_types import AUTO, CACHE_TYPES, Auto, Choice, choose, name_of, table_for
 from laprox.config import KVConfig
 from laprox.kv import KV
-from laprox.lifetime import Native, check_usable
 from laprox.policy import Policy, Scorer
 from laprox.reuse import common_prefix, contains
 from laprox.sizes import shape_of, small_context
@@ -36,7 +34,7 @@ class _Prompt(NamedTuple):
     n_cached: int  # its tokens that have been evaluated before
 
 
-class Llama(llama_cpp.Llama):
+class Llama(Parent):
     """`llama_cpp.Llama` whose KV cache keeps only the entries that matter. Everything else is the parent's.
 
     A prompt is cached whole; when it is in, and before the first sampled token is evaluated, the cache is compressed
@@ -45,17 +43,10 @@ class Llama(llama_cpp.Llama):
     again. `llm.kv` shows what is held.
     """
 
-    # Until the parent has made its own, so that close() works on an instance whose settings were refused.
-    _stack = contextlib.ExitStack()
     _scorer: Scorer | None = None  # of the laprox.Policy in force; the engine borrows it
     _choice: Choice | None = None  # of the types that were to be chosen
     _document: Document | None = None  # prompts that begin with its tokens start from it
     _closed = False
-
-    _ctx: Any = Native()
-    _batch: Any = Native()
-    _loaded_model: Any = Native()
-    tokenizer_: Any = Native()
 
     def __init__(
         self,
@@ -101,13 +92,6 @@ class Llama(llama_cpp.Llama):
                 raise ValueError(f"{model_path}: {reason}") from error
             raise
 
-    def _fit_arrays(self) -> None:
-        """llama.cpp rounds n_ctx up, and a draft model needs the logits of all tokens: the parent's arrays can be too short."""
-        if len(self.input_ids) < self._n_ctx:
-            self.input_ids = np.zeros(self._n_ctx, dtype=np.intc)
-        if self._logits_all and len(self.scores) < self._n_ctx:
-            self.scores = np.ndarray((self._n_ctx, self._n_vocab), dtype=np.single)  # memory as rows are written
-
     @classmethod
     def from_pretrained(
         cls,
@@ -148,14 +132,7 @@ class Llama(llama_cpp.Llama):
             raise _core.LaproxError("the KV cache of this Llama is not compressed: make it with kv=KVConfig(...)")
         return KV(self)
 
-    @property
-    def _model(self) -> LlamaModel:
-        return self._loaded_model
-
-    @_model.setter
-    def _model(self, model: LlamaModel) -> None:
-        # The parent assigns this after loading the model and before making the context: the moment to set the cache.
-        self._loaded_model = model
+    def _before_context(self, model: LlamaModel) -> None:
         self._check_templates(model)
         if self.kv_config is not None:
             try:
@@ -170,8 +147,9 @@ class Llama(llama_cpp.Llama):
         autos = [given for given in self._types if isinstance(given, Auto)]
         if not autos or self.kv_config is None:
             return
-        with contextlib.closing(small_context(model)) as small:
-            shape = shape_of(small.ctx)
+        small = small_context(model)
+        shape = shape_of(small.ctx)
+        del small  # before the large one is made
         table = table_for(Path(self.model_path), _core.model_fingerprint(model.model))
         losses = table.unseen if autos[0].unseen else table.seen
         k, v = (None if isinstance(given, Auto) else name_of(given) for given in self._types)
@@ -204,15 +182,34 @@ class Llama(llama_cpp.Llama):
         before = self._scorer
         scorer = Scorer(policy) if isinstance(policy, Policy) else None
         if scorer is not None:
-            _core.set_scorer(self._ctx.ctx, scorer)
+            _core.set_scorer(self.ctx, scorer)
         try:
             then()
         except BaseException:
-            _core.set_scorer(self._ctx.ctx, before)
+            _core.set_scorer(self.ctx, before)
             raise
         if scorer is None and before is not None:
-            _core.set_scorer(self._ctx.ctx, None)
+            _core.set_scorer(self.ctx, None)
         self._scorer = scorer
+
+    @property
+    def _cached(self) -> npt.NDArray[np.intc]:
+        """The tokens that have been evaluated."""
+        return self.input_ids[: self.n_tokens]
+
+    def _cut(self, begin: int) -> bool:
+        """Let go of what is cached from this position on. False, and nothing has changed, where the cache can't."""
+        return llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, begin, -1)
+
+    def _check_usable(self) -> None:
+        """Raises LaproxError if this Llama is closed, or of a process that this one was forked from."""
+        if self._closed:
+            raise _core.LaproxError("this Llama is closed")
+        if self._pid != os.getpid():
+            raise _core.LaproxError(
+                "this Llama was loaded before the process forked, and llama.cpp's threads stayed behind: "
+                'load it in the new process, or start that with multiprocessing.get_context("spawn")'
+            )
 
     def _check_not_scoring(self) -> None:
         if self._scorer is not None and self._scorer.running:
@@ -223,8 +220,8 @@ class Llama(llama_cpp.Llama):
         if self._closed or getattr(self, "_pid", 0) not in (0, os.getpid()):  # a forked process has nothing to free
             return
         self._check_not_scoring()
-        if self._scorer is not None and self._ctx.ctx is not None:
-            _core.set_scorer(self._ctx.ctx, None)
+        if self._scorer is not None and self.ctx is not None:
+            _core.set_scorer(self.ctx, None)
         self._scorer = None
         self._closed = True
         super().close()
@@ -236,7 +233,7 @@ class Llama(llama_cpp.Llama):
         self._check_not_scoring()
         super().reset()
         if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
-            self._ctx.kv_cache_seq_rm(-1, 0, -1)
+            self._cut(0)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already evaluated.
@@ -246,22 +243,20 @@ class Llama(llama_cpp.Llama):
             ValueError: They do not fit into the context.
             RuntimeError: They found no room in the cache; caused by what a `laprox.Policy` raised, if it did.
         """
-        check_usable(self)
+        self._check_usable()
         prompt, self._in_prompt = self._in_prompt, None
-        if self.n_tokens + len(tokens) > self._n_ctx:
-            raise ValueError(
-                f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}"
-            )
+        if self.n_tokens + len(tokens) > self.n_ctx():
+            raise ValueError(f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self.n_ctx()}")
         if self.kv_config is None:
             return super().eval(tokens)
         self._check_not_scoring()
         if prompt is not None:  # the parent starts over where layers can't be cut back
             self._tokens_reread += max(0, prompt.n_cached - self.n_tokens)
 
-        if not self._goes_on(tokens) or not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+        if not self._goes_on(tokens) or not self._cut(self.n_tokens):
             # n_tokens was taken back into what the cache was compressed for, or of what nothing can be cut off: start over.
             self._tokens_reread += self.n_tokens
-            tokens = [*self._input_ids.tolist(), *tokens]
+            tokens = [*self._cached.tolist(), *tokens]
             self.reset()
 
         self._eval_scored(tokens)
@@ -271,7 +266,7 @@ class Llama(llama_cpp.Llama):
     @property
     def _compressed_for(self) -> int:
         """Length of the prompt that entries were last chosen for; 0: all are held, or can come back."""
-        return _core.compressed_for(self._ctx.ctx) if self.kv_config is not None else 0
+        return _core.compressed_for(self.ctx) if self.kv_config is not None else 0
 
     def _recalls_by_queries(self) -> bool:
         """Whether entries come back for a prompt by the queries of its last tokens, which can be cut off and evaluated again."""
@@ -279,9 +274,9 @@ class Llama(llama_cpp.Llama):
             return False
         if self.chat_handler is not None:  # what it put there, images say, isn't among the tokens
             return False
-        model = self._model.model
+        model = self.model
         stays = llama_cpp.llama_model_n_swa(model) or llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
-        stats = _core.stats(self._ctx.ctx)
+        stats = _core.stats(self.ctx)
         return not stays and stats["entries_held"] < stats["entries_full"] and self._compressed_for == 0
 
     def _prompt_done(self, ctx: int, last: int | None) -> tuple[int | None, list[int]]:
@@ -290,8 +285,8 @@ class Llama(llama_cpp.Llama):
         first = _core.prompt_done(ctx, 0 if self.chat_handler is not None else self.n_tokens, last)
         if first is None:
             return None, []
-        again, self.n_tokens = self._input_ids[first:].tolist(), first
-        self._requires_eval = True  # the logits are of what was taken back
+        again, self.n_tokens = self._cached[first:].tolist(), first
+        self._forget_logits()  # the logits are of what was taken back
         return first, again
 
     def _goes_on(self, tokens: Sequence[int]) -> bool:
@@ -334,7 +329,7 @@ class Llama(llama_cpp.Llama):
             LaproxError: This Llama is closed.
             ValueError: The prompt is empty, or a grammar can't be parsed.
         """
-        check_usable(self)
+        self._check_usable()
         tokens = list(tokens)
         reset = kwargs.get("reset", args[6] if len(args) > 6 else True)
         if not tokens and (reset or self.n_tokens == 0):
@@ -344,10 +339,10 @@ class Llama(llama_cpp.Llama):
             self._resume_document(tokens)
         if reset and self._compressed_for:
             if not contains(tokens, self.input_ids[: self._compressed_for], self._as_text):
-                self._tokens_reread = common_prefix(self._input_ids, tokens)
+                self._tokens_reread = common_prefix(self._cached, tokens)
                 self.reset()
         # the parent evaluates what is left of it in one eval(), then token by token
-        n_cached = common_prefix(self._input_ids, tokens[:-1]) if reset else self.n_tokens
+        n_cached = common_prefix(self._cached, tokens[:-1]) if reset else self.n_tokens
         if n_cached < self.n_tokens and self._recalls_by_queries():
             # an answer has taken the place of the prompt's queries, by which entries come back: they are made again
             self.n_tokens = n_cached = min(n_cached, max(1, len(tokens) - self.kv.config.window))
@@ -357,15 +352,6 @@ class Llama(llama_cpp.Llama):
         finally:
             if self._in_prompt is this_prompt:  # it failed before that
                 self._in_prompt = None
-
-    def _init_sampler(self, *args: Any, grammar: LlamaGrammar | None = None, **kwargs: Any) -> Any:
-        if grammar is not None:  # the parent would add to its samplers what isn't one, and llama.cpp follow the null pointer
-            vocab, rules, root = self._model.vocab, grammar._grammar.encode(), grammar._root.encode()
-            parsed = llama_cpp.llama_sampler_init_grammar(vocab, rules, root)
-            if not parsed:
-                raise ValueError(f"the grammar can't be parsed; accepted: GBNF with a rule {grammar._root!r}")
-            llama_cpp.llama_sampler_free(parsed)
-        return super()._init_sampler(*args, grammar=grammar, **kwargs)  # type: ignore[misc] # not among the positional ones
 
     def load_document(self, path: str | os.PathLike[str] | Document) -> Document:
         """Hold a text that was read before (`laprox read`), and only it, without reading it again.
@@ -383,7 +369,7 @@ class Llama(llama_cpp.Llama):
         """
         from laprox.read.document import Document  # the room builds on this class
 
-        check_usable(self)
+        self._check_usable()
         self._check_not_scoring()
         kv = self.kv
         document = path if isinstance(path, Document) else Document(path)
@@ -404,16 +390,16 @@ class Llama(llama_cpp.Llama):
 
     def _start_from(self, document: Document) -> None:
         n = len(document.tokens)
-        if n >= self._n_ctx:
-            raise document.refused(f"it has {n} tokens, the context has room for {self._n_ctx}; accepted: an n_ctx that holds a question, too")
+        if n >= self.n_ctx():
+            raise document.refused(f"it has {n} tokens, the context has room for {self.n_ctx()}; accepted: an n_ctx that holds a question, too")
         try:
-            document.load(self._ctx.ctx)
+            document.load(self.ctx)
         except _core.LaproxError:
             self.reset()
             raise
         self.input_ids[:n] = document.tokens
         self.n_tokens = n
-        self._requires_eval = True
+        self._forget_logits()
 
     def _resume_document(self, tokens: list[int]) -> None:
         """Start from the loaded document where a prompt is about it and doesn't go on with all that is cached."""
@@ -421,7 +407,7 @@ class Llama(llama_cpp.Llama):
         if self._document is None or tokens[: len(self._document.tokens)] != self._document.tokens:
             return
         goes_on = len(self._document.tokens) <= self.n_tokens < len(tokens)
-        if not goes_on or common_prefix(self._input_ids, tokens) < self.n_tokens:
+        if not goes_on or common_prefix(self._cached, tokens) < self.n_tokens:
             self._start_from(self._document)
             self._resumed = True
 
@@ -432,14 +418,14 @@ class Llama(llama_cpp.Llama):
             archive: With everything that was evicted, as large as an uncompressed state. Without it, a later prompt can't
                 bring back what this one doesn't hold.
         """
-        check_usable(self)
+        self._check_usable()
         if self.kv_config is None:
             return super().save_state()
-        _core.set_archive_in_states(self._ctx.ctx, archive)
+        _core.set_archive_in_states(self.ctx, archive)
         try:
             return super().save_state()
         finally:
-            _core.set_archive_in_states(self._ctx.ctx, False)
+            _core.set_archive_in_states(self.ctx, False)
 
     def load_state(self, state: LlamaState) -> None:
         """Continue from a saved state, compressed as it was.
@@ -447,10 +433,10 @@ class Llama(llama_cpp.Llama):
         Raises:
             LaproxError: The state is not of this model and these cache types, or longer than the context; nothing is kept of it.
         """
-        check_usable(self)
+        self._check_usable()
         self._check_not_scoring()
-        if state.n_tokens > self._n_ctx:
-            raise _core.LaproxError(f"the saved state has {state.n_tokens} tokens, the context has room for {self._n_ctx}")
+        if state.n_tokens > self.n_ctx():
+            raise _core.LaproxError(f"the saved state has {state.n_tokens} tokens, the context has room for {self.n_ctx()}")
         try:
             super().load_state(self._fitted(state))
         except RuntimeError as error:
@@ -464,7 +450,7 @@ class Llama(llama_cpp.Llama):
         n = state.n_tokens
         input_ids = np.zeros_like(self.input_ids)
         input_ids[:n] = state.input_ids[:n]
-        scores = np.zeros((min(n, len(self.scores)), self._n_vocab), dtype=np.single)
+        scores = np.zeros((min(n, len(self.scores)), self.n_vocab()), dtype=np.single)
         rows = min(len(scores), len(state.scores))
         if state.scores.shape[1:] == scores.shape[1:]:  # of another vocabulary, the engine refuses it
             scores[:rows] = state.scores[:rows]

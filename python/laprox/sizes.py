@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import llama_cpp
-from llama_cpp._internals import LlamaContext, LlamaModel
 
 from laprox import _core
+from laprox._upstream import LlamaContext, LlamaModel
 from laprox.cache_types import CACHE_TYPES, Types
 
 

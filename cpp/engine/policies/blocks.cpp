@@ -1,6 +1,8 @@
 #include "engine/policies/blocks.h"
 #include "core/scores.h"
 
+#include <algorithm>
+
 namespace laprox::policies {
 
 ggml_tensor * plus(ggml_context * ctx, ggml_tensor * total, ggml_tensor * t) {

@@ -6,10 +6,10 @@ import re
 import secrets
 from typing import Any
 
-from llama_cpp._internals import LlamaModel
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from laprox import templates
+from laprox._upstream import LlamaModel
 from laprox.chat.tokens import n_shared, text_of, tokens_of, trained_for
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llama_cpp._internals import LlamaModel
-
 from laprox import KVConfig, LaproxError, _core
+from laprox._upstream import LlamaModel
 from laprox.cache_types import CacheType
 from laprox.chat import log
 from laprox.sizes import shape_of, small_context

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import llama_cpp
-from llama_cpp._internals import LlamaModel
 
+from laprox._upstream import LlamaModel
 from laprox.cache_types import CACHE_TYPES, Auto, Types
 from laprox.chat import log
 from laprox.config import KVConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 from laprox import KVStats, Llama
 from laprox.chat.conversation import Conversation
-from laprox.chat.tokens import check_context, read
+from laprox.chat.tokens import check_context
 
 ROOM = 2048  # tokens of context for questions and answers, at least
 
@@ -58,13 +58,6 @@ class Session:
         self.llm = llm
         self.conversation = conversation
         self._sampling = sampling
-
-    def read(self, tokens: list[int]) -> Iterator[int]:
-        """Evaluate a prompt from its start, batch by batch; yields how many tokens are in.
-
-        Nothing is evicted: the compression comes when a question follows, which finds these tokens in the cache.
-        """
-        yield from read(self.llm, tokens)
 
     def answer(self, question: str, write: Callable[[str], None]) -> Answer:
         """Answer a question and pass the text on as it comes. An interrupt (ctrl-C) ends the answer, which counts."""

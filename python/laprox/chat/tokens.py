@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp._internals import LlamaModel
 
+from laprox._upstream import LlamaModel
 from laprox.llama import Llama
 from laprox.reuse import common_prefix
 
@@ -39,7 +39,7 @@ def read(llm: Llama, tokens: Sequence[int]) -> Iterator[int]:
 
 def last_logits(llm: Llama) -> npt.NDArray[np.float64]:
     """Of the token after those evaluated: [vocabulary]."""
-    row = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
+    row = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
     return np.ctypeslib.as_array(row, shape=(llm.n_vocab(),)).astype(np.float64)
 
 

@@ -96,7 +96,7 @@ def chat(
     session = Session(llm, conversation, answers)
     ui = Chat(session, as_json, agnostic)
     if text:
-        read(session, conversation.opening())
+        read(session.llm, conversation.opening())
     if agnostic:
         ui.compress()
     ui.run(ask)
@@ -246,7 +246,7 @@ class Chat:
                 raise ValueError("there is no question yet: ask one first, or /reread QUESTION")
             question, _ = turns.pop()
         try:
-            read(self._session, self._session.conversation.prompt(question))
+            read(self._session.llm, self._session.conversation.prompt(question))
             self._answer(question)
         except BaseException:  # interrupted: the old answer stands
             turns[:] = before

@@ -81,7 +81,7 @@ def demo(
     console.print()
     for column in (stock, small):
         notes.print(f"{column.label} reads the text ...", style="dim", markup=False)
-        read(column.session, column.session.conversation.opening())
+        read(column.session.llm, column.session.conversation.opening())
     whole = [column.session.llm.save_state() for column in (stock, small)]
 
     def from_the_start() -> None:

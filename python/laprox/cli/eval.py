@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from llama_cpp._internals import LlamaModel
 from rich.console import Console
 from rich.table import Table
 
 from laprox import KVConfig, extras
+from laprox._upstream import LlamaModel
 from laprox.chat.reading import read_documents
 from laprox.chat.tokens import tokens_of
 from laprox.cli import options

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 
 import typer
-from llama_cpp._internals import LlamaModel
 
+from laprox._upstream import LlamaModel
 from laprox.cli.progress import progress
 from laprox.cli.show import notes
 from laprox.eval.bench import Reading, run

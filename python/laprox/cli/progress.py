@@ -19,7 +19,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from laprox.chat.session import Session
+from laprox import Llama
+from laprox.chat.tokens import read as in_batches
 from laprox.cli.show import notes
 
 
@@ -49,8 +50,8 @@ def progress(what: str, total: float | None = None, unit: str = "", done: int = 
         yield partial(shown.update, shown.add_task(what, total=total, completed=done))
 
 
-def read(session: Session, tokens: list[int]) -> None:
-    """Let a session read a prompt."""
+def read(llm: Llama, tokens: list[int]) -> None:
+    """Have a prompt evaluated from its start. Nothing is evicted: that comes when a question follows, which finds it in the cache."""
     with progress("reading", len(tokens), "tokens") as update:
-        for n in session.read(tokens):
+        for n in in_batches(llm, tokens):
             update(completed=n)

@@ -11,7 +11,7 @@ from rich.console import Console
 from laprox import KVConfig, Llama, extras
 from laprox.chat.conversation import Conversation
 from laprox.chat.reading import read_documents
-from laprox.chat.session import Sampling, Session, context_size
+from laprox.chat.session import context_size
 from laprox.cli import options
 from laprox.cli.progress import read
 from laprox.cli.running import Running
@@ -65,7 +65,7 @@ def view(
     conversation, question = Conversation(loader.vocabulary, text), printable(question)
     tokens = conversation.prompt(question) if question else conversation.opening()
     llm = loader.open(context_size(conversation, [question] if question else [], 1, ctx_size), kv)
-    read(Session(llm, conversation, Sampling()), tokens)
+    read(llm, tokens)
 
     from laprox.viz.remembered import look, score_all
 

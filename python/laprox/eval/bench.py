@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from llama_cpp._internals import LlamaModel
-
 from laprox import LaproxError, Llama, _core
+from laprox._upstream import LlamaModel
 from laprox.cache_types import Types
 from laprox.chat.tokens import text_of
 from laprox.eval.contenders import FULL, ROOM, Budget, Contender
@@ -239,7 +238,7 @@ def runnable(wanted: Sequence[str], open_small: Callable[[str], Llama], insist: 
                 raise
             refused |= dict.fromkeys(mine, str(error))
             continue
-        fingerprint, n_threads = _core.model_fingerprint(llm._model.model), llm.n_threads
+        fingerprint, n_threads = _core.model_fingerprint(llm.model), llm.n_threads
         refused |= Reader(llm).able(mine)
         llm.close()
     if refused and insist:

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llama_cpp._internals import LlamaModel
-
 from laprox import LaproxError, _core
+from laprox._upstream import LlamaModel
 from laprox.cache_types import ROOM, CacheType
 from laprox.chat.cost import measure
 from laprox.config import KVConfig

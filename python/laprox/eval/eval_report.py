@@ -39,25 +39,13 @@ def evaluation_page(summary: Summary, header: dict[str, Any]) -> Page:
             page.section(f"{REGIMES[regime]}: {at}")
             for chart in accuracy_charts(summary, regime, length):
                 page.figure(chart)
-            page.table(
-                ["policy", *summary.budgets], table(summary, "score", regime, length), "Score in percent, ± one standard error"
-            )
+            captions = {"score": "Score in percent, ± one standard error"}
             if any(row[1] != "-" for row in table(summary, "kl", regime, length)):
-                page.table(
-                    ["policy", *summary.budgets],
-                    table(summary, "kl", regime, length),
-                    "KL to the full cache, nats per token of its answer",
-                )
-                page.table(
-                    ["policy", *summary.budgets],
-                    table(summary, "agreement", regime, length),
-                    "Tokens of the full cache's answer at which both find the same one likeliest, in percent",
-                )
-            page.table(
-                ["policy", *summary.budgets],
-                table(summary, "bytes", regime, length),
-                "Bytes of cache after compressing, tail and padding included",
-            )
+                captions["kl"] = "KL to the full cache, nats per token of its answer"
+                captions["agreement"] = "Tokens of the full cache's answer at which both find the same one likeliest, in percent"
+            captions["bytes"] = "Bytes of cache after compressing, tail and padding included"
+            for name, caption in captions.items():
+                page.table(["policy", *summary.budgets], table(summary, name, regime, length), caption)
     if len(summary.tasks) > 1:
         middle = summary.budgets[len(summary.budgets) // 2]
         for regime in summary.regimes:

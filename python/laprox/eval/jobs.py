@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llama_cpp._internals import LlamaModel
-
+from laprox._upstream import LlamaModel
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import check_context, n_shared, text_of, tokens_of, trained_for
 from laprox.eval import books, longbench, tasks

@@ -316,7 +316,7 @@ class Reader:
         along = np.array(list(self.force(start, [*answer, -1])), np.float32)
         likeliest = along.argmax(-1)
         shared = int((likeliest[:-1] != np.asarray(answer, int)).argmax()) if (likeliest[:-1] != answer).any() else len(answer)
-        if not self.llm._ctx.kv_cache_seq_rm(-1, begin + shared, -1):
+        if not self.llm._cut(begin + shared):
             raise RuntimeError(f"the cache can't go back by {len(answer) - shared} tokens")
         self.llm.n_tokens = begin + shared
         return along, self._go_on(list(answer[:shared]), along[shared], predict)
@@ -378,7 +378,7 @@ class Reader:
         met: Callable[[Floats], None] = lambda logprobs: None,
     ) -> list[int]:
         """An answer whose beginning is in the cache, to its end: the likeliest token each time. `met` is told what followed it."""
-        vocabulary = self.llm._model.vocab
+        vocabulary = llama_cpp.llama_model_get_vocab(self.llm.model)
         while len(tokens) < predict:
             token = int(logprobs.argmax())
             if llama_cpp.llama_vocab_is_eog(vocabulary, token):
@@ -426,12 +426,12 @@ class Reader:
             raise _core.LaproxError(f"{policy} is for documents with a chat's questions; this one has no prompt to repeat it")
         by = plain(policy), str(_untyped(policy)).endswith(REFIT)
         if self._found is not None and self._found[0] == by:
-            _core.probe_again(self.llm._ctx.ctx, self._found[1])
+            _core.probe_again(self.llm.ctx, self._found[1])
         else:
             clock, cpu = time.perf_counter(), time.process_time()
             look(self.llm, self._probe, refit=by[1])
             took = Seconds(time.perf_counter() - clock, time.process_time() - cpu)
-            self._found = by, _core.probe_found(self.llm._ctx.ctx), took
+            self._found = by, _core.probe_found(self.llm.ctx), took
         return self._found[2]
 
     def _decode(self, token: int) -> Floats:

@@ -6,7 +6,6 @@ file, on the disk, when add() returns.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -17,7 +16,7 @@ from typing import Any
 import llama_cpp
 
 from laprox import __version__
-from laprox.files import check_same_run
+from laprox.files import check_same_run, sha256_of
 
 Key = str | int | None
 
@@ -117,7 +116,7 @@ def make_header(
         "kind": kind,
         "versions": {"laprox": __version__, "llama_cpp_python": llama_cpp.__version__},
         "settings": settings,
-        "inputs": [{"name": path.name, "sha256": sha256(path)} for path in inputs],
+        "inputs": [{"name": path.name, "sha256": sha256_of(path)} for path in inputs],
         "model": model,
         "command": [os.path.basename(part) if os.path.isabs(part) else part for part in command],
         "machine": platform.platform(),
@@ -140,15 +139,6 @@ def header_facts(header: dict[str, Any]) -> dict[str, str]:
 def make_model(path: Path, fingerprint: str) -> dict[str, Any]:
     """What a header says of a model: name, size, and the fingerprint that `_core.model_fingerprint` gives."""
     return {"name": path.name, "bytes": path.stat().st_size, "fingerprint": fingerprint}
-
-
-def sha256(path: Path) -> str:
-    """Of a file's contents, in hexadecimal."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write(file: Any, line: dict[str, Any]) -> None:

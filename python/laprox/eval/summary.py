@@ -72,10 +72,6 @@ class Summary:
         for row in self._rows:
             self._cells[row.cell].append(row)
 
-    def documents_of(self, length: int) -> int:
-        """Those of one length that count."""
-        return len({row.document for row in self._rows if row.length == length})
-
     def mean(
         self,
         name: str,

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
-from llama_cpp._internals import LlamaModel
 
 from laprox import _core, extras
+from laprox._upstream import LlamaModel
 from laprox.files import check_writable, replacing
 from laprox.gates import sidecar
 from laprox.gates.sidecar import TYPES, Gates

@@ -1,8 +1,9 @@
 """Tensors out of a file of `torch.save`, without PyTorch and without running what the file may contain.
 
 A pickle is a program: it can call any function by name. This one may name tensors, their storages and OrderedDict, and
-nothing else; everything it builds is checked against what is in the file. (`torch.load(weights_only=True)` does the
-same, but who only converts gates need not install PyTorch.)
+nothing else; everything it builds is checked against what is in the file. `torch.load(weights_only=True)` is for the same, but
+ran code of hostile files before PyTorch 2.6 (CVE-2025-32434) and 2.10 (CVE-2026-24747), knows many more names than are needed here,
+and comes with twenty packages that who only converts gates has no use for. The gates aren't published in a safer format.
 """
 
 from __future__ import annotations

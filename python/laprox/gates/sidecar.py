@@ -22,6 +22,8 @@ TYPES = ("f16", "q8_0", "q4_0", "f32")
 QUANTISED = ("q8_0", "q4_0")
 BLOCK = 32  # of both quantised types: rows must be a multiple
 
+NAMES = ("gate_in.weight", "gate_in.bias", "gate_mid.weight", "gate_mid.bias", "gate_out.weight", "gate_out.bias")  # of a Layer's fields
+
 Array = npt.NDArray[np.float32]
 
 
@@ -38,15 +40,7 @@ class Layer:
 
     def tensors(self) -> dict[str, Array]:
         """By their names in the file."""
-        named = {
-            "gate_in.weight": self.gate_in,
-            "gate_in.bias": self.gate_in_bias,
-            "gate_mid.weight": self.gate_mid,
-            "gate_mid.bias": self.gate_mid_bias,
-            "gate_out.weight": self.gate_out,
-            "gate_out.bias": self.gate_out_bias,
-        }
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {name: tensor for name, tensor in zip(NAMES, vars(self).values()) if tensor is not None}
 
 
 @dataclass(frozen=True)
@@ -204,9 +198,8 @@ def _gates(reader: GGUFReader, tensors: dict[str, Array]) -> Gates:
     if value("laprox.gates.crc32") != _crc32(t.data for t in reader.tensors):
         raise ValueError("damaged: the checksum of its tensors is another")
     kind = value("laprox.gates.type")
-    names = ["gate_in.weight", "gate_in.bias", "gate_mid.weight", "gate_mid.bias", "gate_out.weight", "gate_out.bias"]
     layers = [
-        Layer(*(tensor(i, name) if kind == "rg10" or "mid" not in name else None for name in names))  # type: ignore[arg-type]
+        Layer(*(tensor(i, name) if kind == "rg10" or "mid" not in name else None for name in NAMES))  # type: ignore[arg-type]
         for i in range(value("laprox.gates.block_count"))
     ]
     gates = Gates(

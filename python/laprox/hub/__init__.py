@@ -5,7 +5,8 @@
     llm = Llama(str(hub.fetch("qwen2.5-coder-0.5b")))
 """
 
-from laprox.hub.cache import DownloadError, Progress, cache_folder
+from laprox.files import Progress
+from laprox.hub.cache import DownloadError, cache_folder
 from laprox.hub.fetching import Note, NotKnown, fetch, find, is_known, path_of, remove, verify
 from laprox.hub.known import MODELS, KnownModel
 from laprox.hub.repositories import BadRepository, fetch_from_repository, fetch_matching, split_repository

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -16,10 +15,6 @@ from pathlib import Path
 
 from laprox.files import replacing
 
-Progress = Callable[[int, int], None]
-"""Is told bytes done and bytes in all."""
-
-CHUNK = 1 << 20  # bytes read or written at once
 POLL = 0.25  # seconds between two looks at how much is there
 
 
@@ -46,18 +41,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DownloadError(f"{folder} can't be made ({error.strerror}); LAPROX_CACHE names another place") from None
-
-
-def sha256_of(path: Path, progress: Progress | None = None) -> str:
-    """Of a file, read in pieces."""
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            if progress is not None:
-                progress(done, total)
-    return digest.hexdigest()
 
 
 def is_verified(path: Path, n_bytes: int, sha256: str) -> bool:

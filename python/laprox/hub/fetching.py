@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from laprox.files import Progress, sha256_of
 from laprox.hub import packages, transfer
 from laprox.hub.cache import (
     DiskFull,
     DownloadError,
-    Progress,
     cache_folder,
     check_space,
     delete,
@@ -21,7 +21,6 @@ from laprox.hub.cache import (
     locked,
     make_folder,
     record_verified,
-    sha256_of,
 )
 from laprox.hub.known import MODELS, KnownModel
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from laprox.hub.cache import CHUNK, DownloadError, Progress, check_space, largest_file, watched
+from laprox.files import CHUNK, Progress
+from laprox.hub.cache import DownloadError, check_space, largest_file, watched
 from laprox.hub.known import Package
 
 

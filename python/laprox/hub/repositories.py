@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from laprox import extras
-from laprox.hub.cache import DiskFull, DownloadError, Progress, check_space, largest_file, sha256_of, watched
+from laprox.files import Progress, sha256_of
+from laprox.hub.cache import DiskFull, DownloadError, check_space, largest_file, watched
 from laprox.hub.fetching import Note
 from laprox.hub.transfer import TIMEOUT, host
 

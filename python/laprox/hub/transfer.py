@@ -12,7 +12,8 @@ import urllib.request
 from pathlib import Path
 from typing import BinaryIO
 
-from laprox.hub.cache import CHUNK, DownloadError, Progress
+from laprox.files import CHUNK, Progress
+from laprox.hub.cache import DownloadError
 from laprox.hub.known import Repository
 
 TIMEOUT = 15.0  # seconds without a byte

@@ -68,7 +68,7 @@ class Profiler:
         self._steps = steps
         self._groups = {}  # query heads per KV head, by layer
         for layer, n_head_kv in llm.kv.layers.items():
-            n_head, _, _ = _core.head_shape(llm._ctx.ctx, layer)
+            n_head, _, _ = _core.head_shape(llm.ctx, layer)
             self._groups[layer] = n_head // n_head_kv
 
     def read(self, context: Sequence[int]) -> None:
@@ -85,7 +85,7 @@ class Profiler:
         self._candidates = slice(self._config.sink, n - self._config.recent)
         self._observed(self._scorer, self._config.window)
         self._scores = [
-            _core.finished_scores(llm._ctx.ctx, layer, head)[self._candidates]
+            _core.finished_scores(llm.ctx, layer, head)[self._candidates]
             for layer, n_head_kv in llm.kv.layers.items()
             for head in range(n_head_kv)
         ]
@@ -118,7 +118,7 @@ class Profiler:
 
     def _answer(self, rng: np.random.Generator) -> int:
         """Draw an answer and evaluate it token by token. Returns its length: at least 1."""
-        vocabulary = self._llm._model.vocab
+        vocabulary = llama_cpp.llama_model_get_vocab(self._llm.model)
         for n in range(self._steps):
             chances = self._chances()
             token = _draw(chances, rng)

@@ -14,9 +14,9 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp._internals import LlamaModel
 
 from laprox import KVConfig, Llama, __version__, _core
+from laprox._upstream import LlamaModel
 from laprox.chat.conversation import Conversation
 from laprox.chat.loading import Loader
 from laprox.chat.tokens import n_shared
@@ -64,7 +64,7 @@ def spread(shares: Floats, llm: Llama) -> Floats:
     counts = metadata.get(f"{metadata.get('general.architecture')}.attention.head_count_kv", "")  # one for all, or a list
     layers = llm.kv.layers
     n_head_kv = max(*layers.values(), *map(int, re.findall(r"\d+", counts)))
-    table = np.tile(np.arange(1, 100)[:, None, None] / 100, (1, llama_cpp.llama_model_n_layer(llm._model.model), n_head_kv))
+    table = np.tile(np.arange(1, 100)[:, None, None] / 100, (1, llama_cpp.llama_model_n_layer(llm.model), n_head_kv))
     start = 0
     for layer, n in layers.items():
         table[:, layer, :n] = shares[:, start : start + n]
@@ -154,7 +154,7 @@ class Run:
         data = json.dumps([[s.context, s.questions] for s in self.samples])
         return {
             "model": self.loader.path.name,
-            "fingerprint": _core.model_fingerprint(llm._model.model),
+            "fingerprint": _core.model_fingerprint(llm.model),
             "scorer": self.scorer,
             "window": self.config.window,
             "sink": self.config.sink,

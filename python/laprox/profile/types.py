@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from llama_cpp._internals import LlamaModel
-
 from laprox import Llama
+from laprox._upstream import LlamaModel
 from laprox.cache_types import Losses, Table, Types
 from laprox.eval.bench import Reading, plan_policies
 from laprox.eval.jobs import Job, encode

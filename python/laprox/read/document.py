@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_cpp._internals import LlamaModel
-
 from laprox import _core
+from laprox._upstream import LlamaModel, model_of
 from laprox.cache_types import CACHE_TYPES
 from laprox.chat.conversation import Conversation
 from laprox.config import KVConfig
-from laprox.lifetime import check_usable
 
 if TYPE_CHECKING:
     from laprox.llama import Llama
@@ -130,12 +128,12 @@ class Document:
 
     def bind(self, llm: Llama) -> None:
         """From now on, `prompt` makes prompts for this one, for as long as it lives. Raises as `conversation`."""
-        self._bound_to = weakref.ref(llm), self.conversation(llm._model)
+        self._bound_to = weakref.ref(llm), self.conversation(model_of(llm))
 
     def _bound(self) -> Conversation:
         if self._bound_to is None or (llm := self._bound_to[0]()) is None:
             raise self.refused("no Llama has it loaded, so its prompts aren't known: Llama.load_document() loads it")
-        check_usable(llm)
+        llm._check_usable()
         return self._bound_to[1]
 
     def load(self, ctx: int) -> None:

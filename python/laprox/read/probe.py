@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import llama_cpp
-from llama_cpp._internals import LlamaModel
 
 from laprox import _core
+from laprox._upstream import LlamaModel, model_of
 from laprox.chat.conversation import Conversation
 from laprox.llama import Llama
 from laprox.policy import Policy
@@ -130,16 +130,16 @@ def look(
         ValueError: The probe doesn't fit into the context, or the share is none.
     """
     check_share(share)
-    check(llm.kv.config.policy, llm._model)
+    check(llm.kv.config.policy, model_of(llm))
     if llm.n_tokens != probe.n_text:
         raise _core.LaproxError(f"a probe of a text of {probe.n_text} tokens, but {llm.n_tokens} are cached")
     every = max(1, probe.tokens * _group(llm) // ROWS) if refit else 0
     for part in probe.parts:
         for tokens in _pieces(part.tokens, min(llm.kv.config.window, llm.n_batch)):
             llm.eval(tokens)
-            _core.probe(llm._ctx.ctx, probe.n_text, probe.n_prefix, part.first, part.last, every, round(1 / share))
+            _core.probe(llm.ctx, probe.n_text, probe.n_prefix, part.first, part.last, every, round(1 / share))
             progress(len(tokens))
-        if not llm._ctx.kv_cache_seq_rm(-1, probe.n_text, -1):
+        if not llm._cut(probe.n_text):
             raise _core.LaproxError("this context's sliding windows can't take the probe's tokens back; accepted: swa_full, or no probe")
         llm.n_tokens = probe.n_text
 
@@ -151,4 +151,4 @@ def _pieces(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 def _group(llm: Llama) -> int:
     """Query heads per KV head; where layers differ, the most."""
-    return max(_core.head_shape(llm._ctx.ctx, layer)[0] // n_head_kv for layer, n_head_kv in llm.kv.layers.items())
+    return max(_core.head_shape(llm.ctx, layer)[0] // n_head_kv for layer, n_head_kv in llm.kv.layers.items())

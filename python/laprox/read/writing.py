@@ -11,6 +11,7 @@ from typing import Any
 
 import laprox
 from laprox import _core
+from laprox._upstream import model_of
 from laprox.cache_types import Types, name_of
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
@@ -62,14 +63,14 @@ def write_document(
         LaproxError: The file can't be written, the Llama's cache is not compressed, or its policy or model can't be probed.
     """
     kv = llm.kv
-    conversation = Conversation(llm._model, text, template=template)
+    conversation = Conversation(model_of(llm), text, template=template)
     tokens = conversation.prompt("?")[: conversation.document_end()]
     if len(tokens) == conversation.document_begin():
         raise ValueError("there is no text to read")
     check_share(probe_share, "probe_share")
     looks = make_probe(conversation, probe)
     if looks is not None:
-        check(llm.kv.config.policy, llm._model)
+        check(llm.kv.config.policy, model_of(llm))
         if looks.context > llm.n_ctx():
             raise ValueError(f"a text of {len(tokens)} tokens takes a context of {looks.context} with its probe, and has {llm.n_ctx()}")
     for n in read(llm, tokens):
@@ -92,13 +93,13 @@ def write_document(
         "full_bytes": full_bytes(llm, len(tokens)),
     }
     texts = {"title": title, "text": text, "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "settings": json.dumps(settings)}
-    _core.set_archive_in_states(llm._ctx.ctx, settings["archive"])
+    _core.set_archive_in_states(llm.ctx, settings["archive"])
     try:
-        _core.document_save(llm._ctx.ctx, os.fsencode(output), tokens, texts)
+        _core.document_save(llm.ctx, os.fsencode(output), tokens, texts)
     except _core.LaproxError as error:
         raise _core.LaproxError(f"{output}: {error}") from None
     finally:
-        _core.set_archive_in_states(llm._ctx.ctx, False)
+        _core.set_archive_in_states(llm.ctx, False)
     return Document(Path(output))
 
 
@@ -139,4 +140,4 @@ def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress, p
 
 def full_bytes(llm: Llama, n_tokens: int) -> int:
     """What the compressed layers' cache of a text takes where nothing is evicted, in llama.cpp's usual type (f16)."""
-    return round(n_tokens * shape_of(llm._ctx.ctx).bytes_per_token(Types()))
+    return round(n_tokens * shape_of(llm.ctx).bytes_per_token(Types()))

@@ -1,0 +1,110 @@
+"""What we take of llama-cpp-python that has no public name there. No other file does.
+
+`scripts/bump_audit` looks for each of these names in another release: PRIVATE has them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp._internals import LlamaContext, LlamaModel
+from llama_cpp.llama_grammar import LlamaGrammar
+
+__all__ = ["LlamaContext", "LlamaModel", "Parent", "loaded_library", "model_of"]
+
+# By module and class of llama_cpp. LlamaModel and LlamaContext are private themselves, and so is all that we ask of them.
+PRIVATE = {
+    "llama.Llama": "_batch _ctx _init_sampler _logits_all _model _requires_eval _stack tokenizer_",
+    "llama_cpp": "_lib",
+    "llama_grammar.LlamaGrammar": "_grammar _root",
+    "_internals.LlamaModel": (
+        "add_bos_token detokenize metadata model n_ctx_train n_params size token_bos token_eos token_get_text tokenize"
+    ),
+    "_internals.LlamaContext": "ctx",
+}
+
+
+class Native:
+    """An attribute that points into the library's memory, for as long as that is there.
+
+    After close(), and in a process forked after loading, reading it raises LaproxError: llama.cpp would follow the pointer, and
+    crash or, where its threads are missing, wait forever.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, llm: Any, owner: type | None = None) -> Any:
+        if llm is None:
+            return self
+        llm._check_usable()
+        try:
+            return llm.__dict__[self._name]
+        except KeyError:
+            raise AttributeError(self._name) from None
+
+    def __set__(self, llm: Any, value: Any) -> None:
+        llm.__dict__[self._name] = value
+
+
+class Parent(llama_cpp.Llama):
+    """llama_cpp.Llama, with names for what a subclass of it has to know, and three of its defects mended."""
+
+    # Until the parent has made its own, so that close() works on an instance whose settings were refused.
+    _stack = contextlib.ExitStack()
+
+    _ctx: Any = Native()
+    _batch: Any = Native()
+    _loaded_model: Any = Native()
+    tokenizer_: Any = Native()
+
+    def _check_usable(self) -> None:
+        """Raises if this instance must not be used any more."""
+
+    def _before_context(self, model: LlamaModel) -> None:
+        """Called when the model is loaded and its context not yet made."""
+
+    @property
+    def _model(self) -> LlamaModel:
+        return self._loaded_model
+
+    @_model.setter
+    def _model(self, model: LlamaModel) -> None:
+        self._loaded_model = model
+        self._before_context(model)
+
+    def _forget_logits(self) -> None:
+        """The latest logits are not of the last token: generate() has to evaluate it again."""
+        self._requires_eval = True
+
+    def _fit_arrays(self) -> None:
+        """llama.cpp rounds n_ctx up, and a draft model needs the logits of all tokens: the parent's arrays can be too short."""
+        n_ctx = self.n_ctx()
+        if len(self.input_ids) < n_ctx:
+            self.input_ids = np.zeros(n_ctx, dtype=np.intc)
+        if self._logits_all and len(self.scores) < n_ctx:
+            self.scores = np.ndarray((n_ctx, self.n_vocab()), dtype=np.single)  # memory as rows are written
+
+    def _init_sampler(self, *args: Any, grammar: LlamaGrammar | None = None, **kwargs: Any) -> Any:
+        if grammar is not None:  # the parent would add to its samplers what isn't one, and llama.cpp follow the null pointer
+            vocab = llama_cpp.llama_model_get_vocab(self.model)
+            parsed = llama_cpp.llama_sampler_init_grammar(vocab, grammar._grammar.encode(), grammar._root.encode())
+            if not parsed:
+                raise ValueError(f"the grammar can't be parsed; accepted: GBNF with a rule {grammar._root!r}")
+            llama_cpp.llama_sampler_free(parsed)
+        return super()._init_sampler(*args, grammar=grammar, **kwargs)  # type: ignore[misc] # not among the positional ones
+
+
+def model_of(llm: llama_cpp.Llama) -> LlamaModel:
+    """What a Llama has loaded: it tokenizes, and knows the file's metadata."""
+    return llm._model
+
+
+def loaded_library() -> Path:
+    """The libllama that llama_cpp has loaded."""
+    return Path(sys.modules["llama_cpp.llama_cpp"]._lib._name)
