@@ -18,9 +18,9 @@ from typing import Any
 
 from laprox import KVConfig, Llama, demo, hub
 from laprox._upstream import model_of
+from laprox.cache_types import CACHE_TYPES
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
-from laprox.config import CACHE_TYPES
 from laprox.read.document import Document
 from laprox.read.probe import repeating
 from laprox.read.writing import FOR_READING, write_document
@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for text in given or ["20%", "10%@q8_0"]:
             budget, _, kind = text.partition("@")
-            types = (CACHE_TYPES[kind or "f16"],) * 2
+            types = (CACHE_TYPES[kind or "f16"].ggml,) * 2
             marks: dict[str, tuple[float, float]] = {}
             llm = open_llm(path, n_ctx, replace(FOR_READING, budget=budget), types)
             file = Path(folder) / "text.kv"

@@ -17,7 +17,7 @@ class LaproxOption(c.Structure):
 
 
 class LaproxLook(c.Structure):
-    _fields_ = [(name, c.c_int32) for name in ("n_text", "n_prefix", "first", "last", "every")]
+    _fields_ = [(name, c.c_int32) for name in ("n_text", "n_prefix", "first", "last", "every", "stride")]
 
 
 class LaproxStats(c.Structure):
@@ -56,6 +56,9 @@ if hasattr(L._lib, "laprox_api_version"):
         ("get_params", c.c_void_p, [c.c_void_p]),
         ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
         ("probe", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxLook)]),
+        ("probe_found", c.c_void_p, [c.c_void_p, c.c_int32]),
+        ("probe_again", c.c_bool, [c.c_void_p, c.c_int32, c.c_void_p]),
+        ("found_free", None, [c.c_void_p]),
         ("bias", c.c_float, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32]),
         ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, int32_p]),
         ("set_archive_in_states", c.c_bool, [c.c_void_p, c.c_bool]),

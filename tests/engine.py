@@ -343,8 +343,17 @@ class Context:
     def compress(self, seq: int = 0) -> None:
         _granted(laprox("compress", self.handle, seq))
 
-    def probe(self, n_text: int, n_prefix: int, first: int, last: int, every: int = 0, seq: int = 0) -> None:
-        _granted(laprox("probe", self.handle, seq, c.byref(LaproxLook(n_text, n_prefix, first, last, every))))
+    def probe(self, n_text: int, n_prefix: int, first: int, last: int, every: int = 0, stride: int = 0, seq: int = 0) -> None:
+        _granted(laprox("probe", self.handle, seq, c.byref(LaproxLook(n_text, n_prefix, first, last, every, stride))))
+
+    def probe_found(self, seq: int = 0) -> int:
+        """For found_free(), by laprox()."""
+        found = laprox("probe_found", self.handle, seq)
+        _granted(found)
+        return found
+
+    def probe_again(self, found: int, seq: int = 0) -> None:
+        _granted(laprox("probe_again", self.handle, seq, found))
 
     def bias(self, il: int, head: int, seq: int = 0) -> float:
         return laprox("bias", self.handle, seq, il, head)

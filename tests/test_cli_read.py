@@ -168,6 +168,7 @@ def test_a_model_that_is_not_here(read, model, texts):
         (["read", "MODEL", "TEXT", "-o", "x.kv", "-c", "100"], "too many for -c 100"),
         (["read", "MODEL", "no.txt", "-o", "x.kv"], "no.txt: No such file or directory"),
         (["read", "MODEL", "TEXT", "-o", "x.kv", "-ctk", "q9"], "--cache-type-k is 'q9'"),
+        (["read", "MODEL", "TEXT", "-o", "x.kv", "--probe-share", "2"], "--probe-share is 2.0; accepted: from"),
     ],
 )
 def test_settings(read, model, texts, tmp_path, options, said):

@@ -191,6 +191,13 @@ def test_what_a_repeated_document_keeps(model):
         by_hand.eval(question)
         assert np.allclose(starts[policy].logprobs, log_softmax(last_logits(by_hand)), atol=1e-4)
         assert starts[policy].cost.entries_held == by_hand.kv.stats().entries_held - 4 * len(question)
+    probed = starts["kvzip@refit"]
+    again = reader.start(question, Setting("kvzip@refit", "30%", "agnostic"))  # by what the probe found the first time
+    assert again.cost.entries_held > probed.cost.entries_held
+    assert again.cost.cpu_seconds > reader._found[2].cpu > 0  # it counts as if the probe had looked again
+    fresh = Reader(context(model, window=128), window=32)
+    fresh.read(document, head=3, probe=probe)
+    assert np.allclose(again.logprobs, fresh.start(question, Setting("kvzip@refit", "30%", "agnostic")).logprobs, atol=1e-4)
     assert not np.allclose(starts["kvzip@repeat"].logprobs, starts["kvzip"].logprobs, atol=1e-3)
     assert not np.allclose(starts["kvzip@repeat"].logprobs, starts["kvzip@refit"].logprobs, atol=1e-4)
     with pytest.raises(ValueError, match="regime is 'aware', which isn't for kvzip@repeat"):

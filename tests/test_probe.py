@@ -22,10 +22,10 @@ each_case = pytest.mark.parametrize("case", CASES, ids=str)
 class Probed(Run):
     """A text, and what a probe with random tokens finds."""
 
-    def __init__(self, toy, rng, policy, case=DEFAULT, every=0, **more):
+    def __init__(self, toy, rng, policy, case=DEFAULT, every=0, stride=0, **more):
         settings = {"budget": "30%", "window": WINDOW, "recent": 8, "n_ctx": 512, "n_batch": 256} | more
         super().__init__(toy, rng, policy, case, **settings)
-        self.every = every
+        self.every, self.stride = every, stride
         self.read(N_TEXT - 200)
         self.read(200)
         self.numbers = {}  # of the entries of the text, by layer and head
@@ -42,7 +42,7 @@ class Probed(Run):
             n_now = min(WINDOW, n - begin)
             self.ctx.decode(self.rng.integers(3, 512, n_now))
             self.remember(first, last, n_now)
-            self.ctx.probe(N_TEXT, N_PREFIX, first, last, self.every)
+            self.ctx.probe(N_TEXT, N_PREFIX, first, last, self.every, self.stride)
 
     def remember(self, first, last, n_now):
         raw = sr.RAW[parts(self.policy)[0]]
@@ -50,8 +50,12 @@ class Probed(Run):
             for i, head in enumerate(heads):
                 seen = (head.pos < N_PREFIX) | ((head.pos >= first) & (head.pos < last)) | (head.pos >= N_TEXT)
                 q, q_pos = head.q[-n_now:], head.q_pos[-n_now:]
+                asked = (q_pos - N_TEXT) % max(1, self.stride) == 0
+                q, q_pos = q[asked], q_pos[asked]
                 sub = replace(head, pos=head.pos[seen], k=head.k[seen], v=head.v[seen], q=q, q_pos=q_pos)
                 best = self.numbers.setdefault((il, i), np.zeros(N_TEXT))
+                if not asked.any():
+                    continue
                 got, text = raw(sub), sub.pos < N_TEXT
                 best[sub.pos[text]] = np.maximum(best[sub.pos[text]], got[text])
             if self.every:
@@ -82,6 +86,67 @@ def test_what_a_probe_looks_at_stays(toy, rng, policy, case):
         kept = run.compress()
         assert_best(kept, m, case.near)
         assert_counts({pair: len(pos) for pair, pos in kept.items()}, m, parts(policy)[1], case.near)
+
+
+@pytest.mark.parametrize("stride", [2, 5, 64])
+def test_only_some_of_its_tokens_may_look(toy, rng, stride):
+    """The others are attended to, and asked nothing; nor need every look have one that is."""
+    with Probed(toy, rng, "kvzip", stride=stride, every=4) as run:
+        run.look_everywhere()
+        assert_best(run.compress(), run.found(), run.case.near)
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_what_was_found_counts_again(toy, rng, every):
+    """For another budget of the same text, as if the probe had looked again; in another context, too, and after the first is gone."""
+    tokens, behind = rng.integers(3, 512, N_TEXT), rng.integers(3, 512, 32)
+
+    def held(budget, found=None):
+        with engine.Model(toy("llama"), engine.params("kvzip", budget, window=32)) as model, engine.Context(model, n_ctx=512) as ctx:
+            ctx.decode(tokens)
+            if found is None:
+                ctx.decode(behind)
+                ctx.probe(N_TEXT, 0, 0, N_TEXT, every)
+                ctx.seq_rm(0, N_TEXT, -1)
+                found = ctx.probe_found()
+            else:
+                ctx.probe_again(found)
+            ctx.compress()
+            with pytest.raises(engine.Refused, match="no probe has looked at this sequence"):
+                ctx.probe_found()
+            entries = {pair: ctx.entries(*pair) for pair in ctx.pairs()}
+            return found, {pair: (e.pos.tolist(), e.k.tobytes(), e.v.tobytes(), ctx.bias(*pair)) for pair, e in entries.items()}
+
+    found, first = held("30%")
+    assert held("30%", found)[1] == first
+    assert held("10%", found)[1] == held("10%")[1] != first
+    engine.laprox("found_free", found)
+
+
+def test_what_was_found_belongs_to_a_text_and_a_policy(toy, rng):
+    tokens = rng.integers(3, 512, 120)
+    with engine.Model(toy("llama"), engine.params("kvzip", "30%", window=32, min_tokens=0)) as model, engine.Context(model, n_ctx=512) as ctx:
+        ctx.decode(tokens[:110])
+        ctx.probe(100, 0, 0, 100, 2)
+        ctx.seq_rm(0, 100, -1)
+        found = ctx.probe_found()
+        ctx.decode(tokens[100:])
+        with pytest.raises(engine.Refused, match="a text of 100 tokens; here are 120"):
+            ctx.probe_again(found)
+        ctx.seq_rm(0, 100, -1)
+        ctx.set_params(engine.params("laprox", "30%", window=32, min_tokens=0))
+        with pytest.raises(engine.Refused, match="scored the text by kvzip, and the policy is laprox"):
+            ctx.probe_again(found)
+        ctx.set_params(engine.params("kvzip", "30%", window=32, min_tokens=0))
+        ctx.compress()
+        with pytest.raises(engine.Refused, match="here are 100, of which entries were evicted"):
+            ctx.probe_again(found)
+    for other in ({"n_layer": 2}, {"n_head": 8, "n_head_kv": 8}):
+        with engine.Model(toy("llama", **other), engine.params("kvzip", "30%", window=32)) as model, engine.Context(model, n_ctx=512) as ctx:
+            ctx.decode(tokens[:100])
+            with pytest.raises(engine.Refused, match="a probe of another model"):
+                ctx.probe_again(found)
+    engine.laprox("found_free", found)
 
 
 @pytest.mark.parametrize("policy", ["kvzip", "laprox"])
@@ -149,6 +214,8 @@ def test_refusals(toy, rng):
                 ctx.probe(100, *part)
         with pytest.raises(engine.Refused, match="every is -1; accepted: 0 or more"):
             ctx.probe(100, 0, 0, 100, -1)
+        with pytest.raises(engine.Refused, match="stride is -1; accepted: 0 or more"):
+            ctx.probe(100, 0, 0, 100, 0, -1)
         ctx.probe(100, 0, 0, 100)
         with pytest.raises(engine.Refused, match="0 tokens were evaluated since the last look"):
             ctx.probe(100, 0, 0, 100)

@@ -165,9 +165,9 @@ def test_types_that_a_cache_cannot_have(load, kv, option, number):
 
 
 def test_types_that_a_cache_can_have(load, prompt):
-    from laprox.config import CACHE_TYPES
+    from laprox.cache_types import CACHE_TYPES
 
-    for number in CACHE_TYPES.values():
+    for number, _ in CACHE_TYPES.values():
         llm = load(type_k=number, type_v=number)
         next(llm.generate(prompt))
         assert llm.kv.stats().compressions == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gguf_factory import CHATML
 
-from laprox import KVConfig, LaproxError, Llama  # before llama_cpp, which finds its libraries through it
+from laprox import KVConfig, LaproxError, Llama, _core  # before llama_cpp, which finds its libraries through it
 from laprox.chat.conversation import Conversation
 from laprox.chat.loading import load_vocabulary
 from laprox.chat.tokens import last_logits, read
@@ -95,6 +95,28 @@ def test_a_probe_decides_and_is_gone(load, policy, refit):
     assert sum(held.sum() for held in by_probe.values()) == sum(held.sum() for held in by_end.values())
     assert any(not np.array_equal(by_probe[layer], by_end[layer]) for layer in by_end)
     llm.eval(conversation.prompt("Ada?")[probe.n_text :])
+
+
+def test_only_a_share_of_it_may_look(load, monkeypatch):
+    """Every token is evaluated, and every fourth scores; where all do, nothing is left out."""
+    held, strides = {}, []
+    for share in (1.0, 0.25):
+        llm = load()
+        conversation = Conversation(llm._model, DOCUMENT)
+        probe = repeating(conversation)
+        read_text(llm, probe, conversation)
+        told, seen = _core.probe, []
+        monkeypatch.setattr(_core, "probe", lambda *args, told=told: strides.append(args[-1]) or told(*args))
+        look(llm, probe, False, seen.append, share)
+        monkeypatch.setattr(_core, "probe", told)
+        assert sum(seen) == probe.tokens
+        llm.kv.compress()
+        held[share] = llm.kv.held()
+    assert set(strides) == {1, 4}
+    assert any(not np.array_equal(held[1.0][layer], held[0.25][layer]) for layer in held[1.0])
+    for share in (0, -0.5, 1.5, 1e-9, float("nan")):
+        with pytest.raises(ValueError, match=f"share is {share}; accepted: from 0.00048828125 to 1"):
+            look(llm, probe, share=share)
 
 
 def test_questions_of_ones_own(load):

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from laprox.cache_types import Table, Types
 from laprox.cli.app import app
 from laprox.eval.reader import REGIMES
 from laprox.eval.rows import Rows
 from laprox.eval.summary import Summary, key
+from laprox.profile.types import BUDGETS, SEEN, TYPES, UNSEEN, named
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "results"
 HEADER = {"kind": "eval", "versions": {}, "settings": {}, "inputs": [], "model": {"fingerprint": "f"}}
@@ -50,6 +52,15 @@ def folder(tmp_path, rng):
                     for policy in ("laprox", "snapkv"):
                         measured = {"kl": float(rng.random()), "score_ms": 1.0, "rest_ms": 2.0, "bytes": 1_000_000}
                         rows.add(key(task, length, number, i, regime, policy, "10%"), row | measured)
+    rows = Rows(tmp_path / "0.5b-types-2500.jsonl", HEADER | {"model": {"name": "m.gguf", "fingerprint": "f"}})
+    for i in range(ASKED):
+        for types in TYPES:
+            row = {"task": "books", "bytes": 10_000_000, "score": 1.0}
+            whole = {} if types == Types() else {"kl": float(rng.random())}
+            rows.add(key("books", 2500, 0, i, "", named("full", types), ""), row | whole)
+            for policy, regime in ((SEEN, "aware"), (UNSEEN, "agnostic")):
+                for budget in BUDGETS:
+                    rows.add(key("books", 2500, 0, i, regime, named(policy, types), budget), row | {"kl": float(rng.random())})
     return tmp_path
 
 
@@ -58,12 +69,23 @@ def test_the_page_is_a_function_of_the_files(results, folder, monkeypatch):
     pages = []
     for _ in range(2):
         page.write_text(f"prose\n{results.BEGIN}OUTDATED\n{results.END}more prose\n")
-        (folder / "readme.md").write_text(page.read_text())
-        argv = ["results", "--folder", str(folder), "--page", str(page), "--readme", str(folder / "readme.md")]
-        monkeypatch.setattr("sys.argv", argv)
+        others = {option: folder / name for option, name in (("readme", "readme.md"), ("unseen", "unseen.md"), ("types", "types.json"))}
+        for path in others.values():
+            path.write_text(page.read_text())
+        argv = ["results", "--folder", str(folder), "--page", str(page)]
+        monkeypatch.setattr("sys.argv", argv + [arg for option, path in others.items() for arg in (f"--{option}", str(path))])
         results.main()
-        pages.append((page.read_bytes(), [p.read_bytes() for p in sorted((folder / "images").iterdir())]))
-    assert pages[0] == pages[1] and len(pages[0][1]) == len(REGIMES)
+        written = [page, *others.values(), *sorted((folder / "images").iterdir())]
+        pages.append([path.read_bytes() for path in written])
+    assert pages[0] == pages[1] and len(pages[0]) == 4 + len(REGIMES)
+    text = others["unseen"].read_text()
+    assert "OUTDATED" not in text and text.count("| q8_0/q4_0 |") == 5 and "kvzip@refit, 1 passage of 2,500 tokens, 4 questions" in text
+    table = Table.load(others["types"])
+    assert (table.model, table.fingerprint) == ("m.gguf", "f") and list(table.seen) == list(table.unseen) == list(TYPES)
+    measured = Summary(Rows.load(folder / "0.5b-types-2500.jsonl"))
+    q8_0 = Types("q8_0", "q8_0")
+    assert table.unseen[q8_0][0.2] == pytest.approx(measured.mean("kl", "agnostic", "kvzip@refit@q8_0", "20%").mean, abs=1e-4)
+    assert table.seen[q8_0][1.0] == table.unseen[q8_0][1.0] == pytest.approx(measured.mean("kl", "", "full@q8_0", "").mean, abs=1e-4)
     assert "**laprox 10%**" in (folder / "readme.md").read_text()
     text = page.read_text()
     assert text.startswith("prose\n") and text.endswith("more prose\n") and "OUTDATED" not in text

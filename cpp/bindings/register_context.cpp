@@ -1,10 +1,16 @@
 #include "bindings.h"
 
 #include <algorithm>
+#include <memory>
 
 namespace laprox_python {
 
 namespace {
+
+// What a probe found, which Python keeps for another time.
+struct found {
+    std::unique_ptr<laprox_found, void (*)(laprox_found *)> what;
+};
 
 // The engine calls this on the thread that compresses, which has given up the GIL. What goes wrong in Python is kept
 // there (laprox.policy): nothing may be thrown through the engine.
@@ -39,11 +45,23 @@ void register_context(py::module_ & m) {
         require(laprox_compress(context_at(ctx), seq_id));
     }, py::arg("ctx"), py::arg("seq_id") = 0);
 
-    m.def("probe", [](uintptr_t ctx, llama_pos n_text, llama_pos n_prefix, llama_pos first, llama_pos last, int32_t every, llama_seq_id seq_id) {
+    m.def("probe", [](uintptr_t ctx, llama_pos n_text, llama_pos n_prefix, llama_pos first, llama_pos last, int32_t every, int32_t stride,
+                    llama_seq_id seq_id) {
         py::gil_scoped_release unlock;
-        const laprox_look look { n_text, n_prefix, first, last, every };
+        const laprox_look look { n_text, n_prefix, first, last, every, stride };
         require(laprox_probe(context_at(ctx), seq_id, &look));
-    }, py::arg("ctx"), py::arg("n_text"), py::arg("n_prefix"), py::arg("first"), py::arg("last"), py::arg("every") = 0, py::arg("seq_id") = 0);
+    }, py::arg("ctx"), py::arg("n_text"), py::arg("n_prefix"), py::arg("first"), py::arg("last"), py::arg("every") = 0, py::arg("stride") = 0,
+       py::arg("seq_id") = 0);
+
+    py::class_<found>(m, "Found");
+    m.def("probe_found", [](uintptr_t ctx, llama_seq_id seq_id) {
+        found result { { laprox_probe_found(context_at(ctx), seq_id), laprox_found_free } };
+        require(result.what != nullptr);
+        return result;
+    }, py::arg("ctx"), py::arg("seq_id") = 0);
+    m.def("probe_again", [](uintptr_t ctx, const found & again, llama_seq_id seq_id) {
+        require(laprox_probe_again(context_at(ctx), seq_id, again.what.get()));
+    }, py::arg("ctx"), py::arg("found"), py::arg("seq_id") = 0);
 
     m.def("prompt_done", [](uintptr_t ctx, int32_t n_again, std::optional<llama_pos> before, llama_seq_id seq_id) -> std::optional<llama_pos> {
         py::gil_scoped_release unlock;

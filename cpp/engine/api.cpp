@@ -233,6 +233,31 @@ bool laprox_probe(llama_context * ctx, llama_seq_id seq_id, const laprox_look * 
     return done([&] { cache_of(ctx).look(*ctx, seq_id, *look); });
 }
 
+struct laprox_found {
+    laprox::probe what;
+};
+
+laprox_found * laprox_probe_found(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded<laprox_found *>(nullptr, [&] {
+        const sequence & seq = sequence_of(ctx, seq_id);
+        if (!seq.probed) {
+            throw std::runtime_error("no probe has looked at this sequence");
+        }
+        return new laprox_found { *seq.probed };
+    });
+}
+
+bool laprox_probe_again(llama_context * ctx, llama_seq_id seq_id, const laprox_found * found) {
+    return guarded(false, [&] {
+        cache_of(ctx).look_again(seq_id, found->what);
+        return true;
+    });
+}
+
+void laprox_found_free(laprox_found * found) {
+    delete found;
+}
+
 bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again) {
     return done([&] {
         cache & kv = cache_of(ctx);

@@ -365,6 +365,10 @@ void cache::look(llama_context & lctx, llama_seq_id seq_id, const laprox_look & 
     run(lctx, [&] { laprox::look(lctx, seq, part); });
 }
 
+void cache::look_again(llama_seq_id seq_id, const probe & found) {
+    laprox::look_again(mine(seq_id), found);
+}
+
 void cache::score(llama_context & lctx, llama_seq_id seq_id) {
     sequence & seq = mine(seq_id);
     run(lctx, [&] { laprox::score(lctx, seq); });

@@ -95,6 +95,7 @@ public:
     void compress(llama_context & lctx, llama_seq_id seq_id);
     void score   (llama_context & lctx, llama_seq_id seq_id);
     void look(llama_context & lctx, llama_seq_id seq_id, const laprox_look & part);
+    void look_again(llama_seq_id seq_id, const probe & found);
     // A prompt is in: see laprox_prompt_done(). The first position to be evaluated again, of at most n_again; -1: none.
     llama_pos prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t n_again, bool first);
     void end_turn(llama_seq_id seq_id) { mine(seq_id).end_turn(); }

@@ -29,6 +29,9 @@ static void check(const sequence & seq, const laprox_look & part, const tail_vie
     if (part.every < 0) {
         refuse("every is " + std::to_string(part.every) + "; accepted: 0 or more");
     }
+    if (part.stride < 0) {
+        refuse("stride is " + std::to_string(part.stride) + "; accepted: 0 or more");
+    }
     for (size_t i = 0; i < all.pos.size(); i++) {
         if (all.pos[i] != (llama_pos) i) {
             refuse("the sequence isn't text from position 0 on without gaps");
@@ -51,6 +54,18 @@ static void keep_queries(probe & found, const sequence & seq, const observed & l
             ggml_backend_tensor_get(rows, kept.data() + kept.size() - rows->ne[0], slot*rows->nb[1], rows->nb[1]);
         }
     }
+}
+
+// Those of every so many-th token behind the text.
+static observed thinned(const observed & all, llama_pos n_text, int32_t stride) {
+    observed result;
+    for (size_t i = 0; i < all.pos.size(); i++) {
+        if (stride < 2 || (all.pos[i] - n_text) % stride == 0) {
+            result.slot.push_back(all.slot[i]);
+            result.pos.push_back(all.pos[i]);
+        }
+    }
+    return result;
 }
 
 void look(llama_context & lctx, sequence & seq, const laprox_look & part) {
@@ -83,11 +98,12 @@ void look(llama_context & lctx, sequence & seq, const laprox_look & part) {
         }
     }
 
+    const observed asked = thinned(fresh, part.n_text, part.stride);
     workbench bench(lctx);
     score_source::mask shared_mask;
     std::vector<layer_scores> found;
-    for (size_t ikv = 0; ikv < seq.shared.layers.size(); ikv++) {
-        found.push_back(score_layer(bench, { seq, ikv, seq.store(ikv), seen, fresh, seq.window.rows[ikv], shared_mask }, how));
+    for (size_t ikv = 0; ikv < seq.shared.layers.size() && !asked.pos.empty(); ikv++) {
+        found.push_back(score_layer(bench, { seq, ikv, seq.store(ikv), seen, asked, seq.window.rows[ikv], shared_mask }, how));
     }
 
     if (!before) {
@@ -113,6 +129,27 @@ void look(llama_context & lctx, sequence & seq, const laprox_look & part) {
     }
     seq.probed->next = seq.next_position();
     keep_queries(*seq.probed, seq, fresh, part.every);
+}
+
+void look_again(sequence & seq, const probe & found) {
+    const settings & own = seq.config();
+    if (found.how != own.policy.score) {
+        throw std::invalid_argument(std::string("a probe scored the text by ") + found.how->name + ", and the policy is " + own.policy.name);
+    }
+    if (seq.n_absorbed() > 0 || seq.next_position() != found.n_text) {
+        throw std::invalid_argument("a probe looked at a text of " + std::to_string(found.n_text) + " tokens; here are " +
+                std::to_string(seq.next_position()) + (seq.n_absorbed() > 0 ? ", of which entries were evicted" : ""));
+    }
+    bool same = found.layers.size() == seq.shared.layers.size();
+    for (size_t ikv = 0; same && ikv < found.layers.size(); ikv++) {
+        const layer_info & layer = seq.shared.layers[ikv];
+        same = found.layers[ikv].heads.size() == layer.n_head_kv &&
+            (found.queries.empty() || (int64_t) found.queries[ikv].size() == found.n_queries*layer.d_k*layer.n_head);
+    }
+    if (!same) {
+        throw std::invalid_argument("a probe of another model");
+    }
+    seq.probed = std::make_unique<probe>(found);
 }
 
 std::vector<layer_scores> scores_by_probe(const sequence & seq) {

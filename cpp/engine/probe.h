@@ -16,7 +16,7 @@ namespace laprox {
 
 class sequence;
 
-// What was found so far.
+// What was found so far. Belongs to the layers of a model and to a text of that length.
 struct probe {
     const scorer * how;
     llama_pos n_text;   // the text: positions before that
@@ -32,6 +32,9 @@ struct probe {
 // The queries since the last look score that part of the text. Throws std::runtime_error or std::invalid_argument with the reason;
 // nothing has changed.
 void look(llama_context & lctx, sequence & seq, const laprox_look & part);
+
+// The sequence holds the text of that probe again, whole. Throws std::invalid_argument with the reason where it doesn't.
+void look_again(sequence & seq, const probe & found);
 
 // The scores of a text that a probe looked at, in the place of those by an observation window.
 // Throws std::runtime_error where the sequence holds something else now.

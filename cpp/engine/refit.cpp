@@ -20,6 +20,9 @@ static const double ridge    = 1.0;  // in units of summed squared attention
 static const float  max_bias = 3.0f; // e^3 times the mass
 static const double untouched = 0.75; // heads that keep more than that share are left alone
 
+// Entries and rows are filled up with nothing to multiples of that, which the CPU's matrix products are quickest with.
+static const int64_t even = 16;
+
 // Every fifth run of queries is held out.
 static const size_t held_out_run = 4;
 
@@ -89,11 +92,12 @@ public:
     // Whether it is better on the queries that were held out; else nothing has changed.
     bool apply() {
         const int64_t d = layer.d_v, t = (int64_t) pos.size();
-        const std::vector<float> change = equations.dual ? from_dual() : equations.solution; // [d_v][t]
+        const std::vector<float> change = equations.dual ? from_dual() : equations.solution; // [d_v][t, filled up]
+        const int64_t n_change = (int64_t) change.size()/d;
         std::vector<float> rows(t*d); // [t][d_v]
         for (int64_t i = 0; i < t; i++) {
             for (int64_t j = 0; j < d; j++) {
-                rows[i*d + j] = values[i*d + j] + change[j*t + i];
+                rows[i*d + j] = values[i*d + j] + change[j*n_change + i];
             }
         }
         const std::vector<uint8_t> stored = as_stored(rows);
@@ -121,7 +125,7 @@ private:
 
     targets fitted, held_out;
     double  error_before = 0.0;
-    std::vector<float> values; // of the entries that stay: [t][d_v]
+    std::vector<float> values; // of the entries that stay: [t, filled up][d_v]
     system  equations;
 
     score_source::mask unbroken;
@@ -147,18 +151,26 @@ private:
         return t;
     }
 
+    static int64_t filled_up(int64_t n) { return (n + even - 1)/even*even; }
+
+    // The weights of all queries as rows, [n, N], filled up with zeros.
+    static ggml_tensor * all_attention(head_graph & g) {
+        ggml_tensor * x = of_attention(g, [](ggml_tensor * a) { return a; });
+        return ggml_pad(g.ctx(), x, 0, (int) (filled_up(x->ne[1]) - x->ne[1]), 0, 0);
+    }
+
     static ggml_tensor * turned(ggml_context * ctx, ggml_tensor * t) {
         return ggml_cont(ctx, ggml_transpose(ctx, t));
     }
 
     void attend_to_all(targets & set) {
         const score_source from = source(seq.store(ikv), before, set.which);
-        head_graph g(bench, from, head, before.pos);
-        std::vector<float> stays(2*before.pos.size());
+        head_graph g(bench, from, head, before.pos, even);
+        std::vector<float> stays(2*g.n);
         for (size_t i = 0; i < pos.size(); i++) {
             const bool biased = i < fresh.n_kept(head) && pos[i] >= fresh.bias.from;
             const size_t entry = std::lower_bound(before.pos.begin(), before.pos.end(), pos[i]) - before.pos.begin();
-            stays[biased*before.pos.size() + entry] = 1.0f;
+            stays[biased*g.n + entry] = 1.0f;
         }
         ggml_tensor * indicator = g.constant(g.n, 2, std::move(stays));
         ggml_tensor * v = turned(g.ctx(), g.values(0, g.n));
@@ -186,11 +198,13 @@ private:
 
     void build_system() {
         const score_source from = source(fresh, after, fitted.which);
-        head_graph g(bench, from, head, pos);
+        head_graph g(bench, from, head, pos, even);
         ggml_context * ctx = g.ctx();
         ggml_tensor * v = g.values(0, g.n);                                          // [d_v, t]
-        ggml_tensor * x = of_attention(g, [](ggml_tensor * a) { return a; });        // [t, N]
-        ggml_tensor * y = g.constant(layer.d_v, x->ne[1], fitted.output);            // [d_v, N]
+        ggml_tensor * x = all_attention(g);                                          // [t, N]
+        std::vector<float> wanted = fitted.output;
+        wanted.resize(layer.d_v*x->ne[1]);
+        ggml_tensor * y = g.constant(layer.d_v, x->ne[1], std::move(wanted));        // [d_v, N]
         ggml_tensor * left = ggml_sub(ctx, y, product(ctx, turned(ctx, v), x));      // what is missing
         ggml_tensor * missing = turned(ctx, left);                                   // [N, d_v]
         equations.dual = g.n > x->ne[1];
@@ -213,8 +227,8 @@ private:
     // Dual: (X X^T + r I)^-1 X = X (X^T X + r I)^-1
     std::vector<float> from_dual() {
         const score_source from = source(fresh, after, fitted.which);
-        head_graph g(bench, from, head, pos);
-        ggml_tensor * x = of_attention(g, [](ggml_tensor * a) { return a; });
+        head_graph g(bench, from, head, pos, even);
+        ggml_tensor * x = all_attention(g);
         ggml_tensor * z = g.constant(x->ne[1], layer.d_v, equations.solution);
         return g.compute({ product(g.ctx(), turned(g.ctx(), x), z) }).front(); // [t, d_v]
     }
@@ -222,9 +236,11 @@ private:
     // The squared error of the outputs for the queries held out, with these values, [t][d_v]; without any, those that it has.
     double error_of(const std::vector<float> & rows) {
         const score_source from = source(fresh, after, held_out.which);
-        head_graph g(bench, from, head, pos);
+        head_graph g(bench, from, head, pos, even);
         ggml_context * ctx = g.ctx();
-        ggml_tensor * v = rows.empty() ? g.values(0, g.n) : g.constant(layer.d_v, g.n, rows);
+        std::vector<float> filled = rows;
+        filled.resize(layer.d_v*g.n);
+        ggml_tensor * v = rows.empty() ? g.values(0, g.n) : g.constant(layer.d_v, g.n, std::move(filled));
         ggml_tensor * turned_v = turned(ctx, v);
         ggml_tensor * output = of_attention(g, [&](ggml_tensor * a) { return product(ctx, turned_v, a); });
         const auto found = g.compute({ output }).front();

@@ -46,14 +46,15 @@ static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
 }
 
-head_graph::head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos) :
-        bench(bench), from(from), head(head), pos(pos), n(pos.size()), n_gqa(from.layer().n_gqa()),
+head_graph::head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos, int64_t even) :
+        bench(bench), from(from), head(head), pos(pos), n(((int64_t) pos.size() + even - 1)/even*even), n_gqa(from.layer().n_gqa()),
         shared(from.seq.shared), layer(from.layer()), runner(bench) {
     const layer_store & store = from.store;
 
-    n_before = std::max<int64_t>(0, n - std::min<int64_t>(from.seq.config().recent, from.tail.cell.size()));
+    n_before = std::max<int64_t>(0, (int64_t) pos.size() - std::min<int64_t>(from.seq.config().recent, from.tail.cell.size()));
 
-    const std::vector<uint32_t> held = store.rows_of(head, from.tail);
+    std::vector<uint32_t> held = store.rows_of(head, from.tail);
+    held.resize(n, held.back());
     ggml_tensor * index = nullptr;
     const bool adjacent = held.back() + 1 == held.size() && std::is_sorted(held.begin(), held.end());
     if (!adjacent || store.held_row(head) % start_block(layer) != 0) {
@@ -86,6 +87,14 @@ head_graph::head_graph(workbench & bench, const score_source & from, uint32_t he
     ggml_tensor * mine = ggml_view_2d(ctx(), from.queries, d_q, from.queries->ne[1], from.queries->nb[1], head*d_q*from.queries->nb[0]);
     q = ggml_get_rows(ctx(), mine, runner.input(GGML_TYPE_I32, n_window, 1, ints.back().data()));
 
+    if (n_visible(0) == (int64_t) pos.size()) { // and the later ones see everything, too: one row does for all
+        std::vector<float> added(n, -INFINITY);
+        for (size_t entry = 0; entry < pos.size(); entry++) {
+            added[entry] = entry < store.n_kept(head) ? store.bias.at(head, pos[entry]) : 0.0f;
+        }
+        seen_by_all = constant(n, 1, std::move(added));
+        return;
+    }
     score_source::mask & data = store.n_kept(head) == 0 ? from.unbroken : own_mask;
     if (data.empty()) {
         data.reserve(n*n_window);
@@ -160,11 +169,14 @@ ggml_tensor * head_graph::products(int64_t first_query, int64_t n_queries, int64
 
 void head_graph::attention(int64_t first_query, int64_t n_queries, const part & use) {
     const int64_t step = heads_at_once(n_queries);
-    ggml_tensor * seen = ggml_view_2d(ctx(), visible, n, n_queries, visible->nb[1], first_query*visible->nb[1]);
+    ggml_tensor * seen = visible ? ggml_view_2d(ctx(), visible, n, n_queries, visible->nb[1], first_query*visible->nb[1]) : nullptr;
     for (int64_t first = 0; first < n_gqa; first += step) {
         const int64_t m = std::min(step, n_gqa - first);
         float scale;
         ggml_tensor * a = products(first_query, n_queries, first, m, &scale);
+        if (!seen) { // a mask would be a row for each query
+            a = ggml_add(ctx(), a, ggml_scale(ctx(), seen_by_all, 1.0f/scale));
+        }
         use(ggml_soft_max_ext(ctx(), a, seen, scale, 0.0f), first, m);
     }
 }

@@ -30,8 +30,9 @@ struct score_source {
 
 class head_graph {
 public:
-    // The entries of a KV head, at ascending positions, and the queries that look at them.
-    head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos);
+    // The entries of a KV head, at ascending positions, and the queries that look at them. With `even`, the entries are filled up to
+    // a multiple of it by ones that no query sees: the CPU's matrix products take several times as long for other sizes.
+    head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos, int64_t even = 1);
 
     ggml_context * ctx() const { return runner.ctx; }
 
@@ -45,7 +46,7 @@ public:
     const uint32_t head;
     const std::vector<llama_pos> & pos; // of the entries
 
-    const int64_t n; // entries
+    const int64_t n; // entries, those included
     const int64_t n_gqa;
     int64_t n_before; // entries before the recent tokens
     int64_t n_window; // queries
@@ -91,7 +92,8 @@ private:
     ggml_tensor * v;    // [d_v, n]
     ggml_tensor * z = nullptr; // [1, n]
     ggml_tensor * q = nullptr; // [d_k*n_gqa, n_window]
-    ggml_tensor * visible = nullptr; // F16 [n, n_window]
+    ggml_tensor * visible = nullptr; // F16 [n, n_window]: what is added to products; or, where all queries see all entries,
+    ggml_tensor * seen_by_all = nullptr; // F32 [n]
 
     std::deque<std::vector<float>>       floats; // data of inputs, until the graph has run
     std::deque<std::vector<int32_t>>     ints;

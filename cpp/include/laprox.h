@@ -126,6 +126,7 @@ struct laprox_look {
     llama_pos first;    // the part of the text, [first, last), that these tokens are about
     llama_pos last;
     int32_t   every;    // > 0: the queries of every so many-th of these tokens are kept for a refit
+    int32_t   stride;   // > 1: only the queries of every so many-th of these tokens score; the others are only seen
 };
 
 // The tokens at n_text and behind, as many as were evaluated since the last look, at most `window`, score the prefix and that part:
@@ -138,6 +139,14 @@ struct laprox_look {
 // Refuses policies that don't score by the latest queries. Evaluating a token more than the context has room for would evict, and
 // fails while a probe goes on, so a probe needs room beside the text.
 LLAMA_API bool laprox_probe(struct llama_context * ctx, llama_seq_id seq_id, const struct laprox_look * look);
+
+// What a probe found so far, for when the sequence holds the same text again, whole, and another budget is tried, say: a copy, to be
+// freed. NULL where no probe has looked. laprox_probe_again() refuses one of another model or policy, or of a text of another length;
+// that it is the same text, the caller knows.
+struct laprox_found;
+LLAMA_API struct laprox_found * laprox_probe_found(struct llama_context * ctx, llama_seq_id seq_id);
+LLAMA_API bool                  laprox_probe_again(struct llama_context * ctx, llama_seq_id seq_id, const struct laprox_found * found);
+LLAMA_API void                  laprox_found_free (struct laprox_found * found);
 
 // Whether states carry the archive, beside what is held. They don't unless they are asked to.
 LLAMA_API bool laprox_set_archive_in_states(struct llama_context * ctx, bool on);

@@ -77,10 +77,20 @@ def get_params(ctx: int) -> Params: ...
 # --- compression and statistics; these release the GIL ---
 
 def compress(ctx: int, seq_id: int = 0) -> None: ...
-def probe(ctx: int, n_text: int, n_prefix: int, first: int, last: int, every: int = 0, seq_id: int = 0) -> None:
+def probe(ctx: int, n_text: int, n_prefix: int, first: int, last: int, every: int = 0, stride: int = 0, seq_id: int = 0) -> None:
     """The tokens at n_text and behind score positions [first, last), and the prefix, of the text before them.
 
-    `every`: the queries of every so many-th of these tokens are kept for a refit; 0: none. See laprox_probe()."""
+    `every`: the queries of every so many-th of these tokens are kept for a refit; 0: none. `stride`: only every so many-th of
+    these tokens scores, if it is more than 1. See laprox_probe()."""
+
+class Found:
+    """What a probe found."""
+
+def probe_found(ctx: int, seq_id: int = 0) -> Found:
+    """A copy of it so far, which can outlive the context."""
+
+def probe_again(ctx: int, found: Found, seq_id: int = 0) -> None:
+    """The sequence holds the same text again, whole; that it is the same is for the caller to know."""
 
 def prompt_done(ctx: int, n_again: int, again: int | None = None, seq_id: int = 0) -> int | None:
     """Compress or recall, if it is time. The first position that is to be evaluated again; None: none.

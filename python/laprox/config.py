@@ -14,9 +14,6 @@ from laprox.policy import CUSTOM, Policy
 
 OFF = "off"
 
-# The types that cached keys and values can have, as llama.cpp numbers them.
-CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7}
-
 # The engine's rows: what each setting is, what is accepted, and what it does.
 OPTIONS = {option.name: option for option in _core.options()}
 

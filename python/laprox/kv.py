@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laprox import _core
+from laprox.cache_types import Choice
 from laprox.config import KVConfig
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class KV:
         """The settings in force."""
         assert self._llm.kv_config is not None  # or Llama.kv would have refused
         return self._llm.kv_config
+
+    @property
+    def choice(self) -> Choice | None:
+        """What type_k="auto" or type_v="auto" chose, and instead of what; None: the types were given."""
+        return self._llm._choice
 
     @property
     def layers(self) -> dict[int, int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llama_cpp
@@ -15,10 +17,12 @@ from llama_cpp.llama import LlamaState
 
 from laprox import _core, hub, templates
 from laprox._upstream import LlamaModel, Parent
-from laprox.config import CACHE_TYPES, KVConfig
+from laprox.cache_types import AUTO, CACHE_TYPES, Auto, Choice, choose, name_of, table_for
+from laprox.config import KVConfig
 from laprox.kv import KV
 from laprox.policy import Policy, Scorer
 from laprox.reuse import common_prefix, contains
+from laprox.sizes import shape_of, small_context
 
 if TYPE_CHECKING:
     from laprox.read.document import Document
@@ -40,6 +44,7 @@ class Llama(Parent):
     """
 
     _scorer: Scorer | None = None  # of the laprox.Policy in force; the engine borrows it
+    _choice: Choice | None = None  # of the types that were to be chosen
     _document: Document | None = None  # prompts that begin with its tokens start from it
     _closed = False
 
@@ -57,7 +62,9 @@ class Llama(Parent):
             model_path: A GGUF file.
             kv: The compressing cache; None is stock llama.cpp.
             flash_attn: As in llama_cpp; None means on where the compressing cache is, which needs it.
-            **kwargs: Those of `llama_cpp.Llama`, and every field of KVConfig as `kv_<field>` (`kv_budget="10%"`).
+            **kwargs: Those of `llama_cpp.Llama`, and every field of KVConfig as `kv_<field>` (`kv_budget="10%"`). `type_k` and
+                `type_v` may be "auto": with a budget in bytes, the types that lose least of a text that fills the context, or
+                of one that a `laprox.cache_types.Auto` tells of. `llm.kv.choice` says which these are.
 
         Raises:
             ValueError: A setting is out of range, the file can't be loaded, or this model can't be compressed; says why.
@@ -65,7 +72,7 @@ class Llama(Parent):
         kv = _with_keywords(kv, kwargs)
         if kv is not None:
             _check_compatible(flash_attn, kwargs)
-        _check_cache_types(kwargs)
+        self._types = _cache_types(kv, kwargs)
 
         self.kv_config = kv  # None: stock llama.cpp
         self._pid = os.getpid()
@@ -133,6 +140,30 @@ class Llama(Parent):
             except _core.LaproxError as error:
                 raise ValueError(f"{self.model_path}: {error} (kv=None loads it uncompressed)") from None
             self._params_set = True
+            self._choose_types(model)
+
+    def _choose_types(self, model: LlamaModel) -> None:
+        """Of the cache that is going to be made, where they are to be chosen."""
+        autos = [given for given in self._types if isinstance(given, Auto)]
+        if not autos or self.kv_config is None:
+            return
+        small = small_context(model)
+        shape = shape_of(small.ctx)
+        del small  # before the large one is made
+        table = table_for(Path(self.model_path), _core.model_fingerprint(model.model))
+        losses = table.unseen if autos[0].unseen else table.seen
+        k, v = (None if isinstance(given, Auto) else name_of(given) for given in self._types)
+        sizes = {types: shape.bytes_per_token(types) for types in losses if k in (None, types.k) and v in (None, types.v)}
+        if not sizes:
+            raise ValueError(
+                f"type_k={k or AUTO!r}, type_v={v or AUTO!r}: nothing was measured of such a pair; accepted: {', '.join(map(str, losses))}, or types without auto"
+            )
+        _, budget = _core.parse_budget(str(self.kv_config.budget))
+        n_tokens = autos[0].tokens or self.context_params.n_ctx or model.n_ctx_train()
+        self._choice = choose(losses, budget, n_tokens, sizes)
+        self.context_params.type_k, self.context_params.type_v = (CACHE_TYPES[name].ggml for name in (self._choice.types.k, self._choice.types.v))
+        if self.verbose:
+            print(f"laprox: {self.kv_config.budget} for {n_tokens:,} tokens: {self._choice}", file=sys.stderr)
 
     def _check_templates(self, model: LlamaModel) -> None:
         """The parent compiles every chat template, used or not. One that is broken is told of, or left out where none is used."""
@@ -452,9 +483,20 @@ def _check_compatible(flash_attn: bool | None, kwargs: dict[str, Any]) -> None:
             raise ValueError(f"{option}=True leaves no KV cache to compress: add kv=None")
 
 
-def _check_cache_types(kwargs: dict[str, Any]) -> None:
-    """llama.cpp would end the process."""
+def _cache_types(kv: KVConfig | None, kwargs: dict[str, Any]) -> tuple[int | Auto, int | Auto]:
+    """Of keys and values, as they were given: those that are to be chosen are taken out of kwargs. The wrong ones would end the process."""
+    found = []
     for option in ("type_k", "type_v"):
-        if kwargs.get(option) is not None and kwargs[option] not in CACHE_TYPES.values():
-            accepted = ", ".join(f"{number} ({name})" for name, number in CACHE_TYPES.items())
-            raise ValueError(f"{option}={kwargs[option]} can't be the type of a cache; accepted: {accepted}")
+        given = kwargs.get(option)
+        if given == AUTO:
+            given = Auto()
+        if isinstance(given, Auto):
+            if kv is None or _core.parse_budget(str(kv.budget))[0] != "bytes":
+                here = "kv=None" if kv is None else f"kv_budget={kv.budget!r}"
+                raise ValueError(f'{option}="auto" divides a budget in bytes, and here is {here}; accepted with it: kv_budget="64MiB", say')
+            kwargs[option] = None
+        elif given is not None and given not in (numbers := [number for number, _ in CACHE_TYPES.values()]):
+            accepted = ", ".join(f"{number} ({name_of(number)})" for number in numbers)
+            raise ValueError(f"{option}={given} can't be the type of a cache; accepted: {accepted}, or \"auto\"")
+        found.append(CACHE_TYPES["f16"].ggml if given is None else given)
+    return found[0], found[1]

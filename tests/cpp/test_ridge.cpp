@@ -32,7 +32,8 @@ static std::vector<float> random_gram(int64_t n, int64_t n_rows) {
 
 int main() {
     for (int round = 0; round < 300; round++) {
-        const int64_t n = 1 + below(70), n_right = below(4);
+        const bool    large = round % 10 == 0; // several blocks of columns, and of right sides
+        const int64_t n = 1 + below(large ? 200 : 70), n_right = below(large ? 40 : 4);
         // from one row, rank 1, to many
         const auto   gram  = random_gram(n, 1 + below(3)*below(60));
         const double ridge = std::pow(10.0, below(5) - 2);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import llama_cpp
 
 from laprox._upstream import LlamaModel
+from laprox.cache_types import CACHE_TYPES, Auto, Types
 from laprox.chat import log
 from laprox.config import KVConfig
 from laprox.llama import Llama
@@ -28,7 +29,7 @@ class Loader:
         threads: Number of CPU threads, of prompts and answers; 0 = llama.cpp's choice.
         gpu_layers: Number of layers on the GPU; -1 = all.
         batch_size: Number of tokens that are evaluated at once.
-        type_k: Of the cached keys, as llama.cpp numbers types; None is F16.
+        type_k: Of the cached keys, as llama.cpp numbers types; None is F16, an Auto is chosen by the budget.
         type_v: Of the cached values.
     """
 
@@ -37,13 +38,22 @@ class Loader:
     threads: int = 0
     gpu_layers: int = 0
     batch_size: int = 512
-    type_k: int | None = None
-    type_v: int | None = None
+    type_k: int | Auto | None = None
+    type_v: int | Auto | None = None
 
     @cached_property
     def vocabulary(self) -> LlamaModel:
         """The model without its weights: enough to count tokens."""
         return load_vocabulary(self.path)
+
+    def of(self, types: Types | None) -> Loader:
+        """The same model with other types of cached keys and values; None: with these."""
+        return self if types is None else replace(self, type_k=CACHE_TYPES[types.k].ggml, type_v=CACHE_TYPES[types.v].ggml)
+
+    def reading(self, text: Auto) -> Loader:
+        """The same, where types that are to be chosen are chosen for this text."""
+        k, v = (text if isinstance(given, Auto) else given for given in (self.type_k, self.type_v))
+        return replace(self, type_k=k, type_v=v)
 
     def open(self, n_ctx: int, kv: KVConfig | None, **more: Any) -> Llama:
         """The model with a context of so many tokens. `more` are keywords of laprox.Llama.

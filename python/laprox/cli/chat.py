@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 
 from laprox import KVConfig, KVStats, LaproxError
+from laprox.cache_types import Auto
 from laprox.chat.conversation import Conversation
 from laprox.chat.reading import read_documents
 from laprox.chat.session import Session, context_size
 from laprox.cli import asking, options
 from laprox.cli.progress import read
 from laprox.cli.running import Answers, Running
-from laprox.cli.show import allocated_without, notes, printable, remark, size, status
+from laprox.cli.show import allocated_without, notes, printable, remark, size, status, tell_choice
 from laprox.cli.source import NO_MODEL, takes_model
 from laprox.cli.streams import print_json
 from laprox.cli.view import view_held
@@ -59,8 +60,8 @@ def chat(
     before_question: options.BeforeQuestion = False,
     ctx_size: options.ContextSize = 0,
     kv: KVConfig = KVConfig(),
-    cache_type_k: options.CacheTypeK = "f16",
-    cache_type_v: options.CacheTypeV = "f16",
+    cache_type_k: options.BudgetedTypeK = "f16",
+    cache_type_v: options.BudgetedTypeV = "f16",
     chat_template: options.ChatTemplate = None,
     answers: Answers = Answers(),
     running: Running = Running(),
@@ -73,11 +74,11 @@ def chat(
     agnostic = options.regime(regime, before_question) == "agnostic"
     if agnostic and not kv.on:
         raise typer.BadParameter("--regime agnostic needs a --kv-policy")
-    type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
+    type_k, type_v = options.budgeted_types(cache_type_k, cache_type_v, kv)
     ask = [printable(question) for question in ask or []]
     template = options.chat_template(chat_template) if chat_template is not None else None
     if (was_read := _was_read(document or [])) is not None:
-        if template is not None or (type_k.ggml, type_v.ggml) not in (was_read.cache_types, (1, 1)):
+        if template is not None or (type_k, type_v) not in (was_read.cache_types, (1, 1)):
             raise ValueError(f"{was_read.path} has the chat template and the cache types that it was made with; accepted: no options for them")
         session = asking.load(was_read, model, None if kv == KVConfig() else kv, ask, ctx_size, answers, running)
         Chat(session, as_json, agnostic, was_read).run(ask)
@@ -87,9 +88,11 @@ def chat(
     text = read_documents(document, remark) if document else ""
 
     model_path = model.get()
-    loader = running.loader(model_path, type_k.ggml, type_v.ggml)
+    loader = running.loader(model_path, type_k, type_v)
     conversation = Conversation(loader.vocabulary, text, template=template)
-    llm = loader.open(context_size(conversation, ask, answers.n_predict, ctx_size), kv if kv.on else None)
+    about = Auto(conversation.document_end() if text else 0, agnostic)
+    llm = loader.reading(about).open(context_size(conversation, ask, answers.n_predict, ctx_size), kv if kv.on else None)
+    tell_choice(llm)
     session = Session(llm, conversation, answers)
     ui = Chat(session, as_json, agnostic)
     if text:

@@ -25,8 +25,9 @@ from laprox.cli.source import takes_model
 from laprox.config import policies as policy_names
 from laprox.eval import books, longbench, tasks
 from laprox.eval.bench import plan_policies, runnable
+from laprox.eval.contenders import FULL
 from laprox.eval.jobs import Job, book_jobs, context_size, longbench_jobs, task_jobs
-from laprox.eval.reader import RECALL, REFIT, REGIMES, REPEAT, SHORTER, archive_for, check_suits, plain, probes
+from laprox.eval.reader import RECALL, REFIT, REGIMES, REPEAT, SHORTER, archive_for, check_suits, plain, probes, types_of
 from laprox.eval.rows import Rows, make_header, make_model
 from laprox.eval.summary import Summary
 from laprox.files import check_writable
@@ -161,7 +162,8 @@ def evaluate(
             "--policies",
             help=f"What to compare, separated by commas; {ALL} = every policy that has a name; {SHORTER} = the document's last tokens alone; "
             f"POLICY{RECALL} = with an archive, from which entries come back for a later question; POLICY{REPEAT} = by what the model "
-            f"looks at as it repeats the document; POLICY{REFIT} = the same, and what stays is refitted to that.",
+            f"looks at as it repeats the document; POLICY{REFIT} = the same, and what stays is refitted to that. Last of all @q8_0, say, or "
+            "@q8_0/q4_0: types of cached keys and values other than -ctk and -ctv, whose full cache it is compared with.",
         ),
     ] = "laprox,snapkv,streaming",
     budgets: Annotated[
@@ -220,12 +222,13 @@ def evaluate(
 
     observed = max(kv.window, WINDOW) if any(map(probes, wanted)) else kv.window
     readings = plan_policies(
-        rows, jobs, able.policies, budget_list, regimes, lambda policy: loader.open(n_ctx, replace(kv, policy=policy, window=observed))
-    )
+        rows, jobs, able.policies, budget_list, regimes,
+        lambda policy, types: loader.of(types).open(n_ctx, replace(kv, policy=policy, window=observed)),
+    )  # fmt: skip
     measure(readings, rows, vocabulary, window=kv.window, restart=restart)
 
     cells = {(r, policy, b) for r in regimes for policy in able.policies for b in budget_list}
-    cells |= {Summary.full_cell(r) for r in ("", *regimes)}
+    cells |= {Summary.full_cell(r) for r in ("", *regimes)} | {("", f"{FULL}@{types}", "") for policy in able.policies if (types := types_of(policy))}
     asked_now = {(job.family, job.length, job.number, i) for job in jobs for i in job.questions()}
     summary = Summary((k, row) for k, row in rows if k[:4] in asked_now and k[4:] in cells)
     show(summary)

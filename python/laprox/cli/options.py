@@ -6,31 +6,18 @@ import inspect
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import llama_cpp
 import typer
 
-from laprox import KVConfig, templates
+from laprox import KVConfig, _core, templates
+from laprox.cache_types import AUTO, Auto, CacheType
+from laprox.cache_types import CACHE_TYPES as EVERY_TYPE
 from laprox.cli.groups import signed
 from laprox.cli.source import ModelSource
 from laprox.config import OPTIONS, described, initial, to_params
 
-
-class CacheType(NamedTuple):
-    """A type that cached keys and values can have."""
-
-    ggml: int
-    bytes_per_element: float
-
-
-CACHE_TYPES = {
-    "f32": CacheType(llama_cpp.GGML_TYPE_F32, 4.0),
-    "f16": CacheType(llama_cpp.GGML_TYPE_F16, 2.0),
-    "bf16": CacheType(30, 2.0),  # llama_cpp has no name for it
-    "q8_0": CacheType(llama_cpp.GGML_TYPE_Q8_0, 34 / 32),
-    "q4_0": CacheType(llama_cpp.GGML_TYPE_Q4_0, 18 / 32),
-}
+CACHE_TYPES = {name: EVERY_TYPE[name] for name in ("f32", "f16", "bf16", "q8_0", "q4_0")}
 
 
 def cache_types(k: str, v: str) -> tuple[CacheType, CacheType]:
@@ -39,6 +26,18 @@ def cache_types(k: str, v: str) -> tuple[CacheType, CacheType]:
         if name not in CACHE_TYPES:
             raise ValueError(f"{option} is {name!r}; accepted: {', '.join(CACHE_TYPES)}")
     return CACHE_TYPES[k], CACHE_TYPES[v]
+
+
+def budgeted_types(k: str, v: str, kv: KVConfig) -> tuple[int | Auto, int | Auto]:
+    """The same, as llama.cpp numbers them, where a budget may choose them: "auto"."""
+    for option, name in (("--cache-type-k", k), ("--cache-type-v", v)):
+        if name == AUTO and (not kv.on or _core.parse_budget(str(kv.budget))[0] != "bytes"):
+            here = f"--kv-budget {kv.budget}" if kv.on else "--kv-policy off"
+            raise ValueError(f"{option} auto divides a budget in bytes, and here is {here}; accepted with it: --kv-budget 64MiB, say")
+        if name not in (*CACHE_TYPES, AUTO):
+            raise ValueError(f"{option} is {name!r}; accepted: {', '.join(CACHE_TYPES)}, {AUTO}")
+    types = [Auto() if name == AUTO else CACHE_TYPES[name].ggml for name in (k, v)]
+    return types[0], types[1]
 
 
 def chat_template(text: str) -> str:
@@ -106,6 +105,11 @@ ModelIfNeeded = Annotated[ModelSource | None, _model]
 
 CacheTypeK = Annotated[str, _kv("--cache-type-k", "-ctk", help=f"Data type of the cached keys: {', '.join(CACHE_TYPES)}.")]
 CacheTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Data type of the cached values: {', '.join(CACHE_TYPES)}.")]
+
+BudgetedTypeK = Annotated[
+    str, _kv("--cache-type-k", "-ctk", help=f"Data type of the cached keys: {', '.join(CACHE_TYPES)}, or {AUTO}: what loses least at a --kv-budget in bytes.")
+]
+BudgetedTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Data type of the cached values: {', '.join(CACHE_TYPES)}, or {AUTO}.")]
 
 BeforeQuestion = Annotated[bool, typer.Option("--compress-before-question", hidden=True, help="The same as --regime agnostic.")]
 

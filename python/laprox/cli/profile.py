@@ -1,7 +1,8 @@
-"""`laprox profile`: where a model's heads need their entries, for the policy lukv."""
+"""`laprox profile`: where a model's heads need their entries, for the policy lukv; or what types of its cache lose, for `-ctk auto`."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -9,17 +10,28 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from laprox import KVConfig
+from laprox import KVConfig, Llama
+from laprox.cache_types import AUTO, FILE, Types
+from laprox.chat.loading import Loader
 from laprox.chat.tokens import check_context, tokens_of, trained_for
 from laprox.cli import options
+from laprox.cli.measuring import measure
 from laprox.cli.progress import progress
 from laprox.cli.running import Restart, Running
 from laprox.cli.show import notes
 from laprox.cli.source import takes_model
-from laprox.files import check_writable
+from laprox.eval.bench import runnable
+from laprox.eval.jobs import context_size
+from laprox.eval.rows import Rows, make_header, make_model
+from laprox.eval.summary import Summary
+from laprox.files import check_writable, replacing
 from laprox.profile.contexts import read_contexts
 from laprox.profile.measure import STEPS, min_keep, scorers
 from laprox.profile.table import Run, check_lengths, choose, sample
+from laprox.profile.types import BUDGETS, SEEN, UNSEEN, plan
+from laprox.profile.types import jobs as type_jobs
+from laprox.profile.types import table as table_of_types
+from laprox.read.probe import WINDOW
 
 PIECE = 8192  # tokens of a document's pieces, unless it is told otherwise
 
@@ -38,7 +50,15 @@ def profile(
             "Markdown, HTML or PDF file, about which general questions are asked.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The table to write, a .npy file.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help=f"The table to write, a .npy file; with --types MODEL{FILE}.", show_default=False)],
+    types: Annotated[
+        bool,
+        typer.Option(
+            "--types",
+            help=f"Measure what f16, q8_0 and q4_0 caches lose at {', '.join(BUDGETS)} of the entries, for -ctk {AUTO} -ctv {AUTO}: about 20 times "
+            f"the time of reading. --max-samples is then of each context. What was measured lies beside the table, in a .jsonl file.",
+        ),
+    ] = False,
     scorer: Annotated[str, typer.Option("--scorer", help="The scorer that ranks the entries of a head, here and when the table is used.")] = "laprox",
     max_samples: Annotated[int, typer.Option("--max-samples", min=1, help="Number of questions to ask, spread evenly over the contexts.")] = 200,
     n_predict: Annotated[int, typer.Option("--predict", "-n", min=1, max=1024, help="Length of the longest answer in tokens.")] = STEPS,
@@ -56,6 +76,14 @@ def profile(
 ) -> None:
     """Measure how many entries each KV head of a model needs, for the policy lukv. Interrupted, it goes on where it was."""
     # Everything that can be wrong is found before the long work starts.
+    if types:
+        if not output.name.endswith(FILE):
+            raise ValueError(f"{output}: the table is a {FILE} file")
+        if (cache_type_k, cache_type_v) != ("f16", "f16"):
+            raise ValueError("--types measures every type; accepted with it: no -ctk, no -ctv")
+        check_writable(output)
+        _measure_types(running.loader(model.get()), data, output, max_samples, length, restart, kv)
+        return
     if scorer not in (accepted := scorers()):
         raise ValueError(f"--scorer is {scorer!r}; accepted: {', '.join(accepted)}")
     config = replace(kv, policy=f"{scorer}:uniform")
@@ -81,6 +109,34 @@ def profile(
         notes.print(f"Stopped. What is finished is in {output}.partial; the same command goes on with it.", markup=False)
         raise typer.Exit(130) from None
     _report(run, table)
+
+
+def _measure_types(loader: Loader, data: list[Path], output: Path, questions: int, length: int, restart: bool, kv: KVConfig) -> None:
+    """--types, up to the table."""
+    vocabulary = loader.vocabulary
+    piece = length or min(PIECE, (trained_for(vocabulary) or PIECE) // 3)  # twice in a context: the probe repeats it
+    contexts = read_contexts(data, lambda text: len(tokens_of(vocabulary, text)), longest=length, piece=piece)
+    jobs = list(type_jobs(vocabulary, contexts, questions))
+    if not jobs:
+        raise ValueError("--data holds no context")
+    n_ctx = context_size(vocabulary, jobs, 0)
+    kv = replace(kv, min_tokens=0)
+    able = runnable([SEEN, UNSEEN], lambda policy: loader.open(256, replace(kv, policy=policy)), insist=True)
+    settings = {"questions": questions, "length": piece, "window": kv.window, "sink": kv.sink, "recent": kv.recent, "threads": able.n_threads}
+    header = make_header("types", sys.argv, settings, data, make_model(loader.path, able.fingerprint))
+    rows = Rows(output.with_suffix(".jsonl"), header, restart)
+
+    def open_llm(policy: str, types: Types | None) -> Llama:
+        return loader.of(types).open(n_ctx, replace(kv, policy=policy, window=max(kv.window, WINDOW)))
+
+    measure(plan(rows, jobs, open_llm), rows, vocabulary, window=kv.window, restart=restart)
+    made = table_of_types(Summary(rows), loader.path.name, able.fingerprint)
+    with replacing(output) as file:
+        file.write_text(made.text(), "utf-8")
+    notes.print(f"{output}: {sum(len(job.prompts) for job in jobs)} questions about {len(jobs)} contexts.", markup=False)
+    for name, losses in (("with the question in view", made.seen), ("before any question", made.unseen)):
+        for types, of in losses.items():
+            notes.print(f"KL {name}, {types}: " + ", ".join(f"{loss:.2f} at {share:.0%}" for share, loss in of.items()), markup=False)
 
 
 def _report(run: Run, table: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from laprox import KVConfig, LaproxError
+from laprox.cache_types import Auto
 from laprox.chat.conversation import Conversation
 from laprox.chat.decoding import printable
 from laprox.chat.reading import read_documents
@@ -16,11 +17,11 @@ from laprox.chat.tokens import check_context
 from laprox.cli import options
 from laprox.cli.progress import progress
 from laprox.cli.running import Running
-from laprox.cli.show import notes, remark, size
+from laprox.cli.show import notes, remark, size, tell_choice
 from laprox.cli.source import takes_model
 from laprox.files import check_writable
 from laprox.read.document import is_document
-from laprox.read.probe import check
+from laprox.read.probe import check, check_share
 from laprox.read.writing import FOR_READING, REPEAT, make_probe, write_document
 
 ANSWER = 256  # tokens that a question and its answer take at least: a document that leaves no room for them is of no use
@@ -52,13 +53,16 @@ def read(
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="With a probe: refit the values of what is kept to what it reads from all.")
     ] = True,
+    probe_share: Annotated[
+        float, typer.Option("--probe-share", help="Share of the probe's tokens that score, for less time: 0.25 is every fourth.")
+    ] = 1.0,
     archive: Annotated[
         bool, typer.Option("--archive", help="Write what is evicted, too, so that a question can choose anew: larger than the full cache.")
     ] = False,
     ctx_size: options.ContextSize = 0,
     kv: KVConfig = FOR_READING,
-    cache_type_k: options.CacheTypeK = "f16",
-    cache_type_v: options.CacheTypeV = "f16",
+    cache_type_k: options.BudgetedTypeK = "f16",
+    cache_type_v: options.BudgetedTypeV = "f16",
     chat_template: options.ChatTemplate = None,
     running: Running = Running(),
 ) -> None:
@@ -67,16 +71,17 @@ def read(
     if not kv.on:
         raise ValueError("--kv-policy off has nothing to write; accepted: full, which evicts nothing, or another policy")
     kv = replace(kv, archive="auto") if archive else kv
-    type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
+    type_k, type_v = options.budgeted_types(cache_type_k, cache_type_v, kv)
     template = options.chat_template(chat_template) if chat_template is not None else None
     for path in filter(is_document, document):
         raise ValueError(f"{path}: it is a GGUF; what was read can't be read again, so give the files that it was made of")
     check_writable(output)
+    check_share(probe_share, "--probe-share")
     asked = _asked(probe)
     text = read_documents(document, remark)
 
     model_path = model.get()
-    loader = running.loader(model_path, type_k.ggml, type_v.ggml)
+    loader = running.loader(model_path, type_k, type_v)
     conversation = Conversation(loader.vocabulary, text, template=template)
     n_tokens = conversation.document_end()
     if asked is not None:
@@ -90,11 +95,12 @@ def read(
                 notes.print(f"Without a probe, the end of the text chooses what is held, which questions may not need: {refusal}.", markup=False)
     needed = max(n_tokens + ANSWER, looks.context if (looks := make_probe(conversation, asked)) else 0)
     check_context("documents and their probe" if looks else "documents", needed, ctx_size, conversation.trained_for, "read less of it")
-    llm = loader.open(ctx_size or needed, kv)
+    llm = loader.reading(Auto(n_tokens, unseen=True)).open(ctx_size or needed, kv)
+    tell_choice(llm)
     with progress("reading", n_tokens, "tokens") as update:
         made = write_document(
             llm, text, output, ", ".join(printable(path.name) for path in document),
-            template=template, archive=archive, probe=asked, refit=refit, model=str(model_path) if model.from_repository else model.given,
+            template=template, archive=archive, probe=asked, refit=refit, probe_share=probe_share, model=str(model_path) if model.from_repository else model.given,
             progress=lambda what, done, total: update(description=what, completed=done, total=total),
         )  # fmt: skip
     held, full = made.settings["entries_held"], made.settings["entries_full"]

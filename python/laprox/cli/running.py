@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from laprox.cache_types import Auto
 from laprox.chat import log
 from laprox.chat.loading import Loader
 from laprox.chat.session import Sampling
@@ -25,7 +26,7 @@ class Running:
     batch_size: options.BatchSize = 512
     verbose: options.Verbose = False
 
-    def loader(self, model: Path, type_k: int | None = None, type_v: int | None = None) -> Loader:
+    def loader(self, model: Path, type_k: int | Auto | None = None, type_v: int | Auto | None = None) -> Loader:
         """Loads the model so, and from now on llama.cpp's log is shown or kept. Types are of cached keys and values."""
         log.record(self.verbose)
         return Loader(model, self.verbose, self.threads, self.gpu_layers, self.batch_size, type_k, type_v)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from laprox import KVStats
+from laprox import KVStats, Llama
 from laprox.chat.decoding import printable
 from laprox.viz.text import size
 
@@ -35,3 +35,9 @@ def status(stats: KVStats | None, tokens_seen: int, tokens_per_s: float, n_ctx: 
 def remark(text: str) -> None:
     """What a user should know before reading on, on stderr."""
     notes.print(printable(text), style="yellow", markup=False)
+
+
+def tell_choice(llm: Llama) -> None:
+    """Which types a budget is spent on, if it chose them."""
+    if llm.kv_config is not None and (choice := llm.kv.choice) is not None:
+        notes.print(f"{llm.kv_config.budget}: {choice}", markup=False)

@@ -1,6 +1,6 @@
 """What `laprox eval` and `laprox compare` have in common: contender x document x question -> rows, as far as they are missing.
 
-A plan says what is read in which context, and what is asked then: plan_policies() for policies in the contexts of one cache type,
+A plan says what is read in which context, and what is asked then: plan_policies() for policies at shares of what was read,
 plan_alternatives() for policies beside what else takes less memory, at equal bytes. run() does it.
 """
 
@@ -13,10 +13,11 @@ from typing import Any
 
 from laprox import LaproxError, Llama, _core
 from laprox._upstream import LlamaModel
+from laprox.cache_types import Types
 from laprox.chat.tokens import text_of
 from laprox.eval.contenders import FULL, ROOM, Budget, Contender
 from laprox.eval.jobs import Job
-from laprox.eval.reader import REGIMES, SHORTER, Reader, Setting, made_with, suits
+from laprox.eval.reader import REGIMES, SHORTER, Reader, Setting, made_with, suits, types_of
 from laprox.eval.rows import Rows
 from laprox.eval.summary import Key, key
 from laprox.eval.trials import ALONG, Trials, order
@@ -68,6 +69,7 @@ class Reading:
         label: What this is about, for people.
         n_read: Tokens of the document's end that are read, with those before it; None: all.
         optional: Whether it is a result, too, if there can be no such context.
+        reference: The context whose full cache it is compared with; None: its own.
     """
 
     job: Job
@@ -77,6 +79,7 @@ class Reading:
     label: str
     n_read: int | None = None
     optional: bool = False
+    reference: tuple[str | int, ...] | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -125,7 +128,7 @@ def run(readings: Sequence[Reading], rows: Rows, vocabulary: LlamaModel, told: T
                         raise
                     _add(rows, job, trials, str(error))
                     continue
-            if compared != (now := (id(job), reading.context if along else None)):
+            if compared != (now := (id(job), (reading.reference or reading.context) if along else None)):
                 compared, full = now, {}
             reader = Reader(llm, keep_asked=bool(along), window=window)
             reader.read(reading.tokens, job.head, lambda n, label=label: told(label, READING * n), job.probe)  # type: ignore[misc]
@@ -146,11 +149,12 @@ def run(readings: Sequence[Reading], rows: Rows, vocabulary: LlamaModel, told: T
 
 def plan_policies(
     rows: Rows, jobs: Sequence[Job], policies: Sequence[str], budgets: Sequence[str], regimes: Sequence[str],
-    open_llm: Callable[[str], Llama],
+    open_llm: Callable[[str, Types | None], Llama],
 ) -> list[Reading]:  # fmt: skip
-    """Policies in contexts of one cache type, each at the budgets that the engine is told; and the full cache.
+    """Policies, each at the budgets that the engine is told; and the full cache, of each of the types that they are named with.
 
-    Policies that need a context of their own come one after another: a large model fits once.
+    Policies that need a context of their own come one after another: a large model fits once. What has other types than the
+    context comes after it, document by document, and is compared with its full cache.
 
     Args:
         rows: What is there already.
@@ -158,24 +162,40 @@ def plan_policies(
         policies: Of the engine; or SHORTER.
         budgets: For each of them.
         regimes: Of REGIMES.
-        open_llm: Makes a context for a policy.
+        open_llm: Makes a context for a policy, of its types.
     """
-    cells = [Cell(FULL, "", "follow-up", Setting(None, "", "follow-up"))] if "follow-up" in regimes else []
-    cells += [Cell(p, b, r, Setting(p, b, r)) for r in regimes for p in policies for b in budgets if suits(p, r)]
+    cells = [_whole("follow-up")] if "follow-up" in regimes else []
+    cells += [Cell(p, b, r, Setting(p, b, r, types_of(p) is not None)) for r in regimes for p in policies for b in budgets if suits(p, r)]
     readings = []
     for first, context in enumerate(dict.fromkeys(made_with(cell.setting.policy) for cell in cells if cell.budget)):
         mine = [cell for cell in cells if (made_with(cell.setting.policy) == context if cell.budget else not first)]
-        by_setting = {cell.setting: cell for cell in mine}
+        kinds = dict.fromkeys([None, *(types_of(cell.setting.policy) for cell in mine)])
         for job in jobs:
-            trials = [(i, _whole()) for i in job.questions() if not first]
-            for regime in REGIMES:
-                asked = [cell.setting for cell in mine if cell.regime == regime and job.questions(regime)]
-                trials += [(i, by_setting[setting]) for i, setting in order(len(job.prompts), asked)]
-            missing = [(i, cell) for i, cell in trials if cell.key(job, i) not in rows]
-            if missing:
-                label = f"{job.family}, {len(job.opening):,} tokens"
-                readings.append(Reading(job, (context,), lambda context=context: open_llm(context), missing, label))  # type: ignore[misc]
+            of_job = []
+            for types in kinds:
+                trials = _of_types(job, types, [cell for cell in mine if types_of(cell.setting.policy) == types], not first)
+                missing = [(i, cell) for i, cell in trials if cell.key(job, i) not in rows]
+                label = f"{job.family}, {len(job.opening):,} tokens" + (f", {types}" if types else "")
+                of_job.append(
+                    Reading(
+                        job, (context, str(types or "")), lambda context=context, types=types: open_llm(context, types),  # type: ignore[misc]
+                        missing, label, reference=(context, ""),
+                    )  # fmt: skip
+                )
+            references = [(i, _whole("follow-up" if cell.regime == "follow-up" else "")) for reading in of_job[1:] for i, cell in reading.trials]
+            of_job[0] = replace(of_job[0], trials=_unique([*references, *of_job[0].trials]))
+            readings += [reading for reading in of_job if reading.trials]
     return readings
+
+
+def _of_types(job: Job, types: Types | None, cells: Sequence[Cell], whole: bool) -> list[Trial]:
+    """A document under cells of the same types, and first, if that is wanted, on a full cache of these."""
+    by_setting = {cell.setting: cell for cell in cells}
+    trials = [(i, _whole("", types)) for i in job.questions() if whole]
+    for regime in REGIMES:
+        asked = [cell.setting for cell in cells if cell.regime == regime and job.questions(regime)]
+        trials += [(i, by_setting[setting]) for i, setting in order(len(job.prompts), asked)]
+    return trials
 
 
 @dataclass(frozen=True)
@@ -313,9 +333,16 @@ def _rank(contender: Contender, budget: Budget | None) -> tuple[str, ...]:
     return ("2", *contender.context)
 
 
-def _whole() -> Cell:
-    """The full cache."""
-    return Cell(FULL, "", "", Setting(None, ""))
+def _whole(regime: str = "", types: Types | None = None) -> Cell:
+    """The full cache, of the context's types or others."""
+    return Cell(f"{FULL}@{types}" if types else FULL, "", regime, Setting(None, "", regime or "aware", types is not None))
+
+
+def _unique(trials: Iterable[Trial]) -> list[Trial]:
+    found: dict[tuple[int, str, str, str], Trial] = {}
+    for i, cell in trials:
+        found.setdefault((i, cell.name, cell.regime, cell.budget), (i, cell))
+    return list(found.values())
 
 
 def _work(job: Job, i: int) -> float:

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from laprox import LaproxError, _core
 from laprox._upstream import LlamaModel
-from laprox.chat.cost import CacheType, measure
+from laprox.cache_types import ROOM, CacheType
+from laprox.chat.cost import measure
 from laprox.config import KVConfig
 from laprox.eval.reader import RECALL, SHORTER, made_with, plain, recalls
 
 RECENT = KVConfig().recent
 PROTECTED = KVConfig().sink + RECENT  # tokens of every head that no policy can evict
-TAIL = 256  # tokens: the engine's smallest tail, whose first ones are the recent ones
-ROOM = TAIL - RECENT  # tokens to come
 
 FULL = "full"
 QUANTISED = ("q8_0", "q4_0")

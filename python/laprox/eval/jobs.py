@@ -90,7 +90,7 @@ def task_jobs(vocabulary: LlamaModel, maker: tasks.Maker, chosen: Sequence[str],
     for number in range(n):
         for length in lengths:
             for family, sample in maker.samples(chosen, length, number):
-                yield Job(family, length, number, *_encode(vocabulary, sample))
+                yield Job(family, length, number, *encode(vocabulary, sample))
 
 
 def book_jobs(
@@ -115,7 +115,7 @@ def book_jobs(
                     tasks.Question("books", f"{q.text} Answer in a few words.", q.answers, "any", predict=BOOK_ANSWER)
                     for q in documents[i].questions[:questions]
                 )
-                yield Job("books", length, number, *_encode(vocabulary, tasks.Sample(texts[i], asked)))
+                yield Job("books", length, number, *encode(vocabulary, tasks.Sample(texts[i], asked)))
 
 
 def longbench_jobs(vocabulary: LlamaModel, lines: Sequence[longbench.Line], max_prompt: int) -> Iterator[Job]:
@@ -137,7 +137,7 @@ def longbench_jobs(vocabulary: LlamaModel, lines: Sequence[longbench.Line], max_
             line, longest, lambda text: tokens_of(vocabulary, text), lambda t: text_of(vocabulary, t), chat=not conversation.stop
         )
         number = numbers[line.dataset] = numbers.get(line.dataset, -1) + 1
-        yield Job(f"longbench {line.dataset}", max_prompt, number, *_encode(vocabulary, sample))
+        yield Job(f"longbench {line.dataset}", max_prompt, number, *encode(vocabulary, sample))
 
 
 def fact_job(vocabulary: LlamaModel, text: str, about: Facts, name: str, number: int) -> Job:
@@ -170,7 +170,7 @@ def fact_job(vocabulary: LlamaModel, text: str, about: Facts, name: str, number:
         raise ValueError(f"{name}: {error}") from None
     stop = tuple(Conversation(vocabulary, "").stop)
     asked = tuple(tasks.Question(FACTS, q.text, (q.value,), "any", predict=about.n_predict, stop=stop) for q in facts)
-    opening, prompts, head, _ = _encode(vocabulary, tasks.Sample(body, asked), whole=False)
+    opening, prompts, head, _ = encode(vocabulary, tasks.Sample(body, asked), whole=False)
     read = opening[head:]
     if len(read) > 2 * len(tokens):
         raise ValueError(
@@ -185,7 +185,7 @@ def fact_job(vocabulary: LlamaModel, text: str, about: Facts, name: str, number:
     return Job(FACTS, 0, number, opening, (*asked_alone, told), head, name=name)
 
 
-def _encode(vocabulary: LlamaModel, sample: tasks.Sample, whole: bool = True) -> tuple[list[int], tuple[Prompt, ...], int, Probe | None]:
+def encode(vocabulary: LlamaModel, sample: tasks.Sample, whole: bool = True) -> tuple[list[int], tuple[Prompt, ...], int, Probe | None]:
     """The tokens that every question's prompt begins with, what follows in each, how many come before the document, and a probe.
 
     Args:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from llama_cpp.llama import LlamaState
 
 from laprox import _core
+from laprox.cache_types import CACHE_TYPES, Types
 from laprox.chat.tokens import last_logits, read
 from laprox.config import KVConfig, initial
 from laprox.eval.metrics import log_softmax
@@ -46,17 +47,30 @@ SHORTER = "shorter-context"  # in place of a policy: the document's last tokens,
 RECALL = "@recall"  # what was evicted comes back from an archive when another question needs it
 REPEAT = "@repeat"  # the model repeats the document before it is compressed, and its queries then decide
 REFIT = "@refit"  # the same, and what stays is refitted to these queries
+# And last of all "@q8_0" or "@q8_0/q4_0": the types of keys and values.
 
 RECENT_PROBED = 8  # last tokens of a document that stay in any case: its end isn't a question then
 
 
+def types_of(policy: str | Policy | None) -> Types | None:
+    """The types that a policy is named with; None: those of the context. It needs a Llama with these."""
+    last = policy.rpartition("@")[2] if isinstance(policy, str) and "@" in policy else ""
+    return Types.parse(last) if last.partition("/")[0] in CACHE_TYPES else None
+
+
+def _untyped(policy: str | Policy | None) -> str | Policy | None:
+    return policy.rpartition("@")[0] if isinstance(policy, str) and types_of(policy) else policy
+
+
 def recalls(policy: str | Policy | None) -> bool:
     """Whether a policy is named with RECALL. It needs a Llama with an archive."""
+    policy = _untyped(policy)
     return isinstance(policy, str) and policy.endswith(RECALL)
 
 
 def probes(policy: str | Policy | None) -> bool:
     """Whether a policy is named with REPEAT or REFIT. It needs a document with a probe, and a context with room for it."""
+    policy = _untyped(policy)
     return isinstance(policy, str) and policy.endswith((REPEAT, REFIT))
 
 
@@ -80,6 +94,7 @@ def check_suits(policies: Iterable[str], regimes: Sequence[str]) -> None:
 
 def plain(policy: str | Policy | None) -> str | Policy | None:
     """The policy as the engine knows it."""
+    policy = _untyped(policy)
     if not isinstance(policy, str):
         return policy
     return policy.removesuffix(RECALL).removesuffix(REPEAT).removesuffix(REFIT)
@@ -87,11 +102,16 @@ def plain(policy: str | Policy | None) -> str | Policy | None:
 
 @dataclass(frozen=True)
 class Setting:
-    """How the cache is compressed. Without a policy it is not, and the budget means nothing."""
+    """How the cache is compressed. Without a policy it is not, and the budget means nothing.
+
+    Attributes:
+        coarse: Whether the context's types are others than those of the cache that all are compared with.
+    """
 
     policy: str | Policy | None = None
     budget: str = initial("budget")
     regime: str = "aware"
+    coarse: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +163,13 @@ class Start:
     seconds: float
 
 
+class Seconds(NamedTuple):
+    """What something took: by the clock, and of the processor."""
+
+    clock: float
+    cpu: float
+
+
 @dataclass
 class Decoding:
     """Tokens that were evaluated one by one, and the time that took by the clock."""
@@ -175,6 +202,7 @@ class Reader:
         self._probe: Probe | None = None
         self._read: LlamaState | None = None  # with the whole document in the cache
         self._logprobs: Floats | None = None  # after it
+        self._found: tuple[tuple[object, bool], _core.Found, Seconds] | None = None  # by the last probe, and what it took
         self._head = 0
         self._compressed: tuple[tuple[Setting, Turn | None], LlamaState, Cost | None] | None = None  # the last one
         self._questioned: tuple[list[int], LlamaState, Floats] | None = None  # with the last "aware" question in the cache
@@ -196,7 +224,7 @@ class Reader:
             ValueError: They do not fit into the context.
         """
         self._document, self._head, self._probe = list(document), head, probe
-        self._compressed, self._questioned = None, None
+        self._compressed, self._questioned, self._found = None, None, None
         clock, cpu = time.perf_counter(), time.process_time()
         before = 0
         for n in read(self.llm, self._document):
@@ -394,19 +422,30 @@ class Reader:
 
     def _compress(self, policy: str | Policy | None = None) -> Cost:
         before = self.llm.kv.stats()
+        probing = self._look(policy) if probes(policy) else Seconds(0.0, 0.0)
         clock, cpu = time.perf_counter(), time.process_time()
-        if probes(policy):
-            if self._probe is None:
-                raise _core.LaproxError(f"{policy} is for documents with a chat's questions; this one has no prompt to repeat it")
-            look(self.llm, self._probe, refit=str(policy).endswith(REFIT))
         self.llm.kv.compress()
-        seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
+        seconds, cpu_seconds = probing.clock + time.perf_counter() - clock, probing.cpu + time.process_time() - cpu
         stats = self.llm.kv.stats()
         score, *rest = (
             getattr(stats, name) - getattr(before, name) for name in ("score_seconds", "select_seconds", "compact_seconds")
         )
         total = score + sum(rest)
         return Cost(stats.kv_bytes, stats.entries_held, stats.entries_full, seconds, cpu_seconds, score / total if total else 0.0)
+
+    def _look(self, policy: str | Policy | None) -> Seconds:
+        """Let the probe look at the document, or remember what it saw for another budget: what it took."""
+        if self._probe is None:
+            raise _core.LaproxError(f"{policy} is for documents with a chat's questions; this one has no prompt to repeat it")
+        by = plain(policy), str(_untyped(policy)).endswith(REFIT)
+        if self._found is not None and self._found[0] == by:
+            _core.probe_again(self.llm.ctx, self._found[1])
+        else:
+            clock, cpu = time.perf_counter(), time.process_time()
+            look(self.llm, self._probe, refit=by[1])
+            took = Seconds(time.perf_counter() - clock, time.process_time() - cpu)
+            self._found = by, _core.probe_found(self.llm.ctx), took
+        return self._found[2]
 
     def _decode(self, token: int) -> Floats:
         clock = time.perf_counter()

@@ -82,7 +82,10 @@ class Trials:
             return self._told(i, setting)
         follow_up = setting.regime == "follow-up"
         full = FULL["follow-up" if follow_up else "aware"]
-        if self.along and setting.policy is not None and (i, full.regime) not in self.full:
+        is_full = setting.policy is None and not setting.coarse
+        if self.along and not is_full and (i, full.regime) not in self.full:
+            if setting.coarse:
+                raise ValueError("the full cache comes first: there is nothing to compare with")
             self.measure(i, full)
         first = Turn(tuple(self.prompts[0].tokens), self.prompts[0].question.predict) if follow_up else None
         start = self.reader.start(prompt.after if follow_up else prompt.tokens, setting, first)
@@ -94,7 +97,7 @@ class Trials:
             row["read_ms"] = round(1000 * self.reader.read_cpu_seconds, 1)
         if not self.along:
             answer = self.reader.greedy(start, question.predict)
-        elif setting.policy is None:
+        elif is_full:
             along, answer = self.reader.answer(start, question.predict)
             self.full[i, full.regime] = answer[: self.along], along[: self.along + 1]
         else:

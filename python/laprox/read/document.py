@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from laprox import _core
 from laprox._upstream import LlamaModel, model_of
+from laprox.cache_types import CACHE_TYPES
 from laprox.chat.conversation import Conversation
-from laprox.config import CACHE_TYPES, KVConfig
+from laprox.config import KVConfig
 
 if TYPE_CHECKING:
     from laprox.llama import Llama
@@ -73,7 +74,7 @@ class Document:
     @property
     def cache_types(self) -> tuple[int, int]:
         """Of keys and values, as llama.cpp numbers types: a context that loads this has the same."""
-        return CACHE_TYPES[self.settings["cache_type_k"]], CACHE_TYPES[self.settings["cache_type_v"]]
+        return CACHE_TYPES[self.settings["cache_type_k"]].ggml, CACHE_TYPES[self.settings["cache_type_v"]].ggml
 
     @property
     def kv(self) -> KVConfig:

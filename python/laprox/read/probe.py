@@ -106,7 +106,15 @@ def check(policy: str | Policy | None, model: LlamaModel) -> None:
         raise _core.LaproxError("this model has recurrent layers, which can't take a probe's tokens back; accepted: no probe")
 
 
-def look(llm: Llama, probe: Probe, refit: bool = True, progress: Callable[[int], None] = lambda n: None) -> None:
+def check_share(share: float, name: str = "share") -> None:
+    """Raises ValueError unless a probe can look with that share of its tokens."""
+    if not 1 / PART <= share <= 1:
+        raise ValueError(f"{name} is {share}; accepted: from {1 / PART} to 1")
+
+
+def look(
+    llm: Llama, probe: Probe, refit: bool = True, progress: Callable[[int], None] = lambda n: None, share: float = 1.0
+) -> None:
     """Let a probe find out what counts in the text that is cached, and nothing behind it. The next `llm.kv.compress()` keeps that.
 
     Args:
@@ -114,12 +122,14 @@ def look(llm: Llama, probe: Probe, refit: bool = True, progress: Callable[[int],
         probe: Of the text that is cached.
         refit: Whether that compression also refits what it keeps, to what the probe's queries read from all.
         progress: Is told how many more tokens of the probe have been evaluated.
+        share: Of the probe's tokens, how many score: 0.25 is every fourth. All of them are evaluated, and attended to.
 
     Raises:
         LaproxError: The policy doesn't score by queries, the text isn't what is cached, or this model can't take tokens back: as
             check() says beforehand, or a sliding window that isn't cached as a whole.
-        ValueError: The probe doesn't fit into the context.
+        ValueError: The probe doesn't fit into the context, or the share is none.
     """
+    check_share(share)
     check(llm.kv.config.policy, model_of(llm))
     if llm.n_tokens != probe.n_text:
         raise _core.LaproxError(f"a probe of a text of {probe.n_text} tokens, but {llm.n_tokens} are cached")
@@ -127,7 +137,7 @@ def look(llm: Llama, probe: Probe, refit: bool = True, progress: Callable[[int],
     for part in probe.parts:
         for tokens in _pieces(part.tokens, min(llm.kv.config.window, llm.n_batch)):
             llm.eval(tokens)
-            _core.probe(llm.ctx, probe.n_text, probe.n_prefix, part.first, part.last, every)
+            _core.probe(llm.ctx, probe.n_text, probe.n_prefix, part.first, part.last, every, round(1 / share))
             progress(len(tokens))
         if not llm._cut(probe.n_text):
             raise _core.LaproxError("this context's sliding windows can't take the probe's tokens back; accepted: swa_full, or no probe")

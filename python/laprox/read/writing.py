@@ -12,12 +12,14 @@ from typing import Any
 import laprox
 from laprox import _core
 from laprox._upstream import model_of
+from laprox.cache_types import Types, name_of
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
-from laprox.config import CACHE_TYPES, OPTIONS, KVConfig
+from laprox.config import OPTIONS, KVConfig
 from laprox.llama import Llama
 from laprox.read.document import Document
-from laprox.read.probe import Probe, asking, check, look, repeating
+from laprox.read.probe import Probe, asking, check, check_share, look, repeating
+from laprox.sizes import shape_of
 
 REPEAT = "repeat"
 FOR_READING = KVConfig(policy="kvzip", window=256, recent=8, archive="off")
@@ -37,6 +39,7 @@ def write_document(
     model: str | None = None,
     probe: str | Sequence[str] | None = REPEAT,
     refit: bool = True,
+    probe_share: float = 1.0,
     progress: Progress = lambda what, done, total: None,
 ) -> Document:
     """Read a text, compress it to the Llama's budget, and write what is held to a file.
@@ -52,6 +55,7 @@ def write_document(
         probe: What stands for the questions to come: REPEAT, the text itself, as the model repeats it; questions of your own; or
             None, the end of the text, as when a prompt is in.
         refit: With a probe: whether the values of what is kept are refitted to what the probe reads from all.
+        probe_share: Of the probe's tokens, how many score: 0.25 is every fourth.
         progress: Called as work goes on.
 
     Raises:
@@ -63,6 +67,7 @@ def write_document(
     tokens = conversation.prompt("?")[: conversation.document_end()]
     if len(tokens) == conversation.document_begin():
         raise ValueError("there is no text to read")
+    check_share(probe_share, "probe_share")
     looks = make_probe(conversation, probe)
     if looks is not None:
         check(llm.kv.config.policy, model_of(llm))
@@ -70,15 +75,16 @@ def write_document(
             raise ValueError(f"a text of {len(tokens)} tokens takes a context of {looks.context} with its probe, and has {llm.n_ctx()}")
     for n in read(llm, tokens):
         progress("reading", n, len(tokens))
-    compress(llm, looks, refit, progress)
+    compress(llm, looks, refit, progress, probe_share)
 
     stats = kv.stats()
     settings: dict[str, Any] = {name: kv.config.params().get(name) for name in OPTIONS} | {
         "probe": probe if probe is None or isinstance(probe, str) else list(probe),
         "refit": refit and looks is not None,
+        "probe_share": probe_share,
         "archive": archive and stats.archived_entries > 0,
-        "cache_type_k": _name_of_type(llm.context_params.type_k),
-        "cache_type_v": _name_of_type(llm.context_params.type_v),
+        "cache_type_k": name_of(llm.context_params.type_k),
+        "cache_type_v": name_of(llm.context_params.type_v),
         "chat_template": template,
         "model": llm.model_path if model is None else model,
         "laprox": laprox.__version__,
@@ -108,7 +114,7 @@ def make_probe(conversation: Conversation, probe: str | Sequence[str] | None) ->
     return asking(conversation, probe)
 
 
-def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -> None:
+def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress, probe_share: float = 1.0) -> None:
     """Choose what is held of a text that was just read, with no question in view.
 
     Args:
@@ -116,6 +122,7 @@ def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -
         probe: What is evaluated first, to see what it looks at; None: the text's own end decides.
         refit: See write_document().
         progress: Called as work goes on.
+        probe_share: See write_document().
     """
     if probe is not None:
         done = 0
@@ -125,7 +132,7 @@ def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -
             done += n
             progress("probing", done, probe.tokens)
 
-        look(llm, probe, refit, told)
+        look(llm, probe, refit, told, probe_share)
     progress("compressing", 0, 1)
     llm.kv.compress()
     progress("compressing", 1, 1)
@@ -133,9 +140,4 @@ def compress(llm: Llama, probe: Probe | None, refit: bool, progress: Progress) -
 
 def full_bytes(llm: Llama, n_tokens: int) -> int:
     """What the compressed layers' cache of a text takes where nothing is evicted, in llama.cpp's usual type (f16)."""
-    shapes = [(n_head_kv, *_core.head_shape(llm.ctx, layer)[1:]) for layer, n_head_kv in llm.kv.layers.items()]
-    return n_tokens * sum(n_head_kv * (d_k + d_v) * 2 for n_head_kv, d_k, d_v in shapes)
-
-
-def _name_of_type(number: int) -> str:
-    return next(name for name, ggml_type in CACHE_TYPES.items() if ggml_type == number)
+    return round(n_tokens * shape_of(llm.ctx).bytes_per_token(Types()))
