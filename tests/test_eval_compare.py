@@ -148,9 +148,9 @@ def test_budgets():
 def test_contenders():
     names = [c.name for c in make_contenders(["laprox", "keydiff:global", "laprox", "expected@q8_0"])]
     assert names == ["full", "q8_0", "q4_0", SHORTER, "laprox", "keydiff:global", "expected@q8_0"]
-    assert make_contenders(["expected@q8_0"])[-1].context == make_contenders(["expected@q8_0@recall"])[-1].context == ("expected", "q8_0")
+    assert make_contenders(["expected@q8_0"])[-1].context == make_contenders(["expected@recall@q8_0"])[-1].context == ("expected", "q8_0")
     assert make_contenders(["laprox@recall"])[-1].context == make_contenders(["snapkv"])[-1].context
-    for name, words in (("nonesuch", "nonesuch"), ("laprox@q5", "q8_0, q4_0, recall"), ("laprox@repeat", "q8_0, q4_0, recall"), ("full", "always there"), ("off", "always")):
+    for name, words in (("nonesuch", "nonesuch"), ("laprox@q5", "@recall, then one of @q8_0"), ("laprox@repeat", "@recall, then one of @q8_0"), ("full", "always there"), ("off", "always")):
         with pytest.raises(ValueError, match=words):
             make_contenders([name])
 
@@ -394,7 +394,7 @@ def test_before_the_question(model, texts, tmp_path, capsys):
 
 def test_what_a_question_brings_back_is_a_contender(model, texts, tmp_path):
     """The same as POLICY until somebody asks; then the archive has its say, in the same bytes."""
-    fast = {**FAST, "budgets": "25%", "policies": "snapkv,snapkv@recall,snapkv@q8_0@recall"}
+    fast = {**FAST, "budgets": "25%", "policies": "snapkv,snapkv@recall,snapkv@recall@q8_0"}
     command.compare(model, texts[:1], output=tmp_path / "r.html", regime="agnostic", n_tokens=600, **fast)
     rows = measured(tmp_path / "r.jsonl")
     plain, recalled, smaller = ([rows["facts", 0, 0, i, "agnostic", name, "25%"] for i in range(4)] for name in fast["policies"].split(","))
@@ -431,7 +431,7 @@ def test_what_is_refused(model, texts, toy, tmp_path):
     refused("--budgets 1% is .* tokens of 0.txt, of which 36 are always kept", budgets="10%,1%")
     refused("--policies retention: .*gates", policies="retention")
     refused("--policies has 'snapkv@recall', which is for later questions; accepted with it: --regime agnostic", policies="snapkv@recall")
-    refused("--policies has 'snapkv@refit'; accepted after an @: q8_0, q4_0, recall", policies="snapkv@refit", regime="agnostic")
+    refused("--policies has 'snapkv@refit'; accepted after a policy: @recall, then one of @q8_0, @q4_0", policies="snapkv@refit", regime="agnostic")
     results = tmp_path / "x.jsonl"
     results.write_text("not ours\n")
     refused("no results file", output=tmp_path / "x.html")

@@ -16,7 +16,7 @@ from laprox._upstream import LlamaModel
 from laprox.cache_types import ROOM, CacheType
 from laprox.chat.cost import measure
 from laprox.config import KVConfig
-from laprox.eval.reader import RECALL, SHORTER, made_with, plain, recalls
+from laprox.eval.reader import RECALL, SHORTER, made_with, plain, recalls, types_of, untyped
 
 RECENT = KVConfig().recent
 PROTECTED = KVConfig().sink + RECENT  # tokens of every head that no policy can evict
@@ -90,20 +90,20 @@ def make_contenders(policies: Sequence[str]) -> list[Contender]:
     """Stock llama.cpp's ways, then these policies, each once.
 
     Args:
-        policies: As --kv-policy takes them, or "<policy>@<cache type>", as "laprox@q8_0"; either with RECALL behind it.
+        policies: As --kv-policy takes them; with RECALL behind it, or with a cache type, as "laprox@q8_0", or both in this order.
 
     Raises:
         ValueError: One is unknown.
     """
     found = [Contender(FULL), *(Contender(name, cache_type=name) for name in QUANTISED), Contender(SHORTER)]
     for name in dict.fromkeys(policies):
-        policy, at, cache_type = name.removesuffix(RECALL).partition("@")
-        if at and cache_type not in QUANTISED:
-            raise ValueError(f"--policies has {name!r}; accepted after an @: {', '.join(QUANTISED)}, {RECALL[1:]}")
+        types, policy = types_of(name), str(untyped(name)).removesuffix(RECALL)
+        if "@" in policy or types and str(types) not in QUANTISED:
+            raise ValueError(f"--policies has {name!r}; accepted after a policy: {RECALL}, then one of @{', @'.join(QUANTISED)}")
         if policy in ("off", FULL):
             raise ValueError(f"--policies has {name!r}, but the full cache is always there; accepted: names as for --kv-policy")
         KVConfig().check("--policies: ", policy=policy)
-        found.append(Contender(name, policy + RECALL if recalls(name) else policy, cache_type if at else "f16"))
+        found.append(Contender(name, policy + RECALL if recalls(name) else policy, str(types or "f16")))
     if len(found) == 2 + len(QUANTISED):
         raise ValueError("--policies is empty: name at least one")
     return found

@@ -58,19 +58,20 @@ def types_of(policy: str | Policy | None) -> Types | None:
     return Types.parse(last) if last.partition("/")[0] in CACHE_TYPES else None
 
 
-def _untyped(policy: str | Policy | None) -> str | Policy | None:
+def untyped(policy: str | Policy | None) -> str | Policy | None:
+    """A policy without the types that it is named with."""
     return policy.rpartition("@")[0] if isinstance(policy, str) and types_of(policy) else policy
 
 
 def recalls(policy: str | Policy | None) -> bool:
     """Whether a policy is named with RECALL. It needs a Llama with an archive."""
-    policy = _untyped(policy)
+    policy = untyped(policy)
     return isinstance(policy, str) and policy.endswith(RECALL)
 
 
 def probes(policy: str | Policy | None) -> bool:
     """Whether a policy is named with REPEAT or REFIT. It needs a document with a probe, and a context with room for it."""
-    policy = _untyped(policy)
+    policy = untyped(policy)
     return isinstance(policy, str) and policy.endswith((REPEAT, REFIT))
 
 
@@ -94,7 +95,7 @@ def check_suits(policies: Iterable[str], regimes: Sequence[str]) -> None:
 
 def plain(policy: str | Policy | None) -> str | Policy | None:
     """The policy as the engine knows it."""
-    policy = _untyped(policy)
+    policy = untyped(policy)
     if not isinstance(policy, str):
         return policy
     return policy.removesuffix(RECALL).removesuffix(REPEAT).removesuffix(REFIT)
@@ -437,7 +438,7 @@ class Reader:
         """Let the probe look at the document, or remember what it saw for another budget: what it took."""
         if self._probe is None:
             raise _core.LaproxError(f"{policy} is for documents with a chat's questions; this one has no prompt to repeat it")
-        by = plain(policy), str(_untyped(policy)).endswith(REFIT)
+        by = plain(policy), str(untyped(policy)).endswith(REFIT)
         if self._found is not None and self._found[0] == by:
             _core.probe_again(self.llm.ctx, self._found[1])
         else:
