@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+import devices
 import engine
 import numpy as np
 from state_fuzz import CONTEXT, HEADER, KINDS, KV, checksum, damage, forge, parts
@@ -120,7 +121,7 @@ class Target:
     def _refused(self, what: str, refusal: engine.Refused) -> None:
         assert str(refusal).isprintable() and str(self.path) not in str(refusal), f"{what}: {refusal!s}"
         self.ctx.seq_rm(1)
-        assert np.abs(self.ctx.decode([5, 6, 7], seq=1) - self.fresh).max() < 1e-4, f"{what}: not usable"
+        assert np.abs(self.ctx.decode([5, 6, 7], seq=1) - self.fresh).max() < devices.AGAIN, f"{what}: not usable"
         self.ctx.seq_rm(1)
 
     def _use(self) -> None:

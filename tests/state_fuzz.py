@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 
+import devices
 import engine
 import numpy as np
 
@@ -154,7 +155,7 @@ class Target:
             left = ctx.pos_max(1), ctx.stats(1).tokens_seen
             assert left == ((before, before + 1) if untouched else (-1, 0)), f"{what}: {left} left"
             ctx.seq_rm(1)
-            assert np.abs(ctx.decode([5, 6, 7], seq=1) - self.fresh).max() < 1e-4, f"{what}: not usable"
+            assert np.abs(ctx.decode([5, 6, 7], seq=1) - self.fresh).max() < devices.AGAIN, f"{what}: not usable"
         ctx.seq_rm(1)
         return what
 

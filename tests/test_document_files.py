@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 
+import devices
 import document_fuzz
 import engine
 import numpy as np
@@ -47,6 +48,11 @@ def refusal(path):
 # --- there and back --------------------------------------------------------------------------------------------------
 
 
+def same(logits, others):
+    """To the bit; on a device, whose kernels share out a row's entries by where they lie, nearly."""
+    return np.array_equal(logits, others) if not devices.ROUNDS else np.abs(logits - others).max() < devices.AGAIN
+
+
 @pytest.mark.parametrize("kind, cache", CACHES)
 def test_a_document_answers_as_the_context_that_read_it(toy, tmp_path, rng, kind, cache):
     """In another process's place: another model object and another context, which evicts nothing."""
@@ -68,11 +74,11 @@ def test_a_document_answers_as_the_context_that_read_it(toy, tmp_path, rng, kind
         ctx.document_load(document)
         assert all(np.array_equal(ctx.held()[pair], held[pair]) for pair in held)
         assert ctx.pos_max() == 119 and engine.laprox("compressed_for", ctx.handle, 0) == 120
-        assert np.array_equal(ctx.decode(question), answer)
+        assert same(ctx.decode(question), answer)
         ctx.document_load(document)  # the first question has left nothing behind
-        assert np.array_equal(ctx.decode(question), answer)
+        assert same(ctx.decode(question), answer)
         ctx.document_load(document, seq=1)
-        assert np.array_equal(ctx.decode(question, seq=1), answer)
+        assert same(ctx.decode(question, seq=1), answer)
 
 
 def test_an_archive_comes_along_where_it_is_asked_for(toy, tmp_path, rng):
@@ -303,6 +309,7 @@ def test_where_nothing_can_be_written(context, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.kv", "folder"] and (tmp_path / "a.kv").read_text() == "before"
 
 
+@pytest.mark.skipif(devices.BACKEND == "vulkan", reason="the driver writes files of its own, and the limit ends it")
 def test_a_full_disk(toy, tmp_path):
     """A limit on the size of files stands for one: the system says so in the middle of writing."""
     (tmp_path / "a.kv").write_text("before")

@@ -21,13 +21,12 @@ from laprox.cli.progress import read
 from laprox.cli.running import Running
 from laprox.cli.show import notes, printable, size
 from laprox.cli.source import ModelSource, check_model
-from laprox.demo import Question
+from laprox.demo import BRIEFLY, Question
 from laprox.eval.metrics import contains_any
 
 MODEL = "qwen2.5-coder-0.5b"
 LONGEST_ANSWER = 32
 BUDGET = "50%"  # of the 8 questions, each by itself, 7 are right here, 6 at 30%, and 5 at 20%, the default of everything else
-BRIEFLY = " Answer in a few words."
 
 
 @dataclass

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 
+BRIEFLY = " Answer in a few words."  # goes behind each question
+
 
 @dataclass(frozen=True)
 class Question:
