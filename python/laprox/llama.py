@@ -497,6 +497,6 @@ def _cache_types(kv: KVConfig | None, kwargs: dict[str, Any]) -> tuple[int | Aut
             kwargs[option] = None
         elif given is not None and given not in (numbers := [number for number, _ in CACHE_TYPES.values()]):
             accepted = ", ".join(f"{number} ({name_of(number)})" for number in numbers)
-            raise ValueError(f"{option}={given} can't be the type of a cache; accepted: {accepted}, or \"auto\"")
+            raise ValueError(f"{option}={given} can't be the type of a cache; accepted: {accepted}" + (', or "auto"' if kv else ""))
         found.append(CACHE_TYPES["f16"].ggml if given is None else given)
     return found[0], found[1]
