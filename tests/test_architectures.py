@@ -1,5 +1,6 @@
 """Models in which only some layers have a cache that can be compressed."""
 
+import devices
 import engine
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_logits_after_compressions(toy, rng, arch, tolerance):
             if n >= 80:
                 ctx.compress()
                 evict(net, ctx)
-        assert np.abs(logits - everything).max() > 4 * tolerance, "evicting made no difference"
+        assert np.abs(logits - everything).max() > (4 if devices.ROUNDS else 10) * tolerance, "evicting made no difference"
         assert ctx.stats().entries_held == reference.budget_entries("20%", 381, 4, 4, 32) + 30 * 4
 
 

@@ -54,7 +54,7 @@ def test_eviction_changes_the_answer(toy, rng):
         evict(evicted, ctx)
         got = ctx.decode([5])
         assert np.abs(got - evicted.decode([5])[0]).max() < TOLERANCE
-        assert np.abs(got - full.decode([5])[0]).max() > 20 * TOLERANCE
+        assert np.abs(got - full.decode([5])[0]).max() > 1
 
 
 def test_queries_attend_before_they_evict(toy, rng):

@@ -197,8 +197,9 @@ void check_attention(llama_context & ctx, const llama_memory_context_i * mctx) {
     if (kv) {
         kv->set_context(ctx);
     }
-    if (!kv || ctx.get_model().hparams.no_alloc) {
-        return;
+    const auto in_host_memory = [](const layer_info & layer) { return ggml_backend_buft_is_host(layer.buft); };
+    if (!kv || ctx.get_model().hparams.no_alloc || std::all_of(kv->get_layers().begin(), kv->get_layers().end(), in_host_memory)) {
+        return; // as in stock llama.cpp, a cache in host memory (--no-kv-offload) is read from wherever attention runs
     }
     // Split only: the scheduler forgets where an operation runs once it has reserved memory for a graph.
     const llama_cparams & cparams = ctx.get_cparams();
@@ -208,10 +209,8 @@ void check_attention(llama_context & ctx, const llama_memory_context_i * mctx) {
     std::vector<attention_place> places;
     for (const auto & node : ctx.get_gf_res_reserve()->get_fused_nodes()) {
         for (const layer_info & layer : kv->get_layers()) {
-            if (node.op != LLM_FUSED_OP_FLASH_ATTN || node.il != (int) layer.il || ggml_backend_buft_is_host(layer.buft)) {
-                // As in stock llama.cpp, a cache in host memory (--no-kv-offload) is read from wherever attention runs, and a layer
-                // that reads another one's cache attends on its own device.
-                continue;
+            if (node.op != LLM_FUSED_OP_FLASH_ATTN || node.il != (int) layer.il || in_host_memory(layer)) {
+                continue; // a layer that reads another one's cache attends on its own device, there, too
             }
             ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.get_sched(), node.tensor);
             const auto name = [](ggml_backend_dev_t device) { return device ? ggml_backend_dev_name(device) : "CPU"; };

@@ -82,7 +82,6 @@ layer_store::layer_store(const layer_info & layer, positions kept_positions, uin
     ggml_format_name(k, "laprox_k_l%u", layer.il);
     ggml_format_name(v, "laprox_v_l%u", layer.il);
 
-    std::vector<int32_t> heads;
     for (auto & cls : classes) {
         const uint32_t n = cls.plan.heads.size();
         if (cls.n_view > 0) {
@@ -92,7 +91,6 @@ layer_store::layer_store(const layer_info & layer, positions kept_positions, uin
         }
         for (uint32_t i = 0; i < n; i++) {
             tail_rows[cls.plan.heads[i]] = cls.row0 + i*cls.stride + cls.plan.n_rows;
-            heads.push_back(cls.plan.heads[i]);
         }
     }
     std::vector<length_class> plans;
@@ -110,13 +108,19 @@ layer_store::layer_store(const layer_info & layer, positions kept_positions, uin
                 std::to_string((ggml_nbytes(k) + ggml_nbytes(v)) >> 20) + " MiB of KV cache (layer " +
                 std::to_string(layer.il) + ")");
     }
-    ggml_backend_buffer_clear(buffer.get(), 0); // masked rows are read, and must not hold NaN
+    zero();
+}
 
+void layer_store::zero() {
+    ggml_backend_buffer_clear(buffer.get(), 0);
     set_masks();
     if (order) {
-        std::vector<int32_t> back(heads.size());
-        for (size_t i = 0; i < heads.size(); i++) {
-            back[heads[i]] = (int32_t) i;
+        std::vector<int32_t> heads, back(kept.size());
+        for (const auto & cls : classes) {
+            for (uint32_t head : cls.plan.heads) {
+                back[head] = (int32_t) heads.size();
+                heads.push_back((int32_t) head);
+            }
         }
         ggml_backend_tensor_set(order,   heads.data(), 0, ggml_nbytes(order));
         ggml_backend_tensor_set(inverse, back.data(),  0, ggml_nbytes(inverse));

@@ -100,6 +100,9 @@ public:
     // Nothing is kept any more: the rows stay where they are, masked. Can't fail.
     void drop_kept();
 
+    // All rows are 0. Devices read masked rows, too, which must not be other than numbers. What they compute must have ended.
+    void zero();
+
     // Of a store that was made with biases.
     void set_bias(head_bias b);
 
