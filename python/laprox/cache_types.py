@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from laprox import _core
+
 AUTO = "auto"
 FILE = ".kv-types.json"  # of a model's own table, beside MODEL.gguf
 ROOM = 256 - 32  # tokens to come, for which there is room beside what is held: the engine's smallest tail, but for its recent ones
@@ -76,6 +78,31 @@ class Auto:
 
     tokens: int = 0
     unseen: bool = False
+
+
+def given_types(kwargs: dict[str, Any], budget: str | float | None) -> tuple[int | Auto, int | Auto]:
+    """The types of keys and values among the keywords of a Llama; those that are to be chosen are taken out, f16 stands for none.
+
+    Args:
+        kwargs: With "type_k" and "type_v", by llama.cpp's numbers, AUTO or an Auto.
+        budget: Of the compressing cache; None: there is none.
+
+    Raises:
+        ValueError: One can't be a cache's type, which would end the process, or is to be chosen without a budget in bytes.
+    """
+    found: list[int | Auto] = []
+    for option in ("type_k", "type_v"):
+        given = Auto() if kwargs.get(option) == AUTO else kwargs.get(option)
+        if isinstance(given, Auto):
+            if budget is None or _core.parse_budget(str(budget))[0] != "bytes":
+                here = "kv=None" if budget is None else f"kv_budget={budget!r}"
+                raise ValueError(f'{option}="auto" divides a budget in bytes, and here is {here}; accepted with it: kv_budget="64MiB", say')
+            kwargs[option] = None
+        elif given is not None and given not in (numbers := [number for number, _ in CACHE_TYPES.values()]):
+            accepted = ", ".join(f"{number} ({name_of(number)})" for number in numbers)
+            raise ValueError(f"{option}={given} can't be the type of a cache; accepted: {accepted}" + (', or "auto"' if budget is not None else ""))
+        found.append(CACHE_TYPES["f16"].ggml if given is None else given)
+    return found[0], found[1]
 
 
 Losses = Mapping[Types, Mapping[float, float]]

@@ -17,7 +17,7 @@ from llama_cpp.llama import LlamaState
 
 from laprox import _core, hub, templates
 from laprox._upstream import LlamaModel, Parent
-from laprox.cache_types import AUTO, CACHE_TYPES, Auto, Choice, choose, name_of, table_for
+from laprox.cache_types import AUTO, CACHE_TYPES, Auto, Choice, choose, given_types, name_of, table_for
 from laprox.config import KVConfig
 from laprox.kv import KV
 from laprox.policy import Policy, Scorer
@@ -72,7 +72,7 @@ class Llama(Parent):
         kv = _with_keywords(kv, kwargs)
         if kv is not None:
             _check_compatible(flash_attn, kwargs)
-        self._types = _cache_types(kv, kwargs)
+        self._types = given_types(kwargs, kv.budget if kv else None)
 
         self.kv_config = kv  # None: stock llama.cpp
         self._pid = os.getpid()
@@ -481,22 +481,3 @@ def _check_compatible(flash_attn: bool | None, kwargs: dict[str, Any]) -> None:
     for option in ("embedding", "vocab_only"):
         if kwargs.get(option):
             raise ValueError(f"{option}=True leaves no KV cache to compress: add kv=None")
-
-
-def _cache_types(kv: KVConfig | None, kwargs: dict[str, Any]) -> tuple[int | Auto, int | Auto]:
-    """Of keys and values, as they were given: those that are to be chosen are taken out of kwargs. The wrong ones would end the process."""
-    found = []
-    for option in ("type_k", "type_v"):
-        given = kwargs.get(option)
-        if given == AUTO:
-            given = Auto()
-        if isinstance(given, Auto):
-            if kv is None or _core.parse_budget(str(kv.budget))[0] != "bytes":
-                here = "kv=None" if kv is None else f"kv_budget={kv.budget!r}"
-                raise ValueError(f'{option}="auto" divides a budget in bytes, and here is {here}; accepted with it: kv_budget="64MiB", say')
-            kwargs[option] = None
-        elif given is not None and given not in (numbers := [number for number, _ in CACHE_TYPES.values()]):
-            accepted = ", ".join(f"{number} ({name_of(number)})" for number in numbers)
-            raise ValueError(f"{option}={given} can't be the type of a cache; accepted: {accepted}" + (', or "auto"' if kv else ""))
-        found.append(CACHE_TYPES["f16"].ggml if given is None else given)
-    return found[0], found[1]
