@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -423,7 +424,8 @@ class Llama(Parent):
             return super().save_state()
         _core.set_archive_in_states(self.ctx, archive)
         try:
-            return super().save_state()
+            with self._only_written_scores():
+                return super().save_state()
         finally:
             _core.set_archive_in_states(self.ctx, False)
 
@@ -438,12 +440,24 @@ class Llama(Parent):
         if state.n_tokens > self.n_ctx():
             raise _core.LaproxError(f"the saved state has {state.n_tokens} tokens, the context has room for {self.n_ctx()}")
         try:
-            super().load_state(self._fitted(state))
+            with self._only_written_scores():
+                super().load_state(self._fitted(state))
         except RuntimeError as error:
             self.reset()
             if self.kv_config is None:
                 raise
             raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
+
+    @contextmanager
+    def _only_written_scores(self) -> Generator[None, None, None]:
+        """Without logits_all nothing is ever written to `scores`: n_batch rows of a whole vocabulary, which states needn't copy."""
+        scores = self.scores
+        if self.kv_config is not None and not self._logits_all:
+            self.scores = scores[:0]
+        try:
+            yield
+        finally:
+            self.scores = scores
 
     def _fitted(self, state: LlamaState) -> LlamaState:
         """The same, in arrays of this context's sizes: the parent's belong to one with the same n_ctx and n_batch."""
