@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import openai
 import pytest
@@ -21,6 +22,15 @@ DRIVER = {
     "properties": {"driver": {"type": "string"}, "city": {"type": "string"}},
     "required": ["driver", "city"],
 }
+LETTER = {
+    "type": "function",
+    "function": {
+        "name": "send_letter",
+        "description": "Send a letter to a person.",
+        "parameters": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+    },
+}
+TEMPLATE = Path(__file__).resolve().parent.parent / "docs/templates/chatml-json-calls.jinja"
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,28 @@ def test_the_openai_package_with_a_real_model(real_model, document, options):
         found = json.loads(ride.choices[0].message.content)
         assert set(found) == {"driver", "city"} and "Lane" in found["driver"] and found["city"], found
         check_held(ride)
+
+
+@pytest.mark.parametrize("options", [("--kv-budget", "20%"), ()], ids=["20%", "off"])
+def test_a_real_model_calls_a_function(real_model, document, options):
+    """With what it has to read in a document for it; then the function has answered, and the model goes on."""
+    with Server(real_model("qwen2.5-coder-0.5b"), "-c", "4096", "--chat-template-file", str(TEMPLATE), *options) as server:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-", max_retries=0, timeout=600)
+        chat = lambda **more: client.chat.completions.create(
+            model="any", messages=messages, tools=[LETTER], max_tokens=64, temperature=0, **more
+        )
+        question = "Who drove the wagon that took Harry to Boston? Send a letter to that person."
+        messages = [{"role": "user", "content": f"{document}\n\n{question}"}]
+        reply = chat(tool_choice="required")
+        assert reply.choices[0].finish_reason == "tool_calls"
+        (call,) = reply.choices[0].message.tool_calls
+        assert call.function.name == "send_letter" and json.loads(call.function.arguments) == {"name": "John Lane"}
+        assert not options or reply.kv["compressions"] >= 1 and reply.kv["tokens_seen"] > 1800
+
+        messages += [reply.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "The letter to John Lane is on its way."}]
+        said = chat(tool_choice="none")
+        assert said.choices[0].finish_reason == "stop" and said.choices[0].message.content
+        assert not options or said.kv["tokens_reread"] == 0
 
 
 def test_the_openai_package(real_model):
