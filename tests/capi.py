@@ -22,7 +22,7 @@ class LaproxLook(c.Structure):
 
 class LaproxStats(c.Structure):
     _fields_ = [(n, c.c_int64) for n in ("tokens_seen", "entries_held", "entries_full", "kv_bytes", "kv_bytes_full")]
-    _fields_ += [(n, c.c_int64) for n in ("window_bytes", "compressions", "recalls", "entries_recalled", "archived_entries", "archived_bytes")]
+    _fields_ += [(n, c.c_int64) for n in ("window_bytes", "compressions", "recalls", "entries_recalled", "archived_entries", "archived_bytes", "tokens_lost")]
     _fields_ += [(n, c.c_double) for n in ("score_seconds", "select_seconds", "compact_seconds")]
 
 

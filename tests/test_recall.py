@@ -219,7 +219,7 @@ def test_an_archive_that_is_full(toy, rng, archive, limit, why):
         ctx.compress()
         assert why in engine.recent_log()
         assert ctx.stats().archived_bytes == 0
-        assert ctx.tail_begin() > 0  # as without one
+        assert ctx.stats().tokens_lost == ctx.tail_begin() > 0  # as without one
         ctx.decode(rng.integers(3, 512, 100))
         assert ctx.prompt_done() is None
 
@@ -253,6 +253,7 @@ def test_at_its_limit_an_archive_loses_what_the_fewest_heads_hold(kind, rng, arc
             assert ctx.stats().archived_entries == room * len(ctx.pairs()) and ctx.stats().archived_bytes == room * bytes_per_token
 
             def check():
+                assert ctx.stats().tokens_lost == len(lost)
                 for pair in ctx.pairs():
                     e = ctx.entries(*pair)
                     assert set(e.pos.tolist()) == set(range(ctx.pos_max() + 1)) - lost

@@ -80,7 +80,7 @@ def test_unknown_policy_names_the_known():
 
 def test_policies_are_listed():
     assert {"full", "streaming", "laprox"} <= set(engine.policies())
-    assert engine.laprox("api_version") == 3
+    assert engine.laprox("api_version") == 4
 
 
 @pytest.mark.parametrize("arch, reason", [("alibi", "(?i)alibi"), ("embedder", "(?i)embedding|causal|cache"), ("mamba", "(?i)attention"), ("sinks", "(?i)sinks")])

@@ -46,6 +46,15 @@ def test_each_question_reads_itself_alone(start):
         assert server.metrics()["laprox:archived_bytes"] > 0
 
 
+def test_what_an_archive_has_no_room_for_is_counted(start):
+    with start("--kv-archive-limit", "600KiB") as server:
+        kv = server.complete(DOCUMENT + question(1), n=8)["kv"]
+        assert 0 < kv["archived_bytes"] <= 600 * 1024
+        archived = kv["archived_entries"] // (kv["entries_full"] // kv["tokens_seen"])  # tokens
+        assert kv["tokens_lost"] > 100 and 0 < kv["tokens_seen"] - archived - kv["tokens_lost"] <= 64  # the tail
+        assert server.metrics()["laprox:tokens_lost"] == kv["tokens_lost"]
+
+
 def test_a_conversation_a_regenerated_answer_an_edit_and_a_branch(start):
     with start() as server:
         first = server.complete(DOCUMENT + question(1), n=8, return_tokens=True)

@@ -112,6 +112,7 @@ void register_context(py::module_ & m) {
         result["entries_recalled"] = s.entries_recalled;
         result["archived_entries"] = s.archived_entries;
         result["archived_bytes"]   = s.archived_bytes;
+        result["tokens_lost"]      = s.tokens_lost;
         result["score_seconds"]   = s.score_seconds;
         result["select_seconds"]  = s.select_seconds;
         result["compact_seconds"] = s.compact_seconds;

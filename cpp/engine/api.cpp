@@ -344,6 +344,7 @@ bool laprox_get_stats(llama_context * ctx, llama_seq_id seq_id, laprox_stats * o
             out->recalls         += s.recalls;
             out->entries_recalled += s.entries_recalled;
             out->archived_entries += s.archived_entries;
+            out->tokens_lost      += s.tokens_lost;
             out->archived_bytes = kv.get_archive_space() ? kv.get_archive_space()->used() : 0;
             out->score_seconds   += s.score_seconds;
             out->select_seconds  += s.select_seconds;

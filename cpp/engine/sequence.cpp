@@ -422,6 +422,7 @@ laprox_stats sequence::stats() const {
     result.entries_recalled = n_recalled;
     result.archived_entries = archived.pos().size()*shared.n_pairs;
     result.archived_bytes   = archived.bytes();
+    result.tokens_lost      = n_gone - (int64_t) archived.pos().size();
     result.score_seconds   = times_us[0]/1e6;
     result.select_seconds  = times_us[1]/1e6;
     result.compact_seconds = times_us[2]/1e6;

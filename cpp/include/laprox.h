@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 // Bumped when a function or a struct below changes its meaning.
-#define LAPROX_API_VERSION 3
+#define LAPROX_API_VERSION 4
 
 LLAMA_API int32_t laprox_api_version(void);
 
@@ -163,6 +163,7 @@ struct laprox_stats {
     int64_t entries_recalled; // that came back from it
     int64_t archived_entries; // of tokens that are not in the tail any more, held ones included
     int64_t archived_bytes;   // taken by the archive; of sequences that share some of it, counted for each, but once in their sum
+    int64_t tokens_lost;      // that are neither in the tail nor in an archive: what was evicted of them can't come back
     double  score_seconds;
     double  select_seconds;
     double  compact_seconds;

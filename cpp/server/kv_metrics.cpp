@@ -55,6 +55,7 @@ std::string server_kv_metrics::to_prometheus() const {
 
     value("gauge", "archived_entries", "KV cache entries in the archives of all slots, held ones included", held.archived_entries);
     value("gauge", "archived_bytes",   "Memory or disk that the archives take", held.archived_bytes);
+    value("gauge", "tokens_lost",      "Tokens that were compressed and are in no archive: what was evicted of them can't come back", held.tokens_lost);
 
     value("counter", "compressions_total",         "Compressions of a slot's KV cache", n_compressions);
     value("counter", "compressions_refused_total", "Compressions that failed and left the cache as it was", n_refused);

@@ -390,6 +390,7 @@ json server_kv::slot_json(int id_slot) const {
         { "recalls",       s.stats.recalls },
         { "archived_entries", s.stats.archived_entries },
         { "archived_bytes",   s.stats.archived_bytes },
+        { "tokens_lost",      s.stats.tokens_lost },
     };
 }
 

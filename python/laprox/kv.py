@@ -41,6 +41,7 @@ class KVStats:
         entries_recalled: Entries that came back from it.
         archived_entries: Entries in the archive: of all tokens but the latest, held ones included.
         archived_bytes: Memory or disk that it takes.
+        tokens_lost: Tokens that are neither among the latest nor in the archive: what was evicted of them can't come back.
     """
 
     tokens_seen: int
@@ -58,6 +59,7 @@ class KVStats:
     entries_recalled: int = 0
     archived_entries: int = 0
     archived_bytes: int = 0
+    tokens_lost: int = 0
 
 
 class KV:

@@ -130,6 +130,7 @@ class Chat:
         self._unrelated = unrelated
         self._document = document
         self._warned = document is not None  # that little is held, which its maker was told
+        self._lost = 0  # tokens, of which was said that they are
 
     def run(self, questions: list[str]) -> None:
         """Answer these; without any, those that are typed or come through a pipe."""
@@ -209,7 +210,7 @@ class Chat:
             f"{size(stats.kv_bytes)} of cache, {size(allocated_without(stats, self._session.llm.n_ctx()))} without laprox; "
             f"{size(stats.window_bytes)} more for the last queries\n"
             f"{stats.archived_entries:,} entries in the archive, {size(stats.archived_bytes)}; {stats.entries_recalled:,} came back in "
-            f"{stats.recalls} recalls\n"
+            f"{stats.recalls} recalls; {stats.tokens_lost:,} tokens are in no archive\n"
             f"{stats.compressions} compressions in {seconds:.2f} s "
             f"(scoring {stats.score_seconds:.2f}, selecting {stats.select_seconds:.2f}, moving {stats.compact_seconds:.2f})",
             markup=False,
@@ -268,7 +269,17 @@ class Chat:
                 "documents again for it.",
                 style="yellow",
             )
+        self._warn_if_lost(answer.stats)
         self._warn_if_little(answer.stats)
+
+    def _warn_if_lost(self, stats: KVStats | None) -> None:
+        if stats and stats.archived_entries and stats.tokens_lost > self._lost:
+            self._lost = stats.tokens_lost
+            notes.print(
+                f"The archive has no room for {self._lost:,} of these tokens: what was evicted of them can't come back, whatever is asked. "
+                "--kv-archive-limit says how much it may take.",
+                style="yellow",
+            )
 
     def _warn_if_little(self, stats: KVStats | None) -> None:
         if self._warned or not stats or not stats.compressions:
