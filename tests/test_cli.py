@@ -338,6 +338,15 @@ def test_a_conversation(terminal):
     assert t.exit_status() == 0
 
 
+def test_what_the_archive_has_no_room_for_is_said_once(terminal):
+    t = terminal("--kv-archive-limit", "2MiB")
+    t.say("who?")
+    t.expect("has no room for")
+    t.say("/stats")
+    lost = int(re.search(r"([\d,]+) tokens are in no archive", t.expect("moving"))[1].replace(",", ""))
+    assert lost > 0
+
+
 def test_without_an_archive_an_answer_from_stale_entries_says_so(terminal):
     t = terminal("--kv-archive", "off")
     t.say("who?")
