@@ -339,7 +339,7 @@ def test_a_conversation(terminal):
 
 
 def test_what_the_archive_has_no_room_for_is_said_once(terminal):
-    t = terminal("--kv-archive-limit", "2MiB")
+    t = terminal("--kv-archive-limit", "700KiB")
     t.say("who?")
     t.expect("has no room for")
     t.say("/stats")
