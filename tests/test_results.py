@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 
@@ -18,6 +19,7 @@ from laprox.profile.types import BUDGETS, SEEN, TYPES, UNSEEN, named
 SCRIPT = Path(__file__).parent.parent / "scripts" / "results"
 HEADER = {"kind": "eval", "versions": {}, "settings": {}, "inputs": [], "model": {"fingerprint": "f"}}
 ASKED = 4
+COLUMNS = [(length, budget) for length in (2500, 6700) for budget in ("10%", "20%")]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,30 @@ def test_the_page_is_a_function_of_the_files(results, folder, monkeypatch):
         assert f"images/{image.name}" in text and image.stat().st_size < 200_000
     for heading in ("Qwen2.5-Coder-0.5B, books of 2,500", "Qwen2.5-Coder-1.5B, books of 2,500", "laprox over q8_0", "niah-single"):
         assert heading in text
+
+
+def test_many_documents_by_length(results, tmp_path, rng):
+    scores = {}
+    for name, lengths, cells in [
+        ("0.5b-books-20", (2500, 6700), [("", "full"), ("aware", "laprox"), ("follow-up", "full"), ("follow-up", "laprox"), ("follow-up", "laprox@recall")]),
+        ("0.5b-unseen-20", (2500,), [("", "full"), ("agnostic", "laprox"), ("agnostic", "kvzip@refit")]),
+    ]:
+        rows = Rows(tmp_path / f"{name}.jsonl", HEADER)
+        for length in lengths:
+            for regime, policy in cells:
+                for budget in [""] if policy == "full" else ["10%", "20%"]:
+                    for i in range(regime == "follow-up", ASKED):
+                        score = float(rng.integers(2))
+                        scores.setdefault((length, regime, policy, budget), []).append(score)
+                        rows.add(key("books", length, 0, i, regime, policy, budget), {"task": "books", "score": score})
+    summaries = results.load(tmp_path)
+    text = "\n".join(results.of_many(summaries["0.5b-books-20"], summaries["0.5b-unseen-20"]))
+    percent = lambda *cell: f"{100 * np.mean(scores[cell]):.0f} ±"
+    for line, cell in (("laprox@recall", ("follow-up", "laprox@recall")), ("laprox, no archive", ("follow-up", "laprox"))):
+        (found,) = [row for row in text.splitlines() if row.startswith(f"|  | {line} |")]
+        assert [c.strip()[: len(percent(n, *cell, b))] for c, (n, b) in zip(found.split("|")[3:], COLUMNS)] == [percent(n, *cell, b) for n, b in COLUMNS]
+    assert f"| kvzip@refit | {percent(2500, 'agnostic', 'kvzip@refit', '10%')}" in text and text.rstrip().endswith("| - | - |")
+    assert f"Questions: {ASKED} of 2,500 tokens (1 passages)" in text
 
 
 def test_follow_ups_are_compared_with_the_full_cache_that_was_asked_before_too(folder):
