@@ -113,7 +113,7 @@ def serve(job: dict) -> None:
         if job["config"] == "kept":
             out["score"] = {policy: score(policy) for policy in job["also"]}
             ctx.set_params(settings(job["policy"]))
-            out["compress"] = timed(ctx.compress)
+            out["compress"] = timed(ctx.compress) | engine.scoring()
         return out | {"after": stats(), "memory": memory()}
 
     def score(policy):
@@ -198,6 +198,7 @@ def measure(args, model: Path, cache: str) -> dict:
             "compression_share_of_prefill_cpu": kept["compress"]["cpu_seconds"] / kept["cpu_seconds"],
             "kv_bytes_after_over_budget": spent["kv_bytes"] / (spent["kv_bytes_full"] * spent["entries_held"] / spent["entries_full"]),
         },
+        "scoring": {name: kept["compress"][name] for name in ("graphs", "bytes_in", "bytes_out")},
         "compression_seconds": {k: spent[k + "_seconds"] for k in ("score", "select", "compact")},
         "score_share_of_prefill": {policy: t["seconds"] / kept["seconds"] for policy, t in kept["score"].items()},
     }
@@ -241,6 +242,8 @@ def show(args, run: dict) -> None:
         f"compression            {100 * q['compression_share_of_prefill']:.2f} % of prefill,"
         f" {100 * q['compression_share_of_prefill_cpu']:.2f} % of its processor time (scoring {s['score']:.2f} s, selection {s['select']:.2f} s, compaction {s['compact']:.2f} s)"
     )
+    c = run["scoring"]
+    console.print(f"scoring                {c['graphs']} graphs, {mib(c['bytes_in'])} MiB of inputs, {mib(c['bytes_out'])} MiB of results")
     for policy, share in run["score_share_of_prefill"].items():
         console.print(f"scoring, {policy:<14}{100 * share:.2f} % of prefill")
     console.print(f"bytes after : entries kept, exactly stored  {q['kv_bytes_after_over_budget']:.2f}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes as c
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from capi import (  # noqa: F401
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 
 _log: list[str] = []
+_scoring: list[int] = []
 
 
 @L.llama_log_callback
@@ -44,6 +46,8 @@ def _keep_log(level, text, _user):
     if level in (3, 4, 5):  # warnings, errors, and what continues a line
         _log.append(text.decode(errors="replace"))
         del _log[:-20]
+    elif said := re.match(rb"score_entries: .*: (\d+) graphs, (\d+) bytes of inputs, (\d+) of results", text):
+        _scoring[:] = map(int, said.groups())
 
 
 def keep_log() -> None:
@@ -59,6 +63,11 @@ devices.prepare()
 def recent_log() -> str:
     """What llama.cpp said last: the place to look when it answers with a null pointer."""
     return "".join(_log)
+
+
+def scoring() -> dict[str, int]:
+    """What the last scoring asked of the device: graphs, and bytes that crossed to it and back."""
+    return dict(zip(("graphs", "bytes_in", "bytes_out"), _scoring))
 
 
 class Full:

@@ -90,6 +90,30 @@ def test_scores_after_a_compression(toy, rng, type_k):
             check(ctx, path, tolerance)
 
 
+def test_a_device_is_asked_once_a_layer(toy, rng):
+    """Heads share what is the same for them: the mask, the slots of the queries, and W_O's part."""
+    path, n = toy(n_layer=3, **MHA), 500
+    with engine.Model(path, engine.params()) as model, engine.Context(model) as ctx:
+        ctx.decode(rng.integers(3, 512, n))
+        ctx.score()  # W_O's part is made once
+        ctx.score()
+        asked = engine.scoring()
+        shared, index = 3 * (2 * n * 32 + 4 * 32 + 4 * 4 * 64 * 64), 3 * 4 * 4 * n
+        assert asked["graphs"] == 3 and asked["bytes_out"] == 3 * 4 * 4 * n
+        assert shared <= asked["bytes_in"] <= shared + index * devices.ROUNDS
+
+
+def test_more_heads_than_a_graph_has_room_for(toy, rng):
+    """Each has its own mask after a compression, of 8 MB here."""
+    path = toy(n_layer=1, n_head=16, n_head_kv=16, head_dim=32)
+    with engine.Model(path, engine.params(window=1024, budget="95%")) as model:
+        with engine.Context(model, n_ctx=4608, n_batch=512) as ctx:
+            ctx.decode(rng.integers(3, 512, 4200))
+            ctx.compress()
+            check(ctx, path, EXACT)
+            assert engine.scoring()["graphs"] == 2
+
+
 @pytest.mark.parametrize("kv_unified", [False, True])
 def test_sequences_have_their_own_windows(toy, rng, kv_unified):
     """Sequences of different lengths in one batch; a global window would mix their queries."""

@@ -165,7 +165,8 @@ private:
 
     void attend_to_all(targets & set) {
         const score_source from = source(seq.store(ikv), before, set.which);
-        head_graph g(bench, from, head, before.pos, even);
+        graph_runner runner(bench);
+        head_graph g(runner, from, head, before.pos, even);
         std::vector<float> stays(2*g.n);
         for (size_t i = 0; i < pos.size(); i++) {
             const bool biased = i < fresh.n_kept(head) && pos[i] >= fresh.bias.from;
@@ -198,7 +199,8 @@ private:
 
     void build_system() {
         const score_source from = source(fresh, after, fitted.which);
-        head_graph g(bench, from, head, pos, even);
+        graph_runner runner(bench);
+        head_graph g(runner, from, head, pos, even);
         ggml_context * ctx = g.ctx();
         ggml_tensor * v = g.values(0, g.n);                                          // [d_v, t]
         ggml_tensor * x = all_attention(g);                                          // [t, N]
@@ -227,7 +229,8 @@ private:
     // Dual: (X X^T + r I)^-1 X = X (X^T X + r I)^-1
     std::vector<float> from_dual() {
         const score_source from = source(fresh, after, fitted.which);
-        head_graph g(bench, from, head, pos, even);
+        graph_runner runner(bench);
+        head_graph g(runner, from, head, pos, even);
         ggml_tensor * x = all_attention(g);
         ggml_tensor * z = g.constant(x->ne[1], layer.d_v, equations.solution);
         return g.compute({ product(g.ctx(), turned(g.ctx(), x), z) }).front(); // [t, d_v]
@@ -236,7 +239,8 @@ private:
     // The squared error of the outputs for the queries held out, with these values, [t][d_v]; without any, those that it has.
     double error_of(const std::vector<float> & rows) {
         const score_source from = source(fresh, after, held_out.which);
-        head_graph g(bench, from, head, pos, even);
+        graph_runner runner(bench);
+        head_graph g(runner, from, head, pos, even);
         ggml_context * ctx = g.ctx();
         std::vector<float> filled = rows;
         filled.resize(layer.d_v*g.n);

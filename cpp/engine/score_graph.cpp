@@ -46,9 +46,9 @@ static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
 }
 
-head_graph::head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos, int64_t even) :
-        bench(bench), from(from), head(head), pos(pos), n(((int64_t) pos.size() + even - 1)/even*even), n_gqa(from.layer().n_gqa()),
-        shared(from.seq.shared), layer(from.layer()), runner(bench) {
+head_graph::head_graph(graph_runner & runner, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos, int64_t even) :
+        runner(runner), bench(runner.bench), from(from), head(head), pos(pos), n(((int64_t) pos.size() + even - 1)/even*even), n_gqa(from.layer().n_gqa()),
+        shared(from.seq.shared), layer(from.layer()) {
     const layer_store & store = from.store;
 
     n_before = std::max<int64_t>(0, (int64_t) pos.size() - std::min<int64_t>(from.seq.config().recent, from.tail.cell.size()));
@@ -72,20 +72,17 @@ head_graph::head_graph(workbench & bench, const score_source & from, uint32_t he
     v = rows(store.v);
     z = store.z ? rows(store.z) : nullptr;
 
-    ints.emplace_back();
-    for (size_t i = 0; i < from.window.slot.size(); i++) {
-        if (from.window.pos[i] >= pos.front()) { // a query older than all that is held sees nothing here
-            ints.back().push_back((int32_t) from.window.slot[i]);
-            query_pos.push_back(from.window.pos[i]);
-        }
-    }
+    // a query older than all that is held sees nothing here
+    const auto first_query = std::lower_bound(from.window.pos.begin(), from.window.pos.end(), pos.front());
+    query_pos.assign(first_query, from.window.pos.end());
+    const uint32_t * slots = from.window.slot.data() + (first_query - from.window.pos.begin());
     n_window = (int64_t) query_pos.size();
     if (n_window == 0) {
         return;
     }
     const int64_t d_q  = n_gqa*layer.d_k;
     ggml_tensor * mine = ggml_view_2d(ctx(), from.queries, d_q, from.queries->ne[1], from.queries->nb[1], head*d_q*from.queries->nb[0]);
-    q = ggml_get_rows(ctx(), mine, runner.input(GGML_TYPE_I32, n_window, 1, ints.back().data()));
+    q = ggml_get_rows(ctx(), mine, runner.input(GGML_TYPE_I32, n_window, 1, slots));
 
     if (n_visible(0) == (int64_t) pos.size()) { // and the later ones see everything, too: one row does for all
         std::vector<float> added(n, -INFINITY);
@@ -110,26 +107,12 @@ head_graph::head_graph(workbench & bench, const score_source & from, uint32_t he
     visible = runner.input(GGML_TYPE_F16, n, n_window, data.data());
 }
 
-std::vector<std::vector<float>> head_graph::run(ggml_tensor * numbers) {
-    const std::vector<float> all = compute({ numbers }).front();
-    std::vector<std::vector<float>> result;
-    for (auto begin = all.begin(); begin != all.end(); begin += n) {
-        result.emplace_back(begin, begin + n);
-    }
-    return result;
-}
-
 std::vector<std::vector<float>> head_graph::compute(const std::vector<ggml_tensor *> & results) {
     for (ggml_tensor * t : results) {
         runner.output(t);
     }
     runner.run();
-    std::vector<std::vector<float>> data;
-    for (ggml_tensor * t : results) {
-        data.emplace_back(ggml_nelements(t));
-        ggml_backend_tensor_get(t, data.back().data(), 0, ggml_nbytes(t));
-    }
-    return data;
+    return runner.read(results);
 }
 
 int64_t head_graph::n_visible(int64_t query) const {
@@ -229,15 +212,19 @@ ggml_tensor * head_graph::gate_logits() {
 
 ggml_tensor * head_graph::value_norms() {
     const int64_t d = layer.d_v;
-    const float * mine = output_grams(bench, layer.il).data() + head*n_gqa*d*d;
-    std::vector<float> grams(mine, mine + n_gqa*d*d);
+    const std::vector<float> & of_layer = output_grams(bench, layer.il);
+    ggml_tensor * gram;
     if (shared.rotated_v) { // turning d x d once is cheaper than turning every value back
+        std::vector<float> grams;
         for (int64_t i = 0; i < n_gqa; i++) {
-            const auto one = rotated_gram(mine + i*d*d, d);
-            std::copy(one.begin(), one.end(), grams.begin() + i*d*d);
+            const auto one = rotated_gram(of_layer.data() + (head*n_gqa + i)*d*d, d);
+            grams.insert(grams.end(), one.begin(), one.end());
         }
+        gram = constant(d, d*n_gqa, std::move(grams));
+    } else {
+        ggml_tensor * all = runner.input(GGML_TYPE_F32, d, d*layer.n_head, of_layer.data());
+        gram = ggml_view_2d(ctx(), all, d, d*n_gqa, all->nb[1], head*n_gqa*d*all->nb[1]);
     }
-    ggml_tensor * gram = constant(d, d*n_gqa, std::move(grams));
     return in_runs(d*n_gqa, [&](int64_t first, int64_t m) {
         ggml_tensor * part = as_f32(ctx(), ggml_view_2d(ctx(), v, d, m, v->nb[1], first*v->nb[1]));
         ggml_tensor * gv   = ggml_mul_mat(ctx(), gram, part);

@@ -32,15 +32,15 @@ class head_graph {
 public:
     // The entries of a KV head, at ascending positions, and the queries that look at them. With `even`, the entries are filled up to
     // a multiple of it by ones that no query sees: the CPU's matrix products take several times as long for other sizes.
-    head_graph(workbench & bench, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos, int64_t even = 1);
+    // It is a part of the runner's graph, and has to live until that has run.
+    head_graph(graph_runner & runner, const score_source & from, uint32_t head, const std::vector<llama_pos> & pos, int64_t even = 1);
 
     ggml_context * ctx() const { return runner.ctx; }
 
-    // F32 results on the host.
+    // Run the graph: F32 results on the host.
     std::vector<std::vector<float>> compute(const std::vector<ggml_tensor *> & results);
-    // The same of [n, n_numbers], number by number.
-    std::vector<std::vector<float>> run(ggml_tensor * numbers);
 
+    graph_runner & runner;
     workbench & bench;
     const score_source & from;
     const uint32_t head;
@@ -86,7 +86,6 @@ private:
     const layer_info & layer;
     std::vector<llama_pos> query_pos; // of the observed queries
 
-    graph_runner runner;
     ggml_tensor * k;    // [d_k, n] of the cache's type, or float32
     ggml_tensor * multiplied = nullptr; // the same in a type that doesn't cost the queries precision
     ggml_tensor * v;    // [d_v, n]
