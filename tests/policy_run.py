@@ -1,10 +1,12 @@
 """A random model that reads, scores and compresses, compared with the NumPy oracles: what tests of policies share."""
 
+import zlib
 from dataclasses import dataclass
 
 import allocators_reference as ar
 import devices
 import engine
+import gguf
 import numpy as np
 import pytest
 import reference
@@ -190,13 +192,30 @@ def assert_counts(got, m: ar.Layers, allocator: str, near: float):
     assert max(abs(got[pair] - want[pair]) for pair in want) <= slack, f"{got} instead of {want}"
 
 
-def write_profile(path, table, **notes):
-    """As `laprox profile` does; the authors' have no notes."""
-    with open(path, "wb") as f:
-        np.save(f, table)
-        if notes:
-            f.write("".join(["\nlaprox-profile\n", *(f"{key} {value}\n" for key, value in notes.items())]).encode())
+def write_profile(path, table, dtype=np.float64, architecture="laprox-profile", version=1, crc32=None, name="evicted", **texts):
+    """A profile, by the gguf package."""
+    table = np.ascontiguousarray(table, dtype)
+    w = gguf.GGUFWriter(path, architecture)
+    w.add_uint32("laprox.profile.version", version)
+    w.add_uint32("laprox.profile.crc32", zlib.crc32(table.tobytes()) if crc32 is None else crc32)
+    for key, text in texts.items():
+        w.add_string(f"laprox.profile.{key}", text)
+    w.add_tensor(name, table)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
     return path
+
+
+def read_profile(path):
+    """Its table, and the texts about it."""
+    reader = gguf.GGUFReader(path)
+    (tensor,) = reader.tensors
+    table = np.array(tensor.data).reshape(tensor.shape[::-1])
+    fields = {key.removeprefix("laprox.profile."): field.contents() for key, field in reader.fields.items() if "laprox.profile." in key}
+    assert fields.pop("version") == 1 and fields.pop("crc32") == zlib.crc32(table.tobytes())
+    return table, fields
 
 
 def random_table(rng, n_layer, n_head_kv, spread=0.7):
@@ -211,4 +230,4 @@ def profile_for(policy, rng, shape, folder, n_layer=2):
     if parts(policy)[1] != "profile":
         return {}, None
     table = random_table(rng, n_layer, shape["n_head_kv"])
-    return {"profile": write_profile(folder / "curve.npy", table)}, table
+    return {"profile": write_profile(folder / "curve.gguf", table)}, table

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from laprox import LaproxError, _core
+from laprox import _core
 
 CASES = 60
 
@@ -283,53 +283,6 @@ def test_solver_refuses_what_does_not_fit_together():
     ]:
         with pytest.raises(ValueError, match=reason):
             _core.solve_profile(scores, utility, n_tokens, 0)
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_profile_files(rng, tmp_path, dtype):
-    path = tmp_path / "curve.npy"
-    table = rng.random((99, 3, 2)).astype(dtype)
-    np.save(path, table)
-    read, notes = _core.read_profile(path)
-    assert read.dtype == np.float64 and (read == table).all() and notes == {}
-
-    with open(path, "ab") as file:
-        file.write(b"\nlaprox-profile\nscorer laprox\nmodel Some Name 8B\n")
-    read, notes = _core.read_profile(str(path))
-    assert (read == table).all() and notes == {"scorer": "laprox", "model": "Some Name 8B"}
-    assert (np.load(path) == table).all()  # NumPy stops at the end of the array
-
-
-@pytest.mark.parametrize(
-    "table, reason",
-    [
-        (np.zeros((98, 3, 2)), r"shape \(98, 3, 2\); a budget profile has \(99, layers, KV heads\)"),
-        (np.zeros((99, 6)), r"shape \(99, 6\)"),
-        (np.zeros((99, 3, 2), np.float16), "type '<f2'; accepted: '<f8'"),
-        (np.zeros((99, 3, 2), ">f8"), "type '>f8'"),
-        (np.zeros((99, 3, 2), int), "type '<i8'"),
-        (np.asfortranarray(np.zeros((99, 3, 2))), "Fortran order"),
-        (np.full((99, 3, 2), np.nan), "share nan"),
-        (np.full((99, 3, 2), 1.5), "accepted: 0 to 1"),
-    ],
-)
-def test_wrong_profile_files_are_refused(tmp_path, table, reason):
-    path = tmp_path / "curve.npy"
-    np.save(path, table)
-    with pytest.raises(LaproxError, match=f"curve.npy: .*{reason}"):
-        _core.read_profile(path)
-
-
-def test_truncated_profile_files_are_refused(tmp_path):
-    path = tmp_path / "curve.npy"
-    np.save(path, np.zeros((99, 3, 2)))
-    whole = path.read_bytes()
-    for n in [0, 5, 11, 60, len(whole) // 2, len(whole) - 1]:
-        path.write_bytes(whole[:n])
-        with pytest.raises(LaproxError, match="truncated" if n > 11 else "isn't a .npy file"):
-            _core.read_profile(path)
-    with pytest.raises(LaproxError, match="absent.npy: can't be opened"):
-        _core.read_profile(tmp_path / "absent.npy")
 
 
 @pytest.mark.parametrize("allocator", ["global", "global-raw"])

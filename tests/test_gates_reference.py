@@ -7,6 +7,8 @@ of 32 for Q8_0 and Q4_0.
 
 from __future__ import annotations
 
+import os
+
 import devices
 import engine
 import gates_factory as made
@@ -346,5 +348,19 @@ def test_no_gates_and_no_gguf(toy, tmp_path):
     (tmp_path / "text.gguf").write_text("gates")
     assert "text.gguf" in refused(toy, tmp_path / "text.gguf")
     model = toy("llama", n_layer=2, n_ff=256, **GQA)
-    assert "holds a model (llama), no gates" in refused(toy, model)
+    assert 'has architecture "llama"; accepted: "laprox-gates"' in refused(toy, model)
     assert f"{model.stem}.kv-gates.gguf" in refused(toy, None)  # beside the model, where there is none
+
+
+def test_gates_are_read_once(toy, tmp_path):
+    """And again where the file was replaced."""
+    path = tmp_path / "g.gguf"
+    sidecar.write(path, made.random_gates(2, 256, 2))
+    size, time = path.stat().st_size, path.stat().st_mtime_ns
+    with engine.Model(toy("llama", n_layer=2, n_ff=256, **GQA), engine.params("retention", gates=path)) as model:
+        path.write_bytes(bytes(size))  # would be refused
+        os.utime(path, ns=(time, time))
+        model.set_params(engine.params("retention", gates=path))
+        os.utime(path, ns=(time, time + 10**9))
+        with pytest.raises(engine.Refused, match="g.gguf is absent, truncated"):
+            model.set_params(engine.params("retention", gates=path))

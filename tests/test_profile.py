@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import reference
 from gguf_factory import CHATML
+from policy_run import random_table, read_profile
 
-from laprox import KVConfig, Llama, _core
+from laprox import KVConfig, Llama, __version__, _core
 from laprox.chat.loading import load_vocabulary
 from laprox.cli import profile as command
 from laprox.profile.contexts import QUESTIONS, read_contexts
@@ -139,22 +140,20 @@ def test_every_row_evicts_its_share(model, rng, scorer):
 
 @pytest.fixture
 def curve(model, data, tmp_path):
-    path = tmp_path / "curve.npy"
+    path = tmp_path / "curve.gguf"
     command.profile(model, [data], path, **SETTINGS)
     return path
 
 
 def test_the_file(model, curve):
-    table = np.load(curve)
+    table, texts = read_profile(curve)
     assert table.shape == (99, 3, 2) and table.dtype == np.float64
     assert np.allclose(table.mean((1, 2)), np.arange(1, 100) / 100, atol=1e-2)
-    assert not curve.with_name("curve.npy.partial").exists()
-    text = curve.read_bytes().partition(b"\nlaprox-profile\n")[2].decode()
-    notes = dict(line.split(" ", 1) for line in text.splitlines())
+    assert not curve.with_name("curve.gguf.partial").exists()
     llm = load(model, CONFIG)
-    assert notes["model"] == model.name and notes["fingerprint"] == _core.model_fingerprint(llm._model.model)
-    assert (notes["scorer"], notes["window"], notes["sink"], notes["recent"]) == ("laprox", "16", "4", "16")
-    assert (notes["samples"], notes["tokens"]) == ("4", str(STEPS))
+    assert texts["model"] == model.name and texts["model_fingerprint"] == _core.model_fingerprint(llm._model.model)
+    assert (texts["scorer"], texts["window"], texts["sink"], texts["recent"]) == ("laprox", "16", "4", "16")
+    assert (texts["samples"], texts["tokens"], texts["cache"], texts["laprox"]) == ("4", str(STEPS), "f16, f16", __version__)
 
 
 @pytest.mark.parametrize("budget", ["10%", "35%", "60"])
@@ -168,7 +167,7 @@ def test_lukv_keeps_the_budget(model, curve, rng, budget):
 
 
 def test_an_interrupted_run_goes_on(model, data, curve, tmp_path, monkeypatch, capsys):
-    again = tmp_path / "again.npy"
+    again = tmp_path / "again.gguf"
     ask, left = Profiler.ask, [1, 2, 99]  # questions until ctrl-C
 
     def interrupted(self, question, seed):
@@ -189,11 +188,11 @@ def test_an_interrupted_run_goes_on(model, data, curve, tmp_path, monkeypatch, c
         command.profile(model, [data], again, **SETTINGS | {"n_predict": 7})
     command.profile(model, [data], again, **SETTINGS)
     assert again.read_bytes() == curve.read_bytes()
-    assert not again.with_name("again.npy.partial").exists()
+    assert not again.with_name("again.gguf.partial").exists()
 
 
 def test_restart(model, data, curve, tmp_path):
-    partial = curve.with_name("curve.npy.partial")
+    partial = curve.with_name("curve.gguf.partial")
     partial.mkdir()
     (partial / "settings.json").write_text('{"scorer": "snapkv"}')
     with pytest.raises(ValueError, match="--restart"):
@@ -208,8 +207,8 @@ def test_restart(model, data, curve, tmp_path):
     [
         ({"scorer": "nonesuch"}, "--scorer is 'nonesuch'; accepted: .*laprox"),
         ({"scorer": "criticalkv"}, "--scorer is 'criticalkv'; accepted: .*laprox"),
-        ({"output": "curve.bin"}, "curve.bin: the table is a .npy file"),
-        ({"output": "no/such/curve.npy"}, "curve.npy can't be written: No such file"),
+        ({"output": "curve.npy"}, "curve.npy: the table is a .gguf file"),
+        ({"output": "no/such/curve.gguf"}, "curve.gguf can't be written: No such file"),
         ({"lines": ['{"context": "x", "questions": ["y"]}', "{"]}, "data.jsonl line 2: not JSON"),
         ({"lines": ["", "[]"]}, "data.jsonl line 2: not an object"),
         ({"lines": ['{"context": "x"}']}, 'data.jsonl line 1: "questions" must be'),
@@ -223,20 +222,20 @@ def test_restart(model, data, curve, tmp_path):
 def test_refused_before_the_work(model, data, tmp_path, change, message):
     if lines := change.pop("lines", None):
         data.write_text("\n".join(lines))
-    settings = SETTINGS | {"output": tmp_path / change.pop("output", "curve.npy")} | change
+    settings = SETTINGS | {"output": tmp_path / change.pop("output", "curve.gguf")} | change
     with pytest.raises(ValueError, match=message):
         command.profile(model, [data], **settings)
-    assert not (tmp_path / "curve.npy").exists() and not list(tmp_path.glob("*.partial"))
+    assert not (tmp_path / "curve.gguf").exists() and not list(tmp_path.glob("*.partial"))
 
 
 def test_a_context_longer_than_the_model_was_trained_for(toy, data, tmp_path):
     with pytest.raises(ValueError, match="trained for 256: take shorter ones"):
-        command.profile(toy(**SHAPE | {"n_ctx_train": 256}), [data], tmp_path / "curve.npy", **SETTINGS)
+        command.profile(toy(**SHAPE | {"n_ctx_train": 256}), [data], tmp_path / "curve.gguf", **SETTINGS)
 
 
 def test_a_model_that_cannot_be_compressed(toy, data, tmp_path):
     with pytest.raises(ValueError, match="ALiBi"):
-        command.profile(toy("alibi"), [data], tmp_path / "curve.npy", **SETTINGS)
+        command.profile(toy("alibi"), [data], tmp_path / "curve.gguf", **SETTINGS)
 
 
 def test_other_models_and_scorers_refuse_the_curve(toy, curve):
@@ -244,15 +243,15 @@ def test_other_models_and_scorers_refuse_the_curve(toy, curve):
         load(toy(**SHAPE, seed=5), replace(CONFIG, policy="lukv", profile=curve))
     with pytest.raises(ValueError, match="made for scorer laprox"):
         load(toy(**SHAPE), replace(CONFIG, policy="snapkv:profile", profile=curve))
-    with pytest.raises(ValueError, match=r"\[99, 3, 2\].*\[99, 2, 2\]"):
+    with pytest.raises(ValueError, match="this model is another one"):
         load(toy(**SHAPE, n_layer=2), replace(CONFIG, policy="lukv", profile=curve))
 
 
 def test_layers_that_are_not_compressed_get_the_uniform_share(toy, words, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"context": words(60), "questions": ["why?"]}))
-    command.profile(toy("gemma2", chat_template=CHATML), [data], tmp_path / "curve.npy", **SETTINGS)
-    table = np.load(tmp_path / "curve.npy")
+    command.profile(toy("gemma2", chat_template=CHATML), [data], tmp_path / "curve.gguf", **SETTINGS)
+    table, _ = read_profile(tmp_path / "curve.gguf")
     uniform = np.arange(1, 100)[:, None] / 100
     assert np.array_equal(table[:, 0], np.tile(uniform, 2)) and np.array_equal(table[:, 2], table[:, 0])
     assert not np.allclose(table[:80, 1], table[:80, 0])
@@ -260,20 +259,103 @@ def test_layers_that_are_not_compressed_get_the_uniform_share(toy, words, tmp_pa
 
 def test_from_the_shell(model, words, tmp_path):
     (tmp_path / "notes.txt").write_text(words(60))
-    args = ["-m", "laprox", "profile", model, "-d", tmp_path / "notes.txt", "-o", tmp_path / "c.npy", "--max-samples", "2", "--predict", "4", "-t", "1"]
+    args = ["-m", "laprox", "profile", model, "-d", tmp_path / "notes.txt", "-o", tmp_path / "c.gguf", "--max-samples", "2", "--predict", "4", "-t", "1"]
     done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "2 questions about 1 contexts" in done.stderr.replace("\n", " ") and "overall, by layer" in done.stderr
-    assert np.load(tmp_path / "c.npy").shape == (99, 3, 2)
+    assert read_profile(tmp_path / "c.gguf")[0].shape == (99, 3, 2)
     ask = ["-m", "laprox", "chat", model, "-d", tmp_path / "notes.txt", "--ask", "w1?", "-n", "4", "-t", "1", "--json", "--kv-min-tokens", "0"]
-    ask += ["--kv-policy", "lukv", "--kv-profile", tmp_path / "c.npy", "--kv-budget", "30%"]
+    ask += ["--kv-policy", "lukv", "--kv-profile", tmp_path / "c.gguf", "--kv-budget", "30%"]
     answered = subprocess.run([sys.executable, *map(str, ask)], capture_output=True, text=True, timeout=300)
     assert answered.returncode == 0, answered.stderr
     numbers = json.loads(answered.stdout)
     assert numbers["entries_held"] < 0.4 * numbers["entries_full"]
     done = subprocess.run([sys.executable, *map(str, args), "--scorer", "x"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stderr.startswith("laprox: --scorer is 'x'")
+
+
+# --- published curves --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def curves(rng, tmp_path):
+    """curves(table): as the authors publish them; random ones, if none is given."""
+
+    def make(table=None):
+        np.save(tmp_path / "curves.npy", random_table(rng, 3, 2) if table is None else table)
+        return tmp_path / "curves.npy"
+
+    return make
+
+
+@pytest.mark.parametrize("of", [np.asarray, np.asfortranarray, np.float32, np.float16, lambda table: table.astype(">f8")])
+def test_published_curves(model, rng, curves, tmp_path, of):
+    """Bit for bit, whatever NumPy stored them as."""
+    table = of(random_table(rng, 3, 2))
+    command.profile(model, convert=curves(table), output=tmp_path / "curve.gguf")
+    got, texts = read_profile(tmp_path / "curve.gguf")
+    assert got.dtype == np.float64 and np.array_equal(got, table)
+    llm = load(model, CONFIG)
+    fingerprint = _core.model_fingerprint(llm.model)
+    assert texts == {"model": model.name, "model_fingerprint": fingerprint, "scorer": "laprox", "source": "curves.npy", "laprox": __version__}
+
+
+def test_converted_curves_are_of_their_model_and_scorer(toy, model, curves, tmp_path):
+    output = tmp_path / "curve.gguf"
+    command.profile(model, convert=curves(), output=output, scorer="snapkv")
+    load(model, replace(CONFIG, policy="snapkv:profile", profile=output))
+    with pytest.raises(ValueError, match="made for scorer snapkv"):
+        load(model, replace(CONFIG, policy="lukv", profile=output))
+    with pytest.raises(ValueError, match="this model is another one"):
+        load(toy(**SHAPE, seed=5), replace(CONFIG, policy="snapkv:profile", profile=output))
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        (np.full((98, 3, 2), 0.5), r"expected a profile of shape \(99, layers, KV heads\)"),
+        (np.full((99, 6), 0.5), r"expected a profile of shape \(99, layers, KV heads\)"),
+        (np.full((99, 2, 2), 0.5), "the table is of 2 layers with 2 KV heads; accepted: 3 layers with 2 KV heads"),
+        (np.full((99, 3, 1), 0.5), "the table is of 3 layers with 1 KV heads; accepted: 3 layers with 2 KV heads"),
+        (np.full((99, 3, 2), 1.5), "evicts the share 1.5.*; accepted: 0 to 1"),
+        (np.full((99, 3, 2), np.nan), "evicts the share .*nan"),
+        (np.zeros((99, 3, 2), np.int64), "elements of type int64; accepted: float64"),
+        (np.zeros((99, 3, 2), object), "allow_pickle"),
+    ],
+)
+def test_curves_that_do_not_fit(model, curves, tmp_path, table, message):
+    with pytest.raises(ValueError, match=f"curves.npy: .*{message}"):
+        command.profile(model, convert=curves(table), output=tmp_path / "curve.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.npy"]
+
+
+def test_what_is_no_curve(model, curves, tmp_path):
+    path, output = curves(), tmp_path / "curve.gguf"
+    whole = path.read_bytes()
+    for n in (0, 5, 60, len(whole) - 1):
+        path.write_bytes(whole[:n])
+        with pytest.raises(ValueError, match="curves.npy: "):
+            command.profile(model, convert=path, output=output)
+    with pytest.raises(FileNotFoundError, match="absent.npy"):
+        command.profile(model, convert=tmp_path / "absent.npy", output=output)
+    with pytest.raises(ValueError, match="curve.npy: the table is a .gguf file"):
+        command.profile(model, convert=path, output=tmp_path / "curve.npy")
+    with pytest.raises(ValueError, match="--scorer is 'x'; accepted: .*laprox"):
+        command.profile(model, convert=path, output=output, scorer="x")
+    for more in ({}, {"data": [path], "convert": path}, {"types": True, "convert": path}):
+        with pytest.raises(command.typer.BadParameter, match="--data, .* --convert: one of both"):
+            command.profile(model, output=output, **more)
+    assert not output.exists()
+
+
+def test_converted_from_the_shell(model, curves, tmp_path):
+    args = ["-m", "laprox", "profile", model, "--convert", curves(), "-o", tmp_path / "c.gguf"]
+    done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    assert "3 layers of 2 KV heads, for the scorer laprox" in done.stderr.replace("\n", " ")
+    done = subprocess.run([sys.executable, *map(str, args[:4]), "-o", "c.gguf"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "--data" in done.stderr
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

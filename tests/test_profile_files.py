@@ -34,72 +34,106 @@ def refused_profile(toy, rng):
 
 
 def test_absent_profiles(refused_profile, tmp_path):
-    assert "none.npy" in refused_profile(tmp_path / "none.npy")
+    assert "none.gguf" in refused_profile(tmp_path / "none.gguf")
     message = refused_profile(None)
-    assert "kv-profile.npy" in message and "laprox profile" in message
+    assert "kv-profile.gguf" in message and "laprox profile" in message
     assert str(tmp_path) in refused_profile(tmp_path)  # a folder
 
 
-@pytest.mark.parametrize("shape", [(99, 3, 2), (99, 2, 4), (99, 2, 1), (98, 2, 2), (99, 2), (99, 2, 2, 1), (2, 2, 99), (0,), ()])
+@pytest.mark.parametrize("shape", [(99, 3, 2), (99, 2, 4), (99, 2, 1), (98, 2, 2), (99, 2), (99, 2, 2, 2), (2, 2, 99), (1,)])
 def test_profiles_of_the_wrong_shape(refused_profile, tmp_path, shape):
-    """Both shapes are named: the model's where the file's is that of some model."""
-    path = write_profile(tmp_path / "curve.npy", np.full(shape, 0.5))
+    """Both shapes are named, in GGUF's order."""
+    path = write_profile(tmp_path / "curve.gguf", np.full(shape, 0.5))
     message = refused_profile(path)
-    assert str(path) in message and (str(shape) in message or str(list(shape)) in message), message
-    assert ("[99, 2, 2]" if len(shape) == 3 and shape[0] == 99 else "(99, layers, KV heads)") in message, message
+    has = str(list(shape[::-1]) + [1] * (3 - len(shape)))
+    assert f"{path} has evicted of {has}; accepted: [2, 2, 99]" in message, message
 
 
-@pytest.mark.parametrize("dtype", ["<f8", "<f4", ">f8", "<f2", "<i4", "?", "<c16", "<U3"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int32, np.int8])
 def test_types_of_profiles(toy, refused_profile, tmp_path, dtype):
     """Whatever is not understood is refused, not misread."""
-    table = np.full((99, 2, 2), 0.5)
-    path = write_profile(tmp_path / "curve.npy", table.astype(dtype))
-    if dtype in ("<f8", "<f4"):
+    path = write_profile(tmp_path / "curve.gguf", np.full((99, 2, 2), 0.5), dtype)
+    if dtype in (np.float64, np.float32):
         with engine.Model(toy(n_layer=2)) as model:
             model.set_params(engine.params("lukv", profile=path))
     else:
         message = refused_profile(path)
-        assert "curve.npy" in message and "float" in message, message
+        assert "curve.gguf" in message and "accepted: f64, f32" in message, message
 
 
-@pytest.mark.parametrize("value", [-0.01, 1.01, np.nan, np.inf])
-def test_shares_out_of_range(refused_profile, tmp_path, value):
+@pytest.mark.parametrize("value, reason", [(-0.01, "-0.01"), (1.01, "1.01"), (np.nan, "isn't a number"), (np.inf, "isn't a number")])
+def test_shares_out_of_range(refused_profile, tmp_path, value, reason):
     table = np.full((99, 2, 2), 0.5)
     table[50, 1, 0] = value
-    assert "curve.npy" in refused_profile(write_profile(tmp_path / "curve.npy", table))
+    message = refused_profile(write_profile(tmp_path / "curve.gguf", table))
+    assert "curve.gguf" in message and reason in message
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"architecture": "laprox-gates"}, 'has architecture "laprox-gates"; accepted: "laprox-profile"'),
+        ({"version": 2}, "has format version 2; accepted: 1"),
+        ({"crc32": 7}, "is damaged"),
+        ({"name": "kept"}, "has no evicted"),
+    ],
+)
+def test_files_that_are_no_profile(refused_profile, tmp_path, change, reason):
+    path = write_profile(tmp_path / "curve.gguf", np.full((99, 2, 2), 0.5), **change)
+    assert f"profile {path} {reason}" in refused_profile(path)
 
 
 def test_damaged_profiles(refused_profile, toy, tmp_path):
-    """Cut anywhere in what is needed; another kind of file; the wrong order."""
-    path = tmp_path / "curve.npy"
-    np.save(path, np.full((99, 2, 2), 0.5))
+    """Cut anywhere; another kind of file; a model."""
+    path = write_profile(tmp_path / "curve.gguf", np.full((99, 2, 2), 0.5), scorer="laprox")
     data = path.read_bytes()
-    for n in (0, 5, 9, 60, 127, 128, 129, len(data) - 1):
+    for n in (0, 3, 5, 9, 60, 127, 128, 129, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:n])
-        assert "curve.npy" in refused_profile(path)
-    for other in (b"\x93NUMPX" + data[6:], b"x" * len(data), toy(n_layer=2).read_bytes()[:5000], data[:6] + b"\x09" + data[7:]):
+        message = refused_profile(path)
+        assert f"{path} is absent, truncated or not a GGUF" in message or f"{path} is truncated" in message and n > 129
+    for other in (b"GGUX" + data[4:], b"x" * len(data), data[:4] + b"\x09" + data[5:]):
         path.write_bytes(other)
-        assert "curve.npy" in refused_profile(path)
-    np.save(path, np.asfortranarray(np.random.default_rng(0).random((99, 2, 2))))
-    assert "curve.npy" in refused_profile(path)
+        assert f"{path} is absent, truncated or not a GGUF" in refused_profile(path)
+    assert 'has architecture "llama"; accepted: "laprox-profile"' in refused_profile(toy(n_layer=2))
+
+
+def test_flipped_bits_of_profiles(toy, tmp_path, rng):
+    """Wherever one is, in sizes, too, which ggml would take memory for: refused, or what it changed isn't read."""
+    path = write_profile(tmp_path / "curve.gguf", random_table(rng, 2, 2), scorer="laprox")
+    data = path.read_bytes()
+    n_head = len(data) - 99 * 2 * 2 * 8
+    flips = [(at, bit) for at in range(n_head) for bit in range(8)]
+    flips += [(int(at), int(rng.integers(8))) for at in rng.integers(n_head, len(data), 50)]
+    with engine.Model(toy(n_layer=2)) as model:
+        for second, (at, bit) in enumerate(flips):
+            broken = bytearray(data)
+            broken[at] ^= 1 << bit
+            path.write_bytes(broken)
+            os.utime(path, (second, second))  # another file each time
+            try:
+                model.set_params(engine.params("lukv", profile=path))
+            except engine.Refused as refused:
+                assert str(path) in str(refused)
+            else:
+                assert at < n_head
 
 
 def test_profiles_of_others(toy, refused_profile, tmp_path):
-    """Both models, both scorers are named. Without notes there is nothing to compare."""
-    table, path = np.full((99, 2, 2), 0.5), tmp_path / "curve.npy"
+    """Both models, both scorers are named. Without texts there is nothing to compare."""
+    table, path = np.full((99, 2, 2), 0.5), tmp_path / "curve.gguf"
     with engine.Model(toy(n_layer=2)) as model, engine.Model(toy(n_layer=2, seed=1)) as other:
         mine, theirs = model.fingerprint(), other.fingerprint()
-    write_profile(path, table, model="another one", fingerprint=theirs, scorer="laprox")
+    write_profile(path, table, model="another one", model_fingerprint=theirs, scorer="laprox")
     message = refused_profile(path)
     assert theirs in message and mine in message and "another one" in message
-    write_profile(path, table, model="toy", fingerprint=mine, scorer="keydiff")
+    write_profile(path, table, model="toy", model_fingerprint=mine, scorer="keydiff")
     message = refused_profile(path)
     assert "keydiff" in message and "laprox" in message and "keydiff:profile" in message
     assert "keydiff" in refused_profile(path, "snapkv:profile")
 
     with engine.Model(toy(n_layer=2)) as model:
         model.set_params(engine.params("keydiff:profile", profile=path))
-        write_profile(path, table, model="toy", fingerprint=mine, scorer="laprox")
+        write_profile(path, table, model="toy", model_fingerprint=mine, scorer="laprox")
         model.set_params(engine.params("lukv", profile=path))
         write_profile(path, table)
         for policy in ("lukv", "snapkv:profile", "keydiff:profile"):
@@ -109,7 +143,7 @@ def test_profiles_of_others(toy, refused_profile, tmp_path):
 def test_a_profile_is_read_once(toy, rng, tmp_path):
     """Settings come with each request; the file is read again where it was replaced."""
     tables = [random_table(rng, 2, 2) for _ in range(3)]
-    path = write_profile(tmp_path / "curve.npy", tables[0])
+    path = write_profile(tmp_path / "curve.gguf", tables[0])
     time = path.stat().st_mtime_ns
 
     def shares(budget):
@@ -129,26 +163,24 @@ def test_a_profile_is_read_once(toy, rng, tmp_path):
         os.utime(path, ns=(time, time))
         assert shares("50%") == as_in(tables[0], 49)
         os.utime(path, ns=(time, time + 10**9))
-        with pytest.raises(engine.Refused, match="curve.npy"):
+        with pytest.raises(engine.Refused, match="curve.gguf"):
             shares("50%")
         write_profile(path, tables[1])
         os.utime(path, ns=(time, time + 2 * 10**9))
         assert shares("40%") == as_in(tables[1], 59)
-        write_profile(path, tables[2], scorer="laprox")  # longer by its notes
+        write_profile(path, tables[2], scorer="laprox")  # longer by a text
         os.utime(path, ns=(time, time + 2 * 10**9))
         assert shares("40%") == as_in(tables[2], 59)
         path.unlink()
-        with pytest.raises(engine.Refused, match="curve.npy"):
+        with pytest.raises(engine.Refused, match="curve.gguf"):
             shares("50%")
 
 
-@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
-def test_profile_beside_the_model(toy, rng, tmp_path, version):
+def test_profile_beside_the_model(toy, rng, tmp_path):
     """Found by name, and followed: heads hold what the row of the budget says, less what is protected."""
     path = shutil.copy(toy(n_layer=2), tmp_path / "model.gguf")
     table = random_table(rng, 2, 2)
-    with open(tmp_path / "model.kv-profile.npy", "wb") as f:
-        np.lib.format.write_array(f, table, version)
+    write_profile(tmp_path / "model.kv-profile.gguf", table)
     with engine.Model(path, engine.params("lukv", "40%")) as model, engine.Context(model) as ctx:
         ctx.decode(rng.integers(3, 512, 400))
         ctx.compress()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from policy_run import write_profile
 from python_policies import Answers, Broken, N, Newest, SmallKeys, compressed, held, load, read, tokens  # noqa: F401
 from test_python_api import pairs, prompt_of
 
@@ -67,12 +68,14 @@ def test_a_name_is_its_scorer_and_allocator(read):
 
 def test_profiles(load, tmp_path):
     assert KVConfig().params().get("profile") == ""
-    assert KVConfig(profile=tmp_path / "a.npy").params().get("profile") == str(tmp_path / "a.npy")
-    for wrong in (7, b"a.npy", "", "a\0.npy"):
+    assert KVConfig(profile=tmp_path / "a.gguf").params().get("profile") == str(tmp_path / "a.gguf")
+    for wrong in (7, b"a.gguf", "", "a\0.gguf"):
         with pytest.raises(ValueError, match="^kv profile is .*; accepted: the path of a file$"):
             KVConfig(profile=wrong)
-    with pytest.raises(ValueError, match="missing.npy"):
-        load("lukv", kv_profile=tmp_path / "missing.npy")
+    with pytest.raises(ValueError, match='^kv profile is "curves.npy" .*; accepted: .*`laprox profile MODEL --convert curves.npy '):
+        KVConfig(profile="curves.npy")
+    with pytest.raises(ValueError, match="missing.gguf"):
+        load("lukv", kv_profile=tmp_path / "missing.gguf")
 
 
 # --- the same as the engine's own ------------------------------------------------------------------------------------
@@ -106,8 +109,8 @@ def test_a_profile_is_for_custom_policies_too(read, tmp_path):
     """Its first layer keeps all, its last the rest."""
     table = np.zeros((99, 2, 2))
     table[:, 1] = np.clip(2 * np.arange(1, 100) / 100, 0, 1)[:, None]
-    np.save(tmp_path / "p.npy", table)
-    ours, theirs = (read(p, "60%", kv_profile=tmp_path / "p.npy") for p in (SmallKeys("profile"), "knorm:profile"))
+    profile = write_profile(tmp_path / "p.gguf", table)
+    ours, theirs = (read(p, "60%", kv_profile=profile) for p in (SmallKeys("profile"), "knorm:profile"))
     kept = compressed(ours)
     assert kept == compressed(theirs)
     assert len(kept[0, 0]) > 2 * len(kept[1, 0])

@@ -123,7 +123,9 @@ def test_what_cant_be_compressed_is_refused_at_start(toy, model):
     assert "larger than the context" in start_and_fail(model, "--kv-budget", "3000", "-c", "1024")
     assert "needs a profile" in start_and_fail(model, "--kv-policy", "lukv")
     assert "needs" in start_and_fail(model, "--kv-policy", "retention")
-    assert "no/such/file.npy" in start_and_fail(model, "--kv-policy", "lukv", "--kv-profile", "no/such/file.npy")
+    assert "no/such/file.gguf" in start_and_fail(model, "--kv-policy", "lukv", "--kv-profile", "no/such/file.gguf")
+    said = start_and_fail(model, "--kv-policy", "lukv", "--kv-profile", "curves.npy")
+    assert '--kv-profile is "curves.npy"' in said and "laprox profile MODEL --convert curves.npy" in said
 
 
 @pytest.mark.parametrize("command", [["-m", "laprox", "serve"], ["-c", "from laprox.cli.serve import main; main()"]])

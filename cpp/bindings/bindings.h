@@ -9,9 +9,11 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace laprox_python {
 
@@ -36,6 +38,18 @@ inline const char * whole(const std::string & name, const std::string & text) {
     }
     return text.c_str();
 }
+
+// Texts by their keys, as the C API takes them: pointers into the map.
+struct c_texts {
+    std::vector<const char *> keys, values;
+
+    explicit c_texts(const std::map<std::string, std::string> & texts) {
+        for (const auto & [key, text] : texts) {
+            keys.push_back(whole("the key of a text", key));
+            values.push_back(whole("the text " + key, text));
+        }
+    }
+};
 
 inline llama_model * model_at(uintptr_t address) {
     if (!address) {

@@ -6,10 +6,7 @@
 #include "core/profile.h"
 #include "core/scores.h"
 
-#include <pybind11/stl/filesystem.h>
-
 #include <algorithm>
-#include <filesystem>
 #include <map>
 #include <optional>
 #include <string>
@@ -134,15 +131,11 @@ laprox::budget budget_of(const std::string & text) {
     return texts.values().budget;
 }
 
-std::pair<array<double>, std::map<std::string, std::string>> read_profile(const std::filesystem::path & path) {
-    laprox::profile_file file;
-    try {
-        file = laprox::read_profile(path.string());
-    } catch (const std::runtime_error & e) {
-        throw refusal(e.what());
-    }
-    const std::vector<py::ssize_t> shape = { laprox::profile_rows, file.table.n_layer, file.table.n_head_kv };
-    return { array<double>(shape, file.table.evicted.data()), file.notes };
+void profile_save(uintptr_t model, const std::string & path, const array<double> & table, const std::map<std::string, std::string> & texts) {
+    const laprox::budget_profile profile = to_profile(table);
+    const c_texts told(texts);
+    require(laprox_profile_save(model_at(model), whole("the path", path), profile.evicted.data(), profile.n_layer, profile.n_head_kv,
+            told.keys.data(), told.values.data(), (int32_t) texts.size()));
 }
 
 }
@@ -179,7 +172,7 @@ void register_core(py::module_ & m) {
     m.def("solve_profile", &solve_profile, py::arg("scores"), py::arg("utility"), py::arg("n_tokens"),
           py::arg("min_keep"));
 
-    m.def("read_profile", &read_profile, py::arg("path"));
+    m.def("profile_save", &profile_save, py::arg("model"), py::arg("path"), py::arg("table"), py::arg("texts"));
 
     m.def("plan_classes", [](const array<uint32_t> & n_kept, uint32_t max_classes, uint32_t block, double slack) {
         if (max_classes < 1 || block < 1) {

@@ -44,13 +44,9 @@ void register_document(py::module_ & m) {
     m.def("document_save", [](uintptr_t ctx, const std::string & path, const std::vector<llama_token> & tokens,
                               const std::map<std::string, std::string> & texts, llama_seq_id seq_id) {
         const char * c_path = whole("the path", path);
-        std::vector<const char *> keys, values;
-        for (const auto & [key, text] : texts) {
-            keys.push_back(whole("the key of a text", key));
-            values.push_back(whole("the text " + key, text));
-        }
+        const c_texts told(texts);
         py::gil_scoped_release unlock;
-        require(laprox_document_save(context_at(ctx), seq_id, c_path, tokens.data(), (int32_t) tokens.size(), keys.data(), values.data(), (int32_t) keys.size()));
+        require(laprox_document_save(context_at(ctx), seq_id, c_path, tokens.data(), (int32_t) tokens.size(), told.keys.data(), told.values.data(), (int32_t) texts.size()));
     }, py::arg("ctx"), py::arg("path"), py::arg("tokens"), py::arg("texts"), py::arg("seq_id") = 0);
 }
 

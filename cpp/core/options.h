@@ -66,7 +66,7 @@ inline constexpr option options[] = {
       "dense: the whole prompt is cached before entries are evicted; chunked: they are evicted whenever a small cache is full, "
       "which bounds its memory, but what goes early never met the question" },
     { "profile", "path", &option_values::profile, "", 0, 0, "", "FNAME",
-      "table of `laprox profile` (.npy) for the policy lukv and the allocator profile; by default MODEL.kv-profile.npy beside "
+      "table of `laprox profile` (.gguf) for the policy lukv and the allocator profile; by default MODEL.kv-profile.gguf beside "
       "the model" },
     { "gates", "path", &option_values::gates, "", 0, 0, "", "FNAME",
       "retention gates of `laprox train-gates` or `laprox convert-gates` (.gguf) for the scorer retention; by default "

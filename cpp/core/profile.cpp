@@ -1,7 +1,5 @@
 #include "core/profile.h"
 
-#include "core/npy.h"
-
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -100,47 +98,6 @@ std::vector<double> solve_profile(const std::vector<head_utility> & heads, int64
         }
     }
     return evicted;
-}
-
-static std::map<std::string, std::string> parse_notes(const std::string & path, const std::string & text) {
-    const std::string title = "\nlaprox-profile\n";
-    std::map<std::string, std::string> notes;
-    if (text.empty()) {
-        return notes;
-    }
-    if (text.compare(0, title.size(), title) != 0) {
-        throw std::runtime_error(path + ": has " + std::to_string(text.size()) + " bytes after its array that are no notes of a profile");
-    }
-    if (text.back() != '\n') {
-        throw std::runtime_error(path + ": is truncated within its notes");
-    }
-    for (size_t begin = title.size(); begin < text.size(); ) {
-        const size_t end = text.find('\n', begin);
-        const std::string line = text.substr(begin, end - begin);
-        const size_t blank = std::min(line.find(' '), line.size());
-        notes[line.substr(0, blank)] = line.substr(std::min(blank + 1, line.size()));
-        begin = end + 1;
-    }
-    return notes;
-}
-
-profile_file read_profile(const std::string & path) {
-    npy_file file = read_npy(path);
-    if (file.shape.size() != 3 || file.shape[0] != profile_rows || file.shape[1] < 1 || file.shape[2] < 1) {
-        throw std::runtime_error(path + ": has the shape " + shape_text(file.shape) + "; a budget profile has (" +
-                std::to_string(profile_rows) + ", layers, KV heads)");
-    }
-    for (double share : file.data) {
-        if (!(share >= 0.0 && share <= 1.0)) {
-            throw std::runtime_error(path + ": evicts the share " + std::to_string(share) + " of a head; accepted: 0 to 1");
-        }
-    }
-    profile_file profile;
-    profile.table.n_layer   = (int32_t) file.shape[1];
-    profile.table.n_head_kv = (int32_t) file.shape[2];
-    profile.table.evicted   = std::move(file.data);
-    profile.notes = parse_notes(path, file.trailer);
-    return profile;
 }
 
 }

@@ -5,8 +5,6 @@
 #include "core/allocate.h"
 
 #include <cstdint>
-#include <map>
-#include <string>
 #include <vector>
 
 namespace laprox {
@@ -30,16 +28,5 @@ std::vector<double> solve_profile(const std::vector<head_utility> & heads, int64
 
 // Non-decreasing least-squares fit (pool adjacent violators).
 std::vector<double> isotonic_increasing(const std::vector<double> & y);
-
-struct profile_file {
-    budget_profile table;
-    std::map<std::string, std::string> notes; // "model", "fingerprint", "scorer", ...: empty in files of others
-};
-
-// A .npy of float64 or float32 [99, n_layer, n_head_kv] in C order, as the authors publish them; after the array, which
-// NumPy reads as it is, ours carry notes: a line "laprox-profile" and one `key value` per line.
-// Throws std::runtime_error naming the file and what is wrong with it (absent, truncated, another type or shape, shares
-// outside [0, 1]).
-profile_file read_profile(const std::string & path);
 
 }

@@ -5,6 +5,7 @@
 #include "engine/document.h"
 #include "engine/error.h"
 #include "engine/hooks.h"
+#include "engine/profile_file.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
@@ -45,6 +46,14 @@ static cache & cache_of(const llama_context * ctx) {
 
 static const sequence & sequence_of(const llama_context * ctx, llama_seq_id seq_id) {
     return cache_of(ctx).at(seq_id);
+}
+
+static std::map<std::string, std::string> texts_of(const char * const * keys, const char * const * values, int32_t n_texts) {
+    std::map<std::string, std::string> texts;
+    for (int32_t i = 0; i < n_texts; i++) {
+        texts[keys[i]] = values[i];
+    }
+    return texts;
 }
 
 // Place of a layer in the cache.
@@ -171,7 +180,7 @@ bool laprox_model_set_params(llama_model * model, const laprox_params * params) 
             model->laprox->config = make_settings(*model, params->given);
         } else if (model->laprox) {
             model->laprox->config = {};
-            model->laprox->gates.reset();
+            model->laprox->gates = {};
         }
         if (model->laprox) {
             model->laprox->enabled = on;
@@ -218,6 +227,14 @@ bool laprox_model_fingerprint(const llama_model * model, char out[17]) {
     return done([&] {
         const std::string text = fingerprint(*model);
         std::copy_n(text.c_str(), text.size() + 1, out);
+    });
+}
+
+bool laprox_profile_save(const llama_model * model, const char * path, const double * evicted, int32_t n_layer, int32_t n_head_kv,
+        const char * const * keys, const char * const * values, int32_t n_texts) {
+    return done([&] {
+        const size_t n = (size_t) profile_rows*std::max(n_layer, 0)*std::max(n_head_kv, 0);
+        write_profile(*model, path, { n_layer, n_head_kv, { evicted, evicted + n } }, texts_of(keys, values, n_texts));
     });
 }
 
@@ -290,11 +307,7 @@ bool laprox_set_archive_in_states(llama_context * ctx, bool on) {
 bool laprox_document_save(llama_context * ctx, llama_seq_id seq_id, const char * path, const llama_token * tokens, int32_t n_tokens,
         const char * const * keys, const char * const * values, int32_t n_texts) {
     return done([&] {
-        std::map<std::string, std::string> texts;
-        for (int32_t i = 0; i < n_texts; i++) {
-            texts[keys[i]] = values[i];
-        }
-        save_document(*ctx, seq_id, path, { tokens, tokens + std::max(n_tokens, 0) }, texts);
+        save_document(*ctx, seq_id, path, { tokens, tokens + std::max(n_tokens, 0) }, texts_of(keys, values, n_texts));
     });
 }
 

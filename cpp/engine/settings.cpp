@@ -1,5 +1,6 @@
 #include "engine/settings.h"
 #include "engine/gates.h"
+#include "engine/profile_file.h"
 
 #include "llama-cparams.h"
 #include "llama-model.h"
@@ -42,61 +43,6 @@ std::string fingerprint(const llama_model & model) {
     return text;
 }
 
-// The named file, or the one beside the model.
-static std::string find_companion(const llama_model & model, const settings & s, const std::string & named, const char * extension,
-        const char * what, const char * advice) {
-    if (!named.empty()) {
-        return named;
-    }
-    const std::string path = std::filesystem::u8path(model.laprox->path).replace_extension(extension).u8string();
-    if (!std::filesystem::exists(std::filesystem::u8path(path))) {
-        throw std::invalid_argument("policy \"" + s.policy.name + "\" needs " + what + " of this model: none is named, and there is no " + path +
-                "; " + advice);
-    }
-    return path;
-}
-
-static std::shared_ptr<const gate_set> load_gates(const llama_model & model, const settings & s) {
-    const std::string path = find_companion(model, s, s.gates, ".kv-gates.gguf", "retention gates",
-            "`laprox train-gates` and `laprox convert-gates` make them");
-    model_state & state = *model.laprox;
-    std::lock_guard<std::mutex> lock(state.mutex);
-    if (!state.gates || state.gates_path != path) {
-        state.gates      = std::make_shared<gate_set>(model, path);
-        state.gates_path = path;
-    }
-    return state.gates;
-}
-
-static std::string note(const profile_file & file, const char * key) {
-    const auto it = file.notes.find(key);
-    return it == file.notes.end() ? std::string() : it->second;
-}
-
-// LU-KV's table, checked against the model.
-static std::shared_ptr<const profile_file> read_checked(const llama_model & model, const std::string & path) {
-    auto file = std::make_shared<const profile_file>(read_profile(path));
-
-    const auto shape = [](int32_t n_layer, int32_t n_head_kv) {
-        return "[99, " + std::to_string(n_layer) + ", " + std::to_string(n_head_kv) + "]";
-    };
-    const int32_t n_layer = model.hparams.n_layer();
-    int32_t n_head_kv = 0;
-    for (int32_t il = 0; il < n_layer; il++) {
-        n_head_kv = std::max<int32_t>(n_head_kv, model.hparams.n_head_kv(il));
-    }
-    if (file->table.n_layer != n_layer || file->table.n_head_kv != n_head_kv) {
-        throw std::invalid_argument("profile " + path + " is " + shape(file->table.n_layer, file->table.n_head_kv) + ", the model needs " +
-                shape(n_layer, n_head_kv) + " (eviction, layers, KV heads)");
-    }
-    const std::string made_for = note(*file, "fingerprint");
-    if (!made_for.empty() && made_for != fingerprint(model)) {
-        throw std::invalid_argument("profile " + path + " was made for " + note(*file, "model") + " (" + made_for +
-                "), this model is another one (" + fingerprint(model) + ")");
-    }
-    return file;
-}
-
 // What differs where a file was replaced; empty where there is none.
 static std::string file_version(const std::string & path) {
     std::error_code absent;
@@ -106,20 +52,37 @@ static std::string file_version(const std::string & path) {
     return absent ? "" : path + '\n' + std::to_string(size) + '\n' + std::to_string(time.time_since_epoch().count());
 }
 
-static std::shared_ptr<const budget_profile> load_profile(const llama_model & model, const settings & s) {
-    const std::string path = find_companion(model, s, s.profile, ".kv-profile.npy", "a profile", "`laprox profile` makes one");
-    const std::string version = file_version(path);
-
-    model_state & state = *model.laprox;
-    std::lock_guard<std::mutex> lock(state.mutex);
-    if (version.empty() || state.profile_version != version) {
-        state.profile         = read_checked(model, path);
-        state.profile_version = version;
+// The named file, or MODEL.kv-KIND.gguf beside the model.
+template <typename T>
+static std::shared_ptr<const T> load_companion(const llama_model & model, last_read<T> & last, const settings & s, const std::string & named,
+        const char * kind, const char * what, const char * advice) {
+    std::string path = named;
+    if (path.empty()) {
+        path = std::filesystem::u8path(model.laprox->path).replace_extension(std::string(".kv-") + kind + ".gguf").u8string();
     }
-    const auto & file = state.profile;
-    if (!note(*file, "scorer").empty() && note(*file, "scorer") != s.policy.score->name) {
-        throw std::invalid_argument("profile " + path + " was made for scorer " + note(*file, "scorer") + ", policy \"" + s.policy.name +
-                "\" has " + s.policy.score->name + "; accepted: policy \"" + note(*file, "scorer") + ":profile\"");
+    const std::string version = file_version(path);
+    if (named.empty() && version.empty()) {
+        throw std::invalid_argument("policy \"" + s.policy.name + "\" needs " + what + " of this model: none is named, and there is no " + path +
+                "; " + advice);
+    }
+    std::lock_guard<std::mutex> lock(model.laprox->mutex);
+    if (version.empty() || last.version != version) {
+        last = { version, std::make_shared<const T>(model, path) };
+    }
+    return last.file;
+}
+
+static std::shared_ptr<const gate_set> load_gates(const llama_model & model, const settings & s) {
+    return load_companion(model, model.laprox->gates, s, s.gates, "gates", "retention gates",
+            "`laprox train-gates` and `laprox convert-gates` make them");
+}
+
+static std::shared_ptr<const budget_profile> load_profile(const llama_model & model, const settings & s) {
+    const auto file = load_companion(model, model.laprox->profile, s, s.profile, "profile", "a profile",
+            "`laprox profile` makes one");
+    if (!file->scorer.empty() && file->scorer != s.policy.score->name) {
+        throw std::invalid_argument("profile " + file->path + " was made for scorer " + file->scorer + ", policy \"" + s.policy.name +
+                "\" has " + s.policy.score->name + "; accepted: policy \"" + file->scorer + ":profile\"");
     }
     return { file, &file->table };
 }
@@ -175,6 +138,10 @@ settings read_settings(const option_texts & given) {
         given.refuse(row, given.get(row), "less than the " + least + " tokens that are never evicted, " +
                 given.spell(find_option("sink")) + " " + std::to_string(s.sink) + " and " +
                 given.spell(find_option("recent")) + " " + std::to_string(s.recent), "at least " + least + " tokens");
+    }
+    if (std::filesystem::u8path(s.profile).extension() == ".npy") {
+        given.refuse(find_option("profile"), s.profile, "curves as they are published", "what `laprox profile MODEL --convert " + s.profile +
+                " -o MODEL.kv-profile.gguf` makes of them");
     }
     return s;
 }

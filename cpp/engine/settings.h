@@ -3,8 +3,8 @@
 #pragma once
 
 #include "laprox.h"
+#include "core/allocate.h"
 #include "core/options.h"
-#include "core/profile.h"
 #include "engine/policies/policy.h"
 #include "engine/weights.h"
 
@@ -27,6 +27,7 @@ struct laprox_params {
 namespace laprox {
 
 class gate_set;
+struct profile_file;
 
 constexpr const char * policy_off = "off"; // stock llama.cpp's cache
 
@@ -58,6 +59,12 @@ std::string reason_not_compressible(const llama_model & model);
 // where it has none.
 std::string fingerprint(const llama_model & model);
 
+// A file that goes with a model: settings of sequences change often, these files hardly ever.
+template <typename T> struct last_read {
+    std::string version; // path, size and time
+    std::shared_ptr<const T> file;
+};
+
 // Hangs off llama_model, so that it lives exactly as long.
 struct model_state {
     bool enabled = false;
@@ -69,11 +76,8 @@ struct model_state {
     std::map<uint32_t, std::vector<float>> grams;
     weight_reader weights;
 
-    // as last loaded: settings of sequences change often, these files hardly ever
-    std::string gates_path;
-    std::shared_ptr<const gate_set> gates;
-    std::string profile_version; // path, size and time of the file
-    std::shared_ptr<const profile_file> profile;
+    last_read<gate_set>     gates;
+    last_read<profile_file> profile;
 };
 
 // The state of a model just loaded, off. `splits`: its files where there are several.

@@ -229,6 +229,13 @@ LLAMA_API bool laprox_document_load(struct llama_context * ctx, llama_seq_id seq
 // Files made for one model (profiles, gates) carry it. Returns false if the model has no attention norms.
 LLAMA_API bool laprox_model_fingerprint(const struct llama_model * model, char out[17]);
 
+// Write a profile of this model: evicted[99][n_layer][n_head_kv], the share of each head's entries to evict at 1% ... 99% overall.
+// `values` are texts about it by their `keys`; "scorer" is the only one that it may be used with, and "model" is told where another
+// one refuses it.
+LLAMA_API bool laprox_profile_save(const struct llama_model * model, const char * path, const double * evicted,
+                                   int32_t n_layer, int32_t n_head_kv,
+                                   const char * const * keys, const char * const * values, int32_t n_texts);
+
 // The layers that are compressed (sliding-window layers, say, are not). Returns their number and writes at
 // most `cap` of them, and the KV heads of each.
 LLAMA_API int32_t laprox_layers(struct llama_context * ctx, int32_t * il, int32_t * n_head_kv, int32_t cap);

@@ -4,7 +4,6 @@ Models and contexts are passed as the integers of their addresses, as llama_cpp 
 raises LaproxError with its reason.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -183,8 +182,8 @@ def solve_profile(
 ) -> npt.NDArray[np.float64]:
     """[99, heads]: the share of each head's entries to evict, of n_tokens (protected ones are in no list)"""
 
-def read_profile(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float64], dict[str, str]]:
-    """[99, layers, KV heads] and the notes behind the array"""
+def profile_save(model: int, path: bytes, table: npt.ArrayLike, texts: dict[str, str]) -> None:
+    """[99, layers, KV heads] and texts about it, as a file of this model; the path as os.fsencode gives it"""
 
 def plan_classes(
     n_kept: npt.ArrayLike, max_classes: int, block: int, slack: float = 0.05

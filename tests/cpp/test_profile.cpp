@@ -1,15 +1,11 @@
-// LU-KV: the solver against exhaustive search, isotonic regression against the convex hull, files read and refused.
+// LU-KV: the solver against exhaustive search, isotonic regression against the convex hull.
 
 #include "check.h"
 
-#include "core/npy.h"
 #include "core/profile.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -168,104 +164,10 @@ static void test_solver_refuses() {
     CHECK(laprox::solve_profile({}, 10, 1).empty());
 }
 
-static const auto folder = std::filesystem::temp_directory_path() /
-                           ("laprox-test-profile-" + std::to_string(std::random_device()()));
-
-static std::string npy(const std::string & dict, const std::string & data, int version = 1) {
-    std::string header = dict;
-    const size_t length = version == 1 ? 2 : 4;
-    header.append(63 - (8 + length + header.size()) % 64, ' ');
-    header += '\n';
-    std::string bytes = "\x93NUMPY";
-    bytes += (char) version;
-    bytes += '\0';
-    for (size_t i = 0; i < length; i++) {
-        bytes += (char) (header.size() >> 8*i & 0xff);
-    }
-    return bytes + header + data;
-}
-
-static std::string dict(const std::string & shape, const std::string & type = "<f8", const std::string & fortran = "False") {
-    return "{'descr': '" + type + "', 'fortran_order': " + fortran + ", 'shape': " + shape + ", }";
-}
-
-template <typename T>
-static std::string raw(const std::vector<T> & values) {
-    return std::string((const char *) values.data(), values.size()*sizeof(T)); // tests run where bytes are little-endian
-}
-
-static laprox::profile_file read(const std::string & bytes) {
-    const std::string path = (folder / "curve.npy").string();
-    std::ofstream(path, std::ios::binary) << bytes;
-    return laprox::read_profile(path);
-}
-
-static void test_reading() {
-    std::vector<double> shares;
-    for (int i = 0; i < 99*2*3; i++) {
-        shares.push_back(below(65)/64.0);
-    }
-    const std::vector<float> single(shares.begin(), shares.end());
-    const std::string shape = "(99, 2, 3)";
-    for (int version : { 1, 2 }) {
-        for (const auto & bytes : { npy(dict(shape), raw(shares), version), npy(dict(shape, "<f4"), raw(single), version) }) {
-            const auto file = read(bytes);
-            CHECK(file.table.n_layer == 2 && file.table.n_head_kv == 3);
-            CHECK(file.table.evicted == shares && file.notes.empty());
-
-            const auto noted = read(bytes + "\nlaprox-profile\nscorer laprox\nmodel a b\nempty\n");
-            CHECK(noted.table.evicted == shares);
-            CHECK(noted.notes == (std::map<std::string, std::string> { { "scorer", "laprox" }, { "model", "a b" }, { "empty", "" } }));
-            CHECK(read(bytes + "\nlaprox-profile\n").notes.empty());
-        }
-    }
-
-    const std::string good = npy(dict(shape), raw(shares));
-    const auto refused = [](const std::string & bytes, const std::string & why) {
-        const std::string message = refusal([&] { read(bytes); });
-        if (!contains(message, "curve.npy: ") || !contains(message, why)) {
-            std::printf("\"%s\" instead of \"%s\"\n", message.c_str(), why.c_str());
-            std::exit(1);
-        }
-    };
-    refused("", "isn't a .npy file");
-    refused("PK\x03\x04 and many more bytes", "isn't a .npy file");
-    for (size_t n = 0; n < good.size(); n += n < 160 ? 1 : 97) { // wherever it is cut
-        refused(good.substr(0, n), "");
-    }
-    refused(good.substr(0, 40), "truncated within its header");
-    refused(good.substr(0, good.size() - 1), "are too few for shape (99, 2, 3)");
-    refused(good + "more", "4 bytes after its array");
-    refused(good + "\nlaprox-profile\nscorer lap", "truncated within its notes");
-    refused(npy(dict("(98, 2, 3)"), raw(shares)), "shape (98, 2, 3); a budget profile has (99, layers, KV heads)");
-    refused(npy(dict("(594,)"), raw(shares)), "shape (594,)");
-    refused(npy(dict("()"), raw(shares)), "shape ()");
-    refused(npy(dict("(99, 0, 3)"), ""), "shape (99, 0, 3)");
-    refused(npy(dict("(999999999999, 999999999999, 999999999999)"), raw(shares)), "too few");
-    refused(npy(dict("(9999999999999, 1, 1)"), raw(shares)), "can't be read");
-    refused(npy(dict("(99, 2, -3)"), raw(shares)), "can't be read");
-    refused(npy(dict(shape, ">f8"), raw(shares)), "'>f8'; accepted: '<f8' (float64), '<f4' (float32)");
-    refused(npy(dict(shape, "<i8"), raw(shares)), "'<i8'");
-    refused(npy("{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (99, 2, 3), }", raw(shares)), "accepted: '<f8'");
-    refused(npy(dict(shape, "<f8", "True"), raw(shares)), "Fortran order");
-    refused(npy("{'descr': '<f8', 'fortran_order': False, }", raw(shares)), "without shape");
-    refused(npy(dict(shape), raw(shares), 3), "version 3");
-    for (double bad : { std::nan(""), 1.5, -0.25, HUGE_VAL }) {
-        auto wrong = shares;
-        wrong[500] = bad;
-        refused(npy(dict(shape), raw(wrong)), "accepted: 0 to 1");
-    }
-    CHECK(contains(refusal([] { laprox::read_profile((folder / "absent.npy").string()); }), "absent.npy: can't be opened"));
-    CHECK(contains(refusal([] { laprox::read_profile(folder.string()); }), folder.string() + ": "));
-}
-
 int main() {
     test_isotonic_regression();
     test_solver();
     test_equal_costs();
     test_solver_refuses();
-    std::filesystem::create_directory(folder);
-    test_reading();
-    std::filesystem::remove_all(folder);
     std::printf("ok\n");
 }

@@ -215,7 +215,7 @@ def evaluate(
         "cache": f"{cache_type_k}, {cache_type_v}", "threads": able.n_threads, "gpu_layers": running.gpu_layers,
         "batch_size": running.batch_size,
     }  # fmt: skip
-    beside = [loader.path.with_suffix(kind) for kind in (".kv-profile.npy", ".kv-gates.gguf")]
+    beside = [loader.path.with_suffix(kind) for kind in (".kv-profile.gguf", ".kv-gates.gguf")]
     inputs = [*asked.files, *(Path(p) for p in (kv.profile, kv.gates) if p), *(p for p in beside if p.exists())]
     header = make_header("eval", sys.argv, settings, inputs, make_model(loader.path, able.fingerprint))
     rows = Rows(output, header, restart)

@@ -26,8 +26,8 @@ from laprox.eval.rows import Rows, make_header, make_model
 from laprox.eval.summary import Summary
 from laprox.files import check_writable, replacing
 from laprox.profile.contexts import read_contexts
-from laprox.profile.measure import STEPS, min_keep, scorers
-from laprox.profile.table import Run, check_lengths, choose, sample
+from laprox.profile.measure import STEPS, check_scorer, min_keep
+from laprox.profile.table import Run, check_lengths, check_output, choose, converted, sample
 from laprox.profile.types import BUDGETS, SEEN, UNSEEN, plan
 from laprox.profile.types import jobs as type_jobs
 from laprox.profile.types import table as table_of_types
@@ -49,8 +49,9 @@ def profile(
             help='What to read and ask; repeatable. Lines of {"context": ..., "questions": [...]} in a .jsonl file, or a text, '
             "Markdown, HTML or PDF file, about which general questions are asked.",
         ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help=f"The table to write, a .npy file; with --types MODEL{FILE}.", show_default=False)],
+    ] = [],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help=f"The table to write, a .gguf file; with --types MODEL{FILE}.", show_default=False)],
     types: Annotated[
         bool,
         typer.Option(
@@ -59,6 +60,10 @@ def profile(
             f"the time of reading. --max-samples is then of each context. What was measured lies beside the table, in a .jsonl file.",
         ),
     ] = False,
+    convert: Annotated[
+        Path | None,
+        typer.Option("--convert", metavar="CURVES", show_default=False, help="Measure nothing: write the authors' table, a .npy file, for this model."),
+    ] = None,
     scorer: Annotated[str, typer.Option("--scorer", help="The scorer that ranks the entries of a head, here and when the table is used.")] = "laprox",
     max_samples: Annotated[int, typer.Option("--max-samples", min=1, help="Number of questions to ask, spread evenly over the contexts.")] = 200,
     n_predict: Annotated[int, typer.Option("--predict", "-n", min=1, max=1024, help="Length of the longest answer in tokens.")] = STEPS,
@@ -76,6 +81,8 @@ def profile(
 ) -> None:
     """Measure how many entries each KV head of a model needs, for the policy lukv. Interrupted, it goes on where it was."""
     # Everything that can be wrong is found before the long work starts.
+    if bool(data) == bool(convert) or types and convert:
+        raise typer.BadParameter("name what to read, --data, or what others have measured, --convert: one of both, and --types with --data only")
     if types:
         if not output.name.endswith(FILE):
             raise ValueError(f"{output}: the table is a {FILE} file")
@@ -84,15 +91,16 @@ def profile(
         check_writable(output)
         _measure_types(running.loader(model.get()), data, output, max_samples, length, restart, kv)
         return
-    if scorer not in (accepted := scorers()):
-        raise ValueError(f"--scorer is {scorer!r}; accepted: {', '.join(accepted)}")
+    check_scorer(scorer)
     config = replace(kv, policy=f"{scorer}:uniform")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
-    if output.suffix != ".npy":
-        raise ValueError(f"{output}: the table is a .npy file")
-    check_writable(output)
+    check_output(output)
 
     loader = running.loader(model.get(), type_k.ggml, type_v.ggml)
+    if convert:
+        table = converted(convert, output, loader.path, scorer)
+        notes.print(f"{output}: {table.shape[1]} layers of {table.shape[2]} KV heads, for the scorer {scorer}.", markup=False)
+        return
     vocabulary = loader.vocabulary
     trained = trained_for(vocabulary)
     piece = length or min(PIECE, (trained or PIECE) * 3 // 4)

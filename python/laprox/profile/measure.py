@@ -33,9 +33,11 @@ LEAST_SHARE = 0.01  # of its entries that a head keeps whatever is asked: the la
 _NEVER = 2**30  # the largest min_tokens
 
 
-def scorers() -> list[str]:
-    """Those that a table can be made for: not yours, and not criticalkv's, which chooses in two stages."""
-    return [name for name in _core.scorers() if name in _core.policies() and name not in ("custom", "criticalkv")]
+def check_scorer(scorer: str) -> None:
+    """Raises ValueError unless a table can be made for it: none for yours, nor for criticalkv's, which chooses in two stages."""
+    accepted = [name for name in _core.scorers() if name in _core.policies() and name not in ("custom", "criticalkv")]
+    if scorer not in accepted:
+        raise ValueError(f"--scorer is {scorer!r}; accepted: {', '.join(accepted)}")
 
 
 @dataclass(frozen=True)

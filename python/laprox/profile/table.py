@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from laprox import KVConfig, Llama, __version__, _core
+from laprox import KVConfig, LaproxError, Llama, __version__, _core
 from laprox._upstream import LlamaModel
+from laprox.cache_types import name_of
 from laprox.chat.conversation import Conversation
-from laprox.chat.loading import Loader
+from laprox.chat.loading import Loader, load_weights
 from laprox.chat.tokens import n_shared
-from laprox.files import Partial, replacing
+from laprox.files import Partial, check_writable, replacing
 from laprox.profile.contexts import Context
 from laprox.profile.measure import SEED, STEPS, TEMPERATURE, Profiler, Sample, observing
 
@@ -72,13 +73,40 @@ def spread(shares: Floats, llm: Llama) -> Floats:
     return table
 
 
-def npy(table: Floats, settings: dict[str, Any]) -> bytes:
-    """The table as a .npy file, and after it, where NumPy doesn't look, what it was made with and for."""
-    file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(table, np.float64))
-    names = ("model", "fingerprint", "scorer", "window", "sink", "recent", "samples", "tokens", "version")
-    lines = "".join(f"{name} {settings[name]}\n" for name in names)
-    return file.getvalue() + b"\nlaprox-profile\n" + lines.encode()
+def check_output(output: Path) -> None:
+    """Raises ValueError if the table can't be written there: better now than after hours."""
+    if output.suffix != ".gguf":
+        raise ValueError(f"{output}: the table is a .gguf file, such as MODEL.kv-profile.gguf beside MODEL.gguf")
+    check_writable(output)
+
+
+def save(output: Path, model: Any, table: Floats, texts: dict[str, Any]) -> None:
+    """Write a table of a model, as llama_cpp holds it: [99, layers, KV heads], and texts about it. Whole or not at all.
+
+    Raises:
+        ValueError, LaproxError: It is of another shape than the model's, or a share isn't in [0, 1].
+    """
+    with replacing(output) as unfinished:
+        _core.profile_save(model, os.fsencode(unfinished), table, {name: str(value) for name, value in texts.items()})
+
+
+def converted(curves: Path, output: Path, model: Path, scorer: str) -> Floats:
+    """A published table, a .npy file, written as one of a model and a scorer.
+
+    Raises:
+        ValueError: It is no such table, or not one for the model; begins with its path.
+        OSError: It can't be read.
+    """
+    weights = load_weights(model, use_extra_bufts=False)  # mapped, but neither read nor repacked
+    try:
+        with open(curves, "rb") as file:
+            table = np.lib.format.read_array(file, allow_pickle=False)
+        if table.dtype.kind != "f":
+            raise ValueError(f"elements of type {table.dtype}; accepted: float64, float32, float16")
+        save(output, weights.model, table, {"model": model.name, "scorer": scorer, "source": curves.name, "laprox": __version__})
+    except (LaproxError, ValueError) as error:
+        raise ValueError(f"{curves}: {error}") from None
+    return table
 
 
 @dataclass(frozen=True)
@@ -86,7 +114,7 @@ class Run:
     """A table to make.
 
     Attributes:
-        output: The .npy file. What is finished of it lies in a folder beside it.
+        output: The .gguf file. What is finished of it lies in a folder beside it.
         loader: Of the model.
         samples: What is read and asked.
         scorer: Ranks the entries of a head, here and when the table is used.
@@ -127,8 +155,7 @@ class Run:
         self._measure(Profiler(llm, self.scorer, self.config, self.steps), partial, told)
         parts = [np.load(partial.path(_part(i))) for i in range(self.n_questions)]
         table = spread(np.mean(parts, axis=0), llm)
-        with replacing(self.output) as unfinished:
-            unfinished.write_bytes(npy(table, settings))
+        save(self.output, llm.model, table, settings)
         partial.remove()
         return table
 
@@ -154,7 +181,7 @@ class Run:
         data = json.dumps([[s.context, s.questions] for s in self.samples])
         return {
             "model": self.loader.path.name,
-            "fingerprint": _core.model_fingerprint(llm.model),
+            "model_fingerprint": _core.model_fingerprint(llm.model),
             "scorer": self.scorer,
             "window": self.config.window,
             "sink": self.config.sink,
@@ -164,8 +191,8 @@ class Run:
             "data": hashlib.sha256(data.encode()).hexdigest()[:16],
             "temperature": TEMPERATURE,
             "seed": SEED,
-            "cache": [self.loader.type_k, self.loader.type_v],
-            "version": __version__,
+            "cache": ", ".join(name_of(given) for given in (llm.context_params.type_k, llm.context_params.type_v)),
+            "laprox": __version__,
         }
 
 
