@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ class Parent(llama_cpp.Llama):
             self.input_ids = np.zeros(n_ctx, dtype=np.intc)
         if self._logits_all and len(self.scores) < n_ctx:
             self.scores = np.ndarray((n_ctx, self.n_vocab()), dtype=np.single)  # memory as rows are written
+
+    @contextlib.contextmanager
+    def _only_written_scores(self) -> Iterator[None]:
+        """For states: without logits_all nothing is ever written to `scores`, n_batch rows of a whole vocabulary that the parent copies."""
+        scores = self.scores
+        if not self._logits_all:
+            self.scores = scores[:0]
+        try:
+            yield
+        finally:
+            self.scores = scores
 
     def _init_sampler(self, *args: Any, grammar: LlamaGrammar | None = None, **kwargs: Any) -> Any:
         if grammar is not None:  # the parent would add to its samplers what isn't one, and llama.cpp follow the null pointer

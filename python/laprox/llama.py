@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -447,17 +446,6 @@ class Llama(Parent):
             if self.kv_config is None:
                 raise
             raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
-
-    @contextmanager
-    def _only_written_scores(self) -> Generator[None, None, None]:
-        """Without logits_all nothing is ever written to `scores`: n_batch rows of a whole vocabulary, which states needn't copy."""
-        scores = self.scores
-        if self.kv_config is not None and not self._logits_all:
-            self.scores = scores[:0]
-        try:
-            yield
-        finally:
-            self.scores = scores
 
     def _fitted(self, state: LlamaState) -> LlamaState:
         """The same, in arrays of this context's sizes: the parent's belong to one with the same n_ctx and n_batch."""
