@@ -2,7 +2,7 @@
 #
 #   laprox/_core.*.so        the Python module
 #   laprox/lib/              libllama, libggml*, libmtmd and what llama-server shares
-#   laprox/bin/llama-server
+#   laprox/bin/llama-server, and beside it, where ggml looks for them, backends that are modules (GGML_BACKEND_DL)
 #   laprox/licenses/         of what these contain
 #
 # A component, because llama.cpp has install rules of its own.
@@ -12,8 +12,10 @@ install(TARGETS ${LAPROX_LIBRARIES}
     RUNTIME DESTINATION laprox/lib COMPONENT laprox # DLLs
     ARCHIVE DESTINATION laprox/lib COMPONENT laprox-development EXCLUDE_FROM_ALL
     PUBLIC_HEADER DESTINATION laprox/include COMPONENT laprox-development EXCLUDE_FROM_ALL)
-if(LAPROX_PROGRAMS)
-    install(TARGETS ${LAPROX_PROGRAMS} RUNTIME DESTINATION laprox/bin COMPONENT laprox)
+if(LAPROX_PROGRAMS OR LAPROX_MODULES)
+    install(TARGETS ${LAPROX_PROGRAMS} ${LAPROX_MODULES}
+        RUNTIME DESTINATION laprox/bin COMPONENT laprox
+        LIBRARY DESTINATION laprox/bin COMPONENT laprox)
 endif()
 if(TARGET _core)
     install(TARGETS _core LIBRARY DESTINATION laprox COMPONENT laprox)

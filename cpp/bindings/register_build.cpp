@@ -14,6 +14,14 @@ void register_build(py::module_ & m) {
     m.def("llama_version", []() { return std::string(llama_version()); });
     m.def("ggml_version",  []() { return std::string(ggml_version()); });
 
+    // Without a folder ggml would look beside the program, which is Python, and in the current folder.
+    m.def("load_backends", [](const std::string & folder) {
+        if (ggml_backend_reg_count() == 0) {
+            ggml_backend_load_all_from_path(folder.c_str());
+        }
+        return ggml_backend_reg_count();
+    }, py::arg("folder"));
+
     m.def("backends", []() {
         std::vector<std::pair<std::string, std::vector<std::string>>> result;
         for (size_t i = 0; i < ggml_backend_reg_count(); i++) {

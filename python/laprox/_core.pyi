@@ -194,5 +194,7 @@ def plan_classes(
 
 def llama_version() -> str: ...
 def ggml_version() -> str: ...
+def load_backends(folder: str) -> int:
+    """Load backends that are modules, the best for this machine, from `folder`, unless there are any. How many there are now."""
 def backends() -> list[tuple[str, list[str]]]:
     """(name, descriptions of its devices) of each backend."""

@@ -25,8 +25,12 @@ def load() -> None:
     _check_version()
     if "llama_cpp.llama_cpp" in sys.modules:
         _check_loaded(directory)
-        return
+    else:
+        _import_with(directory)
+    _load_backends(directory)
 
+
+def _import_with(directory: Path) -> None:
     before = os.environ.get(_VARIABLE)
     os.environ[_VARIABLE] = str(directory)
     try:
@@ -70,3 +74,12 @@ def _check_loaded(directory: Path) -> None:
             f"llama_cpp was imported before laprox and has loaded {loaded}: "
             "start Python again and import laprox before llama_cpp"
         )
+
+
+def _load_backends(directory: Path) -> None:
+    """In a build with GGML_BACKEND_DL backends are modules, which lie where llama-server finds them. Otherwise they are there already."""
+    from laprox import _core
+
+    folder = directory.parent / "bin"
+    if _core.load_backends(str(folder)) == 0:
+        raise ImportError(f"laprox finds no backend of ggml in {folder}: run `pip install --force-reinstall laprox`")

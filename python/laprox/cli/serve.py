@@ -34,7 +34,8 @@ def serve(arguments: list[str]) -> None:
     """
     program = server_path()
     command = [str(program), *with_local_model(arguments, downloads=has_https(program.parents[1]))]
-    if os.name == "nt":  # has no exec
+    if os.name == "nt":  # has no exec, and looks for libraries in PATH
+        os.environ["PATH"] = f"{program.parents[1] / 'lib'}{os.pathsep}{os.environ['PATH']}"
         sys.exit(subprocess.run(command).returncode)
     sys.stdout.flush()
     os.execv(command[0], command)
