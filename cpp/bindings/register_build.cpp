@@ -14,10 +14,16 @@ void register_build(py::module_ & m) {
     m.def("llama_version", []() { return std::string(llama_version()); });
     m.def("ggml_version",  []() { return std::string(ggml_version()); });
 
-    // Without a folder ggml would look beside the program, which is Python, and in the current folder.
+    // Without a folder ggml would look beside the program, which is Python, and in the current folder. It tells of every module that
+    // it loads, and an import prints nothing.
     m.def("load_backends", [](const std::string & folder) {
         if (ggml_backend_reg_count() == 0) {
+            ggml_log_callback log  = nullptr;
+            void *            data = nullptr;
+            ggml_log_get(&log, &data);
+            ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
             ggml_backend_load_all_from_path(folder.c_str());
+            ggml_log_set(log, data);
         }
         return ggml_backend_reg_count();
     }, py::arg("folder"));
