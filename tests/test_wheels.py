@@ -58,6 +58,6 @@ def test_backends_that_are_built_in_are_left_alone():
 def test_a_package_without_backends_says_so(monkeypatch):
     asked = []
     monkeypatch.setattr(laprox._core, "load_backends", lambda folder: asked.append(folder) or 0)
-    with pytest.raises(ImportError, match=r"laprox finds no backend of ggml in .*/package/bin: run `pip install"):
+    with pytest.raises(ImportError, match=r"laprox finds no backend of ggml in .*/package/bin: install laprox again"):
         _libraries._load_backends(Path("/package/lib"))
     assert asked == [str(Path("/package/bin"))]

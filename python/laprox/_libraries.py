@@ -82,4 +82,4 @@ def _load_backends(directory: Path) -> None:
 
     folder = directory.parent / "bin"
     if _core.load_backends(str(folder)) == 0:
-        raise ImportError(f"laprox finds no backend of ggml in {folder}: run `pip install --force-reinstall laprox`")
+        raise ImportError(f"laprox finds no backend of ggml in {folder}: install laprox again")
