@@ -118,6 +118,10 @@ def test_many_documents_by_length(results, tmp_path, rng):
         (found,) = [row for row in text.splitlines() if row.startswith(f"|  | {line} |")]
         assert [c.strip()[: len(percent(n, *cell, b))] for c, (n, b) in zip(found.split("|")[3:], COLUMNS)] == [percent(n, *cell, b) for n, b in COLUMNS]
     assert f"| kvzip@refit | {percent(2500, 'agnostic', 'kvzip@refit', '10%')}" in text and text.rstrip().endswith("| - | - |")
+    said = results.later_questions(summaries)
+    for words, *cell in (("cache ", "follow-up", "full", ""), ("20% ", "follow-up", "laprox@recall", "20%")):
+        both = [score for length in (2500, 6700) for score in scores[(length, *cell)]]
+        assert f"{words}{100 * np.mean(both):.0f} ±" in said
     assert f"Questions: {ASKED} of 2,500 tokens (1 passages)" in text
 
 
