@@ -49,7 +49,7 @@ void write_profile(const llama_model & model, const std::string & path, const bu
     const ggml_context_ptr ctx { ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }) };
     ggml_tensor * evicted = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F64, table.n_head_kv, table.n_layer, profile_rows);
     ggml_set_name(evicted, tensor_name);
-    evicted->data = (void *) table.evicted.data();
+    evicted->data = const_cast<double *>(table.evicted.data());
     write_companion(model, path, kind, texts, evicted);
 }
 
