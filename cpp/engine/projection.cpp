@@ -40,8 +40,7 @@ static bool agrees(workbench & bench, const ggml_tensor * wo, const std::vector<
     ggml_tensor * columns = select_columns(graph, wo, one_hot);
     graph.output(columns);
     graph.run();
-    std::vector<float> values(n_out*probes.size());
-    ggml_backend_tensor_get(columns, values.data(), 0, ggml_nbytes(columns));
+    const std::vector<float> values = graph.read({ columns }).front();
 
     double difference = 0.0;
     double size       = 0.0;
@@ -56,9 +55,8 @@ static bool agrees(workbench & bench, const ggml_tensor * wo, const std::vector<
 // [n_in, n_out] from the backend that multiplies with it, a few rows at a time.
 static std::vector<float> rows_by_product(workbench & bench, const ggml_tensor * wo) {
     const int64_t n_in  = wo->ne[0];
-    const int64_t n_out = wo->ne[1];
     const int64_t step  = std::max<int64_t>(1, scratch_bytes/(n_in*(int64_t) sizeof(float)));
-    std::vector<float> result(n_in*n_out);
+    std::vector<float> result;
     for (int64_t first = 0; first < n_in; first += step) {
         std::vector<int64_t> ones(std::min(step, n_in - first));
         std::iota(ones.begin(), ones.end(), first);
@@ -67,7 +65,8 @@ static std::vector<float> rows_by_product(workbench & bench, const ggml_tensor *
         ggml_tensor * columns = select_columns(graph, wo, one_hot);
         graph.output(columns);
         graph.run();
-        ggml_backend_tensor_get(columns, result.data() + first*n_out, 0, ggml_nbytes(columns));
+        const std::vector<float> rows = graph.read({ columns }).front();
+        result.insert(result.end(), rows.begin(), rows.end());
     }
     return result;
 }
@@ -88,7 +87,7 @@ const std::vector<float> & output_rows(workbench & bench, uint32_t il) {
 }
 
 static std::vector<float> compute_grams(workbench & bench, const std::vector<float> & rows, int64_t n_head, int64_t d) {
-    std::vector<float> grams(n_head*d*d);
+    std::vector<float> grams;
     const int64_t n_embd = (int64_t) rows.size()/(n_head*d);
     const int64_t step   = std::clamp<int64_t>(scratch_bytes/(d*n_embd*(int64_t) sizeof(float)), 1, n_head);
     for (int64_t first = 0; first < n_head; first += step) {
@@ -103,8 +102,8 @@ static std::vector<float> compute_grams(workbench & bench, const std::vector<flo
             graph.output(results.back());
         }
         graph.run();
-        for (int64_t h = 0; h < n; h++) {
-            ggml_backend_tensor_get(results[h], grams.data() + (first + h)*d*d, 0, d*d*sizeof(float));
+        for (const std::vector<float> & gram : graph.read(results)) {
+            grams.insert(grams.end(), gram.begin(), gram.end());
         }
     }
     return grams;

@@ -33,8 +33,7 @@ static std::vector<float> compute_rotated_units(workbench & bench, int32_t il, i
     ggml_tensor * out = ggml_cont(graph.ctx, rope_as_model(graph.ctx, bench.lctx.get_model(), bench.lctx.get_cparams(), il, ggml_reshape_3d(graph.ctx, x, d, 1, pos.size()), p));
     graph.output(out);
     graph.run();
-    ggml_backend_tensor_get(out, units.data(), 0, ggml_nbytes(out));
-    return units;
+    return graph.read({ out }).front();
 }
 
 // The same for all heads of a layer.
