@@ -190,6 +190,7 @@ class Context:
         swa_full: bool = False,
         n_threads: int = 1,
         embeddings: bool = False,
+        other: Context | None = None,  # the target's, of a draft that reads its cache
     ):
         p = L.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = n_ctx, n_batch, n_ubatch or n_batch, n_seq_max
@@ -197,6 +198,7 @@ class Context:
         p.flash_attn_type = -1 if flash_attn is None else int(flash_attn)
         p.kv_unified, p.swa_full, p.embeddings = kv_unified, swa_full, embeddings
         p.n_threads = p.n_threads_batch = n_threads
+        p.ctx_other = other.handle if other else None
         self.model, self.n_batch = model, n_batch
         del _log[:]
         self.handle = L.llama_init_from_model(model.handle, p)

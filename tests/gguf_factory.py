@@ -238,6 +238,37 @@ def write_gemma4(path: str | Path, shape: Shape = Shape(n_layer=6, swa=64, tied=
     return Path(path)
 
 
+def write_gemma4_assistant(path: str | Path, shape: Shape = Shape(n_layer=2, n_embd=128, swa=64, tied=True), target: int = 256, **changes) -> Path:
+    """Drafts for a gemma4 of width `target`: it has no keys and values, and reads those of the target's last two layers."""
+    shape = replace(shape, **changes)
+    w = _Writer(Path(path), "gemma4-assistant", shape)
+    w.gguf.add_sliding_window(shape.swa)
+    w.gguf.add_sliding_window_pattern([il % 2 == 0 for il in range(shape.n_layer)])
+    w.gguf.add_nextn_predict_layers(shape.n_layer)
+    w.gguf.add_embedding_length_out(target)
+    w.gguf.add_key_length_swa(shape.head_dim)
+    w.gguf.add_value_length_swa(shape.head_dim)
+    w.gguf.add_rope_dimension_count_swa(shape.head_dim)
+    w.embeddings(output=False)
+    w.vector("output_norm.weight", shape.n_embd)
+    w.vector("rope_freqs.weight", shape.head_dim // 2, std=0)
+    w.matrix("nextn.pre_projection.weight", shape.n_embd, 2 * target, (2 * target) ** -0.5)
+    w.matrix("nextn.post_projection.weight", target, shape.n_embd, shape.n_embd**-0.5)
+    for il in range(shape.n_layer):
+        n_q = shape.n_head * shape.head_dim
+        w.vector(f"blk.{il}.attn_norm.weight", shape.n_embd)
+        w.matrix(f"blk.{il}.attn_q.weight", n_q, shape.n_embd, shape.qk_scale * shape.n_embd**-0.5)
+        w.matrix(f"blk.{il}.attn_output.weight", shape.n_embd, n_q, n_q**-0.5)
+        w.vector(f"blk.{il}.attn_q_norm.weight", shape.head_dim)
+        w.vector(f"blk.{il}.post_attention_norm.weight", shape.n_embd)
+        w.vector(f"blk.{il}.layer_output_scale.weight", 1)
+        w.vector(f"blk.{il}.ffn_norm.weight", shape.n_embd)
+        w.ffn(il)
+        w.vector(f"blk.{il}.post_ffw_norm.weight", shape.n_embd)
+    w.close()
+    return Path(path)
+
+
 def write_gated(path: str | Path, shape: Shape = Shape(n_layer=8, swa=64), **changes) -> Path:
     """The muse-glimmer architecture: what attention gives is multiplied by gates before the output projection, as in Qwen3-Next
     and Qwen3.5. Three layers of four have a sliding window."""

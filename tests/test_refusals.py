@@ -101,6 +101,17 @@ def test_models_that_can(toy):
             model.check()
 
 
+def test_a_draft_model_that_reads_the_cache_of_its_target(toy):
+    with engine.Model(toy("gemma4")) as model, engine.Model(toy("gemma4_assistant")) as draft:
+        with engine.Context(model) as target, engine.Context(draft, other=target):
+            pass
+        model.set_params(engine.params())
+        with engine.Context(model) as target:
+            with pytest.raises(engine.Refused):
+                engine.Context(draft, other=target)
+            assert "the draft model reads the cache" in engine.last_error()
+
+
 def test_flash_attention_off(toy):
     with engine.Model(toy(), engine.params()) as model:
         with pytest.raises(engine.Refused):

@@ -36,15 +36,15 @@ bool cache::wanted(const llama_model & model, const llama_hparams & hparams, boo
 }
 
 cache::cache(const llama_model & model, const llama_hparams & hparams, const std::vector<uint32_t> & layer_ids,
-        const std::unordered_map<int32_t, int32_t> & map_layer_ids, ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
-        uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads) :
-        all { hparams, model.laprox->config, kv_size, n_stream, rotated_k, rotated_v }, gates(all.config.gate) {
+        const std::unordered_map<int32_t, int32_t> & map_layer_ids, const entry_format & format, bool offload, uint32_t kv_size, uint32_t n_stream,
+        llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads) :
+        all { hparams, model.laprox->config, kv_size, n_stream, format.rotated_k, format.rotated_v }, gates(all.config.gate) {
     for (uint32_t il : layer_ids) {
         if (hparams.n_head_kv(il) == 0) {
             continue; // a layer without attention (Deci) has a place in llama.cpp's cache, but nothing in it
         }
         layer_info layer {
-            il, hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), type_k, type_v, gates != nullptr,
+            il, hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), format.type_k, format.type_v, gates != nullptr,
             offload ? ggml_backend_dev_buffer_type(model.dev_layer(il)) : ggml_backend_cpu_buffer_type(),
         };
         const auto check = [&](const char * which, ggml_type type, uint32_t d) {
@@ -53,8 +53,8 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
                         " of layer " + std::to_string(il) + " into whole words; accepted: f16, bf16, f32");
             }
         };
-        check("K", type_k, layer.d_k);
-        check("V", type_v, layer.d_v);
+        check("K", format.type_k, layer.d_k);
+        check("V", format.type_v, layer.d_v);
         all.layers.push_back(layer);
         all.n_pairs += layer.n_head_kv;
     }
@@ -86,8 +86,15 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
     }
 
     LLAMA_LOG_INFO("%s: policy %s, %zu layers, %lld KV heads in all, %u sequences, K (%s), V (%s), %.2f MiB\n", __func__,
-            all.config.policy.name.c_str(), all.layers.size(), (long long) all.n_pairs, n_stream, ggml_type_name(type_k), ggml_type_name(type_v),
+            all.config.policy.name.c_str(), all.layers.size(), (long long) all.n_pairs, n_stream, ggml_type_name(format.type_k), ggml_type_name(format.type_v),
             sequences.front().bytes()*n_stream/1048576.0);
+}
+
+whole_memory & cache::whole(llama_memory_i & parts) {
+    if (!seen_whole) {
+        seen_whole = std::make_unique<whole_memory>(parts, *this);
+    }
+    return *seen_whole;
 }
 
 //

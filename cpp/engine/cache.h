@@ -6,6 +6,7 @@
 #pragma once
 
 #include "engine/sequence.h"
+#include "engine/whole_memory.h"
 
 #include "llama-kv-cache.h"
 #include "llama-memory.h"
@@ -26,6 +27,14 @@ class llama_io_read_i;
 
 namespace laprox {
 
+// How llama.cpp stores an entry.
+struct entry_format {
+    ggml_type type_k;
+    ggml_type type_v;
+    bool rotated_k;
+    bool rotated_v;
+};
+
 class cache {
 public:
     // Whether this llama_kv_cache is to be a compressing one. Throws std::runtime_error when the model's policy asks
@@ -34,14 +43,16 @@ public:
             bool shares_cells, uint32_t kv_size);
 
     cache(const llama_model & model, const llama_hparams & hparams, const std::vector<uint32_t> & layer_ids,
-            const std::unordered_map<int32_t, int32_t> & map_layer_ids, ggml_type type_k, ggml_type type_v, bool rotated_k, bool rotated_v, bool offload, uint32_t kv_size,
-            uint32_t n_stream, llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads);
+            const std::unordered_map<int32_t, int32_t> & map_layer_ids, const entry_format & format, bool offload, uint32_t kv_size, uint32_t n_stream,
+            llama_kv_cells_vec & cells, std::vector<uint32_t> & cell_heads);
 
     //
     // llama_memory_i
     //
 
     void set_context(llama_context & ctx) { all.lctx = &ctx; }
+    // The memory that this is, or is in, as its user sees it.
+    whole_memory & whole(llama_memory_i & parts);
 
     void clear();
     bool can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
@@ -146,6 +157,7 @@ private:
     std::unordered_map<int32_t, int32_t> layer_of; // place of a layer, also of one that reads another one's cache
     const std::shared_ptr<const gate_set> gates;   // null: none
     std::array<char, 17> print {};                 // the model's fingerprint
+    std::unique_ptr<whole_memory> seen_whole;
 
     // what update() is to do beside making room, and what became of it
     std::function<void()> request;

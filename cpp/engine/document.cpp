@@ -102,9 +102,9 @@ void save_document(llama_context & ctx, llama_seq_id seq_id, const std::string &
     llama_memory_i & memory = *ctx.get_memory();
     const without_queries small(kv);
     byte_counter size;
-    state_write(memory, size, seq_id, 0);
+    memory.state_write(size, seq_id);
     document_writer out(path, contents, size.n_bytes());
-    state_write(memory, out, seq_id, 0);
+    memory.state_write(out, seq_id);
     out.finish();
 }
 
@@ -182,7 +182,7 @@ void laprox_document::load(llama_context & ctx, llama_seq_id seq_id) const {
     ctx.synchronize();
     llama_memory_i & memory = *ctx.get_memory();
     document_reader in(file);
-    state_read(memory, in, seq_id, 0);
+    memory.state_read(in, seq_id);
     if (!in.at_end() || kv.seq_pos_max(seq_id) + 1 != (int64_t) tokens().size()) {
         memory.seq_rm(seq_id, -1, -1);
         damaged("its state is not of its tokens");

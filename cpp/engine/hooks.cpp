@@ -1,10 +1,12 @@
 #include "engine/hooks.h"
 #include "engine/cache.h"
 #include "engine/error.h"
-#include "engine/state_io.h"
+#include "engine/settings.h"
+#include "engine/whole_memory.h"
 #include "core/placement.h"
 
 #include "llama-context.h"
+#include "llama-cparams.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
 #include "llama-kv-cache-iswa.h"
@@ -13,12 +15,15 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <stdexcept>
+#include <string>
 
 namespace laprox {
 
 cache * cache_in(const llama_memory_i * memory) {
     const llama_kv_cache * kv = nullptr;
+    if (auto * whole = dynamic_cast<const whole_memory *>(memory)) {
+        return &whole->get_cache();
+    }
     if (auto * plain = dynamic_cast<const llama_kv_cache *>(memory)) {
         kv = plain;
     } else if (auto * iswa = dynamic_cast<const llama_kv_cache_iswa *>(memory)) {
@@ -31,153 +36,19 @@ cache * cache_in(const llama_memory_i * memory) {
     return kv ? kv->get_laprox() : nullptr;
 }
 
-// Whether text that continued after a cut would miss tokens in the layers with a sliding window, which have let go of
-// them since.
-static bool loses_window(const llama_memory_i & memory, const cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    auto * hybrid = dynamic_cast<const llama_memory_hybrid_iswa *>(&memory);
-    auto * iswa   = hybrid ? hybrid->get_mem_attn() : dynamic_cast<const llama_kv_cache_iswa *>(&memory);
-    const llama_pos last = kv.seq_pos_max(seq_id);
-    if (!iswa || kv.at(seq_id).covers(p0, p1) || p0 > last || (p1 >= 0 && p1 <= last)) {
-        return false;
-    }
-    const llama_pos first = iswa->get_swa()->seq_pos_min(seq_id);
-    return kv.misses(seq_id, first < 0 || first >= p0 ? p0 - 1 : first - 1, p0);
+llama_memory_i * memory_of(llama_memory_i * parts) {
+    cache * kv = cache_in(parts);
+    return kv ? &kv->whole(*parts) : parts;
 }
 
-bool seq_rm(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0, llama_pos p1, bool & removed) {
-    const cache * kv = cache_in(memory);
-    if (!kv) {
-        return false;
+void adjust_cparams(const llama_model & model, llama_cparams & cparams) {
+    if (model.arch == LLM_ARCH_GEMMA4_ASSISTANT && cparams.ctx_other && cache_in(cparams.ctx_other->get_memory())) {
+        refuse("the draft model reads the cache of the model that it drafts for, which is compressed; accepted: a draft model with a "
+                "cache of its own, or policy off");
     }
-    if (seq_id >= 0 && !kv->has_sequence(seq_id)) {
-        removed = true;
-        return true;
-    }
-    seq_id = std::max(seq_id, -1); // any negative number means all sequences
-    // the parts of a memory are asked one by one: those that may refuse, first
-    removed = kv->can_remove(seq_id, p0, p1);
-    for (llama_seq_id seq = 0; removed && kv->has_sequence(seq); seq++) {
-        if (seq_id < 0 || seq == seq_id) {
-            removed = !loses_window(*memory, *kv, seq, p0, p1);
-        }
-    }
-    if (removed) {
-        removed = memory->seq_rm(seq_id, p0, p1);
-        // a part that was asked before the one that had no room has let go: better none of it than parts that don't fit
-        for (llama_seq_id seq = 0; !removed && kv->has_sequence(seq); seq++) {
-            if ((seq_id < 0 || seq == seq_id) && memory->seq_pos_max(seq) != kv->seq_pos_max(seq)) {
-                memory->seq_rm(seq, -1, -1);
-            }
-        }
-    }
-    return true;
-}
-
-bool seq_cp(llama_memory_i * memory, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) {
-    cache * kv = cache_in(memory);
-    if (!kv) {
-        return false;
-    }
-    std::string reason;
-    if (!kv->has_sequence(src) || !kv->has_sequence(dst)) {
-        reason = "sequence " + std::to_string(kv->has_sequence(src) ? dst : src) + " doesn't exist; accepted: 0 to " + std::to_string(kv->n_sequences() - 1);
-    } else if (!kv->at(src).covers(p0, p1)) {
-        reason = "the compressing cache can only copy whole sequences";
-    }
-    if (!reason.empty()) {
-        LLAMA_LOG_ERROR("%s: %s\n", __func__, reason.c_str());
-        set_last_error(reason);
-    } else if (src != dst) {
-        memory->seq_rm(dst, -1, -1); // a cache that sequences share would add to what it holds
-        memory->seq_cp(src, dst, -1, -1);
-        if (kv->seq_pos_max(dst) != kv->seq_pos_max(src)) { // there was no room: no part of it is left
-            memory->seq_rm(dst, -1, -1);
-        }
-    }
-    return true;
-}
-
-// The streams may stand for what the user asked for as one unified cache, in which everything else goes.
-bool seq_keep(llama_memory_i * memory, llama_seq_id seq_id) {
-    const cache * kv = cache_in(memory);
-    for (llama_seq_id other = 0; kv && kv->has_sequence(other); other++) {
-        if (other != seq_id) {
-            memory->seq_rm(other, -1, -1);
-        }
-    }
-    return kv != nullptr;
-}
-
-bool seq_shift(llama_memory_i * memory, const char * what) {
-    if (!cache_in(memory)) {
-        return false;
-    }
-    LLAMA_LOG_ERROR("%s: the compressing KV cache can't shift positions\n", what);
-    return true;
-}
-
-bool seq_pos_min(llama_memory_i * memory, llama_seq_id seq_id, llama_pos & pos) {
-    const cache * kv = cache_in(memory);
-    if (kv) {
-        // iSWA memories answer for their sliding window, which may reach back into the compressed part
-        pos = kv->has_sequence(seq_id) ? std::max(memory->seq_pos_min(seq_id), kv->seq_pos_min(seq_id)) : -1;
-    }
-    return kv != nullptr;
-}
-
-bool seq_pos_max(llama_memory_i * memory, llama_seq_id seq_id, llama_pos & pos) {
-    const cache * kv = cache_in(memory);
-    pos = -1;
-    return kv && !kv->has_sequence(seq_id);
-}
-
-void state_write(llama_memory_i & memory, llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    const cache * kv = cache_in(&memory);
-    if (kv && seq_id != -1) {
-        kv->at(seq_id); // throws if there is no such sequence
-    }
-    if (!kv || flags != 0) { // parts that stay in this process
-        memory.state_write(io, seq_id, flags);
-        return;
-    }
-    framed_writer out(io);
-    memory.state_write(out, seq_id, flags);
-    out.finish();
-}
-
-void state_read(llama_memory_i & memory, llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    const cache * kv = cache_in(&memory);
-    if (kv && seq_id != -1) {
-        kv->at(seq_id);
-    }
-    if (!kv || flags != 0) {
-        memory.state_read(io, seq_id, flags);
-        return;
-    }
-    try {
-        framed_reader in(io);
-        if (seq_id < 0) { // llama.cpp's own caches leave what they hold where a state has nothing
-            memory.clear(true);
-        } else {
-            memory.seq_rm(seq_id, -1, -1);
-        }
-        memory.state_read(in, seq_id, flags);
-        in.finish();
-        for (llama_seq_id seq = 0; kv->has_sequence(seq); seq++) {
-            if ((seq_id < 0 || seq == seq_id) && memory.seq_pos_max(seq) != kv->seq_pos_max(seq)) {
-                throw std::runtime_error("the saved state is damaged: its parts end at different positions, " +
-                        std::to_string(memory.seq_pos_max(seq)) + " and " + std::to_string(kv->seq_pos_max(seq)));
-            }
-        }
-    } catch (const std::exception & e) {
-        // memories of several parts read one after the other, and some keep what they have got
-        if (seq_id < 0) {
-            memory.clear(true);
-        } else {
-            memory.seq_rm(seq_id, -1, -1);
-        }
-        set_last_error(e.what());
-        throw;
+    if (enabled(model) && cparams.kv_unified && cparams.n_seq_max > 1) {
+        cparams.kv_unified = false;
+        cparams.n_ctx *= cparams.n_seq_max; // a sequence may still be as long as the whole context
     }
 }
 

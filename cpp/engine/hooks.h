@@ -1,5 +1,4 @@
-// What llama_context and the llama_memory functions of llama.h ask, whatever the kind of memory. Without a compressing
-// cache in it they get stock llama.cpp's answer.
+// What llama_context asks, whatever the kind of memory. Without a compressing cache in it it gets stock llama.cpp's answer.
 
 #pragma once
 
@@ -8,10 +7,10 @@
 #include <cstdint>
 
 struct llama_context;
+struct llama_cparams;
 struct llama_memory_context_i;
 struct llama_memory_i;
-class llama_io_read_i;
-class llama_io_write_i;
+struct llama_model;
 
 namespace laprox {
 
@@ -20,18 +19,14 @@ class cache;
 // The compressing cache in a memory: it, or its part for full attention; null: there is none.
 cache * cache_in(const llama_memory_i * memory);
 
-// True: that has been dealt with, and there is nothing left for the memory to do. A call about a sequence that doesn't
-// exist changes nothing. All parts of a memory agree: either they all do it or none.
-bool seq_rm  (llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0, llama_pos p1, bool & removed);
-bool seq_cp  (llama_memory_i * memory, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1);
-bool seq_keep(llama_memory_i * memory, llama_seq_id seq_id);
-bool seq_shift(llama_memory_i * memory, const char * what);
-bool seq_pos_min(llama_memory_i * memory, llama_seq_id seq_id, llama_pos & pos);
-bool seq_pos_max(llama_memory_i * memory, llama_seq_id seq_id, llama_pos & pos);
+// Several sequences in one cache each keep their own entries, so each gets a stream of its own even where
+// --kv-unified asked for a common pool; storage is allocated as they grow. Throws std::runtime_error where the context
+// would read the compressed cache of another one.
+void adjust_cparams(const llama_model & model, llama_cparams & cparams);
 
-// llama_memory_i::state_write and state_read. After a refusal the sequence, or all of them, is empty.
-void state_write(llama_memory_i & memory, llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
-void state_read (llama_memory_i & memory, llama_io_read_i  & io, llama_seq_id seq_id, llama_state_seq_flags flags);
+// What a context shows of its memory: see whole_memory.h.
+llama_memory_i * memory_of(llama_memory_i * parts);
+
 // A state was refused for what is before the memory's part.
 void state_refused(const llama_memory_i * memory, const char * reason);
 

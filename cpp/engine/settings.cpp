@@ -2,7 +2,6 @@
 #include "engine/gates.h"
 #include "engine/profile_file.h"
 
-#include "llama-cparams.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -222,13 +221,6 @@ std::shared_ptr<model_state> make_model_state(const std::string & path, const st
 
 bool enabled(const llama_model & model) {
     return model.laprox && model.laprox->enabled;
-}
-
-void adjust_cparams(const llama_model & model, llama_cparams & cparams) {
-    if (enabled(model) && cparams.kv_unified && cparams.n_seq_max > 1) {
-        cparams.kv_unified = false;
-        cparams.n_ctx *= cparams.n_seq_max; // a sequence may still be as long as the whole context
-    }
 }
 
 }

@@ -15,7 +15,6 @@
 #include <vector>
 
 struct ggml_tensor;
-struct llama_cparams;
 struct llama_hparams;
 struct llama_model;
 
@@ -85,9 +84,5 @@ std::shared_ptr<model_state> make_model_state(const std::string & path, const st
 
 // Whether contexts of this model get a compressing cache.
 bool enabled(const llama_model & model);
-
-// Several sequences in one cache each keep their own entries, so each gets a stream of its own even where
-// --kv-unified asked for a common pool; storage is allocated as they grow.
-void adjust_cparams(const llama_model & model, llama_cparams & cparams);
 
 }

@@ -1,0 +1,153 @@
+#include "engine/whole_memory.h"
+#include "engine/cache.h"
+#include "engine/error.h"
+#include "engine/state_io.h"
+
+#include "llama-impl.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-memory-hybrid-iswa.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace laprox {
+
+static void refuse_call(const char * function, const std::string & reason) {
+    LLAMA_LOG_ERROR("%s: %s\n", function, reason.c_str());
+    set_last_error(reason);
+}
+
+//
+// sequences
+//
+
+// Whether text that continued after a cut would miss tokens in the layers with a sliding window, which have let go of
+// them since.
+bool whole_memory::loses_window(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    auto * hybrid = dynamic_cast<const llama_memory_hybrid_iswa *>(&parts);
+    auto * iswa   = hybrid ? hybrid->get_mem_attn() : dynamic_cast<const llama_kv_cache_iswa *>(&parts);
+    const llama_pos last = kv.seq_pos_max(seq_id);
+    if (!iswa || kv.at(seq_id).covers(p0, p1) || p0 > last || (p1 >= 0 && p1 <= last)) {
+        return false;
+    }
+    const llama_pos first = iswa->get_swa()->seq_pos_min(seq_id);
+    return kv.misses(seq_id, first < 0 || first >= p0 ? p0 - 1 : first - 1, p0);
+}
+
+bool whole_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (seq_id >= 0 && !kv.has_sequence(seq_id)) {
+        return true;
+    }
+    seq_id = std::max(seq_id, -1); // any negative number means all sequences
+    // the parts are asked one by one: those that may refuse, first
+    bool removed = kv.can_remove(seq_id, p0, p1);
+    for (llama_seq_id seq = 0; removed && kv.has_sequence(seq); seq++) {
+        if (seq_id < 0 || seq == seq_id) {
+            removed = !loses_window(seq, p0, p1);
+        }
+    }
+    if (removed) {
+        removed = parts.seq_rm(seq_id, p0, p1);
+        // a part that was asked before the one that had no room has let go: better none of it than parts that don't fit
+        for (llama_seq_id seq = 0; !removed && kv.has_sequence(seq); seq++) {
+            if ((seq_id < 0 || seq == seq_id) && parts.seq_pos_max(seq) != kv.seq_pos_max(seq)) {
+                parts.seq_rm(seq, -1, -1);
+            }
+        }
+    }
+    return removed;
+}
+
+void whole_memory::seq_cp(llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) {
+    if (!kv.has_sequence(src) || !kv.has_sequence(dst)) {
+        refuse_call("llama_memory_seq_cp", "sequence " + std::to_string(kv.has_sequence(src) ? dst : src) + " doesn't exist; accepted: 0 to " +
+                std::to_string(kv.n_sequences() - 1));
+    } else if (!kv.at(src).covers(p0, p1)) {
+        refuse_call("llama_memory_seq_cp", "the compressing cache can only copy whole sequences");
+    } else if (src != dst) {
+        parts.seq_rm(dst, -1, -1); // a cache that sequences share would add to what it holds
+        parts.seq_cp(src, dst, -1, -1);
+        if (kv.seq_pos_max(dst) != kv.seq_pos_max(src)) { // there was no room: no part of it is left
+            parts.seq_rm(dst, -1, -1);
+        }
+    }
+}
+
+// The streams may stand for what the user asked for as one unified cache, in which everything else goes.
+void whole_memory::seq_keep(llama_seq_id seq_id) {
+    for (llama_seq_id other = 0; kv.has_sequence(other); other++) {
+        if (other != seq_id) {
+            parts.seq_rm(other, -1, -1);
+        }
+    }
+}
+
+void whole_memory::seq_add(llama_seq_id, llama_pos, llama_pos, llama_pos) {
+    refuse_call("llama_memory_seq_add", "the compressing cache can't shift positions");
+}
+
+void whole_memory::seq_div(llama_seq_id, llama_pos, llama_pos, int) {
+    refuse_call("llama_memory_seq_div", "the compressing cache can't shift positions");
+}
+
+llama_pos whole_memory::seq_pos_min(llama_seq_id seq_id) const {
+    // iSWA memories answer for their sliding window, which may reach back into the compressed part
+    return kv.has_sequence(seq_id) ? std::max(parts.seq_pos_min(seq_id), kv.seq_pos_min(seq_id)) : -1;
+}
+
+llama_pos whole_memory::seq_pos_max(llama_seq_id seq_id) const {
+    return kv.has_sequence(seq_id) ? parts.seq_pos_max(seq_id) : -1;
+}
+
+//
+// states
+//
+
+void whole_memory::empty(llama_seq_id seq_id) {
+    if (seq_id < 0) {
+        parts.clear(true);
+    } else {
+        parts.seq_rm(seq_id, -1, -1);
+    }
+}
+
+void whole_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    if (seq_id != -1) {
+        kv.at(seq_id);
+    }
+    if (flags != 0) {
+        parts.state_write(io, seq_id, flags);
+        return;
+    }
+    framed_writer out(io);
+    parts.state_write(out, seq_id, flags);
+    out.finish();
+}
+
+void whole_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    if (seq_id != -1) {
+        kv.at(seq_id);
+    }
+    if (flags != 0) {
+        parts.state_read(io, seq_id, flags);
+        return;
+    }
+    try {
+        framed_reader in(io);
+        empty(seq_id); // llama.cpp's own caches leave what they hold where a state has nothing
+        parts.state_read(in, seq_id, flags);
+        in.finish();
+        for (llama_seq_id seq = 0; kv.has_sequence(seq); seq++) {
+            if ((seq_id < 0 || seq == seq_id) && parts.seq_pos_max(seq) != kv.seq_pos_max(seq)) {
+                throw std::runtime_error("the saved state is damaged: its parts end at different positions, " +
+                        std::to_string(parts.seq_pos_max(seq)) + " and " + std::to_string(kv.seq_pos_max(seq)));
+            }
+        }
+    } catch (const std::exception & e) {
+        empty(seq_id); // some parts keep what they have got
+        set_last_error(e.what());
+        throw;
+    }
+}
+
+}
