@@ -43,6 +43,9 @@ void checksum::mix(uint64_t word) {
 }
 
 void state_writer::write(const void * data, size_t size) {
+    if (size == 0) {
+        return; // an empty list has no address, and what writes may copy from it
+    }
     io.write(data, size);
     if (!io.counts_only()) {
         sum.add(data, size);
@@ -121,7 +124,7 @@ void framed_writer::finish() {
     io.write(&n_rest, sizeof(n_rest));
     if (counts_only()) {
         io.write(nullptr, n_rest);
-    } else {
+    } else if (!rest.empty()) {
         io.write(rest.data(), rest.size());
     }
     io.write(&value, sizeof(value));
