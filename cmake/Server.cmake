@@ -8,6 +8,7 @@ set_property(SOURCE "${LAPROX_OPTIONS_SOURCE}" "${LAPROX_SOURCE_DIR}/common/arg.
 
 target_sources(server-context PRIVATE
     "${PROJECT_SOURCE_DIR}/cpp/server/kv_documents.cpp"
+    "${PROJECT_SOURCE_DIR}/cpp/server/kv_tools.cpp"
     "${PROJECT_SOURCE_DIR}/cpp/server/kv_metrics.cpp"
     "${PROJECT_SOURCE_DIR}/cpp/server/kv_slots.cpp")
 target_include_directories(server-context PUBLIC "${PROJECT_SOURCE_DIR}/cpp")

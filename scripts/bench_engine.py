@@ -6,11 +6,12 @@
     .venv/bin/python scripts/bench_engine.py --shape 8b --tokens 32768 --gpu-layers 99 --cache f16 --cache q8_0
     .venv/bin/python scripts/bench_engine.py --policy laprox snapkv cake      # also what the others cost to score
 
-Four configurations, each in a process of its own:
+Five configurations, each in a process of its own:
 
     stock    llama.cpp as it is (no policy)
     full     our cache with everything kept
-    kept     our cache, compressed to the budget after the prompt
+    kept     our cache, compressed to the budget after the prompt; what is evicted is gone
+    archived as kept, and what is evicted stays in an archive, as it does by default
     short    llama.cpp as it is, with a prompt as short as what `kept` holds: the limit
 
 Machines are noisy, so the processes decode in turns, a few tokens each, and the ratios are medians over the turns.
@@ -37,7 +38,8 @@ SHAPES = {
     "8b": dict(n_layer=32, n_embd=4096, n_head=32, n_head_kv=8, head_dim=128, n_ff=14336, n_vocab=128256, tied=False),
     "toy": dict(n_layer=4, n_embd=512, n_head=8, n_head_kv=2, head_dim=64, n_ff=1024, n_vocab=1024, tied=True),
 }
-CONFIGS = ("stock", "full", "kept", "short")
+CONFIGS = ("stock", "full", "kept", "archived", "short")
+COMPRESSED = ("kept", "archived")
 
 
 def model_path(args) -> Path:
@@ -84,10 +86,10 @@ def serve(job: dict) -> None:
 
     def settings(policy):
         prefill = "chunked" if job["chunked"] else "dense"
-        return engine.params(policy=policy, budget=job["budget"], prefill=prefill, gates=job.get("gates"))
+        return engine.params(policy=policy, budget=job["budget"], prefill=prefill, gates=job.get("gates"), archive="auto" if job["config"] == "archived" else "off")
 
     kv = None
-    if job["config"] in ("full", "kept"):
+    if job["config"] in ("full", *COMPRESSED):
         # Expected Attention sums up queries only where a context is made with it
         summed = [policy for policy in job["also"] if policy.startswith("expected")]
         kv = settings("full" if job["config"] == "full" else [*summed, job["policy"]][0])
@@ -110,7 +112,7 @@ def serve(job: dict) -> None:
     def prefill():
         ctx.clear()
         out = timed(ctx.decode, tokens[:n]) | {"before": stats(), "memory_before": memory()}
-        if job["config"] == "kept":
+        if job["config"] in COMPRESSED:
             out["score"] = {policy: score(policy) for policy in job["also"]}
             ctx.set_params(settings(job["policy"]))
             out["compress"] = timed(ctx.compress) | engine.scoring()
@@ -193,6 +195,9 @@ def measure(args, model: Path, cache: str) -> dict:
             "full_over_stock_decode": ratio("full", "stock"),
             "kept_over_stock_decode": ratio("kept", "stock"),
             "kept_over_short_decode": ratio("kept", "short"),
+            "archived_over_kept_decode": ratio("archived", "kept"),
+            "archived_over_kept_prefill": kept["seconds"] / results["archived"]["prefill"]["seconds"],
+            "archived_over_kept_compression": kept["compress"]["seconds"] / results["archived"]["prefill"]["compress"]["seconds"],
             "full_over_stock_prefill": results["stock"]["prefill"]["seconds"] / results["full"]["prefill"]["seconds"],
             "compression_share_of_prefill": kept["compress"]["seconds"] / kept["seconds"],
             "compression_share_of_prefill_cpu": kept["compress"]["cpu_seconds"] / kept["cpu_seconds"],
@@ -236,6 +241,10 @@ def show(args, run: dict) -> None:
     console.print(f"decode, full : stock   {q['full_over_stock_decode']:.2f}")
     console.print(f"decode, kept : stock   {q['kept_over_stock_decode']:.2f}")
     console.print(f"decode, kept : short   {q['kept_over_short_decode']:.2f}")
+    console.print(
+        f"with an archive : without   decode {q['archived_over_kept_decode']:.2f}, prefill {q['archived_over_kept_prefill']:.2f},"
+        f" compression {q['archived_over_kept_compression']:.2f}"
+    )
     console.print(f"prefill, full : stock  {q['full_over_stock_prefill']:.2f}")
     s = run["compression_seconds"]
     console.print(

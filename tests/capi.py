@@ -53,6 +53,7 @@ if hasattr(L._lib, "laprox_api_version"):
         ("model_set_params", c.c_bool, [c.c_void_p, c.c_void_p]),
         ("model_check", c.c_bool, [c.c_void_p]),
         ("set_params", c.c_bool, [c.c_void_p, c.c_void_p]),
+        ("seq_set_params", c.c_bool, [c.c_void_p, c.c_int32, c.c_void_p]),
         ("get_params", c.c_void_p, [c.c_void_p]),
         ("compress", c.c_bool, [c.c_void_p, c.c_int32]),
         ("probe", c.c_bool, [c.c_void_p, c.c_int32, c.POINTER(LaproxLook)]),

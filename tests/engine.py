@@ -351,6 +351,9 @@ class Context:
     def set_params(self, kv: Params) -> None:
         _granted(laprox("set_params", self.handle, kv.handle))
 
+    def set_seq_params(self, seq: int, kv: Params | None) -> None:
+        _granted(laprox("seq_set_params", self.handle, seq, kv.handle if kv else None))
+
     def get_params(self) -> Params:
         handle = laprox("get_params", self.handle)
         _granted(handle)

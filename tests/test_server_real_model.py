@@ -30,6 +30,14 @@ LETTER = {
         "parameters": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
     },
 }
+TRAIN = {
+    "type": "function",
+    "function": {
+        "name": "book_train",
+        "description": "Book a train for a person to a city.",
+        "parameters": {"type": "object", "properties": {"name": {"type": "string"}, "city": {"type": "string"}}, "required": ["name", "city"]},
+    },
+}
 TEMPLATE = Path(__file__).resolve().parent.parent / "docs/templates/chatml-json-calls.jinja"
 
 
@@ -76,15 +84,30 @@ def test_a_real_model_calls_a_function(real_model, document, options):
     with Server(real_model("qwen2.5-coder-0.5b"), "-c", "4096", "--chat-template-file", str(TEMPLATE), *options) as server:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-", max_retries=0, timeout=600)
         chat = lambda **more: client.chat.completions.create(
-            model="any", messages=messages, tools=[LETTER], max_tokens=64, temperature=0, **more
+            model="any", messages=messages, tools=[LETTER, TRAIN], max_tokens=64, temperature=0, **more
         )
-        question = "Who drove the wagon that took Harry to Boston? Send a letter to that person."
-        messages = [{"role": "user", "content": f"{document}\n\n{question}"}]
-        reply = chat(tool_choice="required")
-        assert reply.choices[0].finish_reason == "tool_calls"
-        (call,) = reply.choices[0].message.tool_calls
-        assert call.function.name == "send_letter" and json.loads(call.function.arguments) == {"name": "John Lane"}
-        assert not options or reply.kv["compressions"] >= 1 and reply.kv["tokens_seen"] > 1800
+
+        def called(reply):
+            assert reply.choices[0].finish_reason == "tool_calls"
+            (call,) = reply.choices[0].message.tool_calls
+            return call, call.function.name, json.loads(call.function.arguments)
+
+        def ask(question):
+            return [{"role": "user", "content": f"{document}\n\n{question}"}]
+
+        # what functions there are is held whole: without a grammar, too, it writes calls that fit them
+        messages = ask("Book a train to Boston for the boy of the story.")
+        reply = chat(tool_choice="auto")
+        _, name, arguments = called(reply)
+        assert name == "book_train" and set(arguments) == {"name", "city"} and arguments["city"] == "Boston"
+        if options:
+            kv = reply.kv
+            assert kv["compressions"] >= 1 and kv["tokens_seen"] > 1800
+            assert 0.25 < kv["entries_held"] / kv["entries_full"] < 0.35  # a fifth of the rest, and some 200 tokens of functions
+
+        messages = ask("Who drove the wagon that took Harry to Boston? Send a letter to that person.")
+        call, name, arguments = called(reply := chat(tool_choice="required"))
+        assert name == "send_letter" and arguments == {"name": "John Lane"}
 
         messages += [reply.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "The letter to John Lane is on its way."}]
         said = chat(tool_choice="none")

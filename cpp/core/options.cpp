@@ -1,6 +1,7 @@
 #include "core/options.h"
 
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <iterator>
 #include <stdexcept>
@@ -36,6 +37,20 @@ std::string accepted_values(const option & row) {
     return is(row, "path") ? "the path of a file" : row.choices;
 }
 
+// "0-300". Throws std::invalid_argument.
+static position_range read_positions(const std::string & text) {
+    position_range range;
+    char dash = 0, more = 0;
+    if (text.empty()) {
+        return range;
+    }
+    if (text.find_first_not_of("0123456789-") != std::string::npos ||
+            std::sscanf(text.c_str(), "%9d%c%9d%c", &range.first, &dash, &range.end, &more) != 3 || dash != '-' || range.first < 0 || range.end <= range.first) {
+        throw std::invalid_argument("");
+    }
+    return range;
+}
+
 // `text` as a value of the row. Throws std::invalid_argument that says what is wrong with it, empty where that is plain.
 static void read_value(const option & row, const std::string & text, option_values & values) {
     const auto number = [&](const char * characters) {
@@ -52,6 +67,8 @@ static void read_value(const option & row, const std::string & text, option_valu
             throw std::invalid_argument("");
         }
         values.*(*to_budget) = read;
+    } else if (const auto * to_positions = std::get_if<position_range option_values::*>(&row.field)) {
+        values.*(*to_positions) = read_positions(text);
     } else if (const auto * to_integer = std::get_if<int32_t option_values::*>(&row.field)) {
         values.*(*to_integer) = (int32_t) number("0123456789");
     } else if (const auto * to_number = std::get_if<float option_values::*>(&row.field)) {

@@ -7,6 +7,7 @@
 
 #include "core/budget.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <variant>
@@ -16,12 +17,23 @@ namespace laprox {
 
 constexpr int32_t max_window = 1024; // queries
 
+// From first to before end.
+struct position_range {
+    int32_t first = 0;
+    int32_t end   = 0;
+
+    bool holds(int32_t pos) const { return pos >= first && pos < end; }
+    // How many of the first n positions it holds.
+    int32_t within(int64_t n) const { return (int32_t) std::max<int64_t>(std::min<int64_t>(n, end) - first, 0); }
+};
+
 struct option_values {
     std::string    policy_name;
     laprox::budget budget;
     int32_t        window;
     int32_t        sink;
     int32_t        recent;
+    position_range protect;
     int32_t        min_tokens;
     std::string    prefill;
     std::string    profile; // paths; empty: the file beside the model
@@ -33,16 +45,17 @@ struct option_values {
     int32_t        recall_tokens;
 };
 
-using option_field = std::variant<std::string option_values::*, laprox::budget option_values::*, int32_t option_values::*, float option_values::*>;
+using option_field = std::variant<std::string option_values::*, laprox::budget option_values::*, int32_t option_values::*, float option_values::*,
+        position_range option_values::*>;
 
 struct option {
     const char * name;    // "min_tokens"; --kv-min-tokens and LLAMA_ARG_KV_MIN_TOKENS to llama-server
-    const char * kind;    // "policy", "budget", "integer", "number", "choice", "path", "folder" or "space"
+    const char * kind;    // "policy", "budget", "integer", "number", "positions", "choice", "path", "folder" or "space"
     option_field field;
     const char * initial; // where none is given, as text; of a path "": the file beside the model
     double       low;     // of integers and numbers
     double       high;
-    const char * choices; // of a choice: "dense, chunked"; of a folder and a space: what is accepted, in words
+    const char * choices; // of a choice: "dense, chunked"; of positions, a folder and a space: what is accepted, in words
     const char * value;   // stands for the value in `help` and in usage lines
     const char * help;
 };
@@ -60,6 +73,9 @@ inline constexpr option options[] = {
       "the first N tokens are never evicted" },
     { "recent", "integer", &option_values::recent, "32", 1, 1 << 20, "", "N", // the last token anchors the sequence's position
       "the last N tokens of a prompt are never evicted" },
+    { "protect", "positions", &option_values::protect, "", 0, 0, "positions FIRST-END, such as 0-300", "FIRST-END",
+      "the tokens at positions from FIRST to before END are never evicted, and a budget that isn't in bytes is of the others; "
+      "descriptions of functions in a request to laprox-server are protected without it" },
     { "min_tokens", "integer", &option_values::min_tokens, "512", 0, 1 << 30, "", "N",
       "nothing is evicted from a sequence of at most N tokens, and what follows a compression stays exact until it is longer" },
     { "prefill", "choice", &option_values::prefill, "dense", 0, 0, "dense, chunked", "MODE",

@@ -7,6 +7,7 @@
 #include "llama-impl.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 namespace laprox {
@@ -23,7 +24,9 @@ static quota quota_of(const sequence & seq, int64_t n_budget_seen, int64_t n_lea
     const bool       by_bytes = own.budget.unit == budget_unit::bytes;
     // a share of all tokens seen, or many bytes, may come to more than the context has room for
     const int64_t n_room   = std::max<int64_t>((int64_t) shared.kv_size - seq.n_wanted, 0)*shared.n_pairs;
-    const int64_t n_asked  = by_bytes ? n_room : std::max(budget_entries(own.budget, n_budget_seen, shared.n_pairs), n_least*shared.n_pairs);
+    const int64_t n_protected = own.protect.within(seq.next_position());
+    const int64_t n_budget = budget_entries(own.budget, std::max<int64_t>(n_budget_seen - n_protected, 0), shared.n_pairs) + n_protected*shared.n_pairs;
+    const int64_t n_asked  = by_bytes ? n_room : std::max(n_budget, n_least*shared.n_pairs);
     quota most { std::min(n_asked, n_room), {}, 0, std::min<uint32_t>(own.recent, seq.n_tail()) };
     if (is_short(seq)) {
         most.n_entries = seq.n_seen()*shared.n_pairs;
@@ -108,6 +111,9 @@ void score(llama_context & lctx, sequence & seq) {
     for (layer_scores & layer : seq.scores) {
         finish(own, std::min<uint32_t>(own.recent, seq.n_tail()), layer);
         for (auto & head : layer.heads) {
+            for (size_t i = 0; i < head.score.size(); i++) {
+                head.score[i] = own.protect.holds(head.pos[head.first + i]) ? NAN : head.score[i]; // never ranked
+            }
             head.numbers.resize(1);
             head.second = {};
             head.pos    = {};

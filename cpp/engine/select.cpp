@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 
 namespace laprox {
@@ -13,15 +14,16 @@ namespace laprox {
 struct candidates {
     const allocator * share;
     allocation request;
-    // [layer][head]: how many entries are before the candidates; and which of the entries behind are candidates, none: all
+    // [layer][head]: how many entries are before the candidates; which of the entries behind are candidates, none: all; and the
+    // entries that stay, of attention sinks and protected tokens, ascending
     std::vector<std::vector<size_t>> first;
-    std::vector<std::vector<std::vector<uint32_t>>> index;
-    selection kept;     // attention sinks, and the tail
-    int64_t n_kept = 0; // entries of `kept`
+    std::vector<std::vector<std::vector<uint32_t>>> index, stay;
+    std::vector<uint32_t> cells; // of the tail that stay there
+    int64_t n_kept = 0; // entries that stay, those of the tail included
 };
 
-// Takes candidates away that are never to be kept, of score -inf; returns which are left, none: all.
-static std::vector<uint32_t> drop_lost(head_candidates & c) {
+// Takes away what is no candidate, of score -inf; returns which are left, none: all.
+static std::vector<uint32_t> drop_others(head_candidates & c) {
     if (std::find(c.score.begin(), c.score.end(), -INFINITY) == c.score.end()) {
         return {};
     }
@@ -48,9 +50,9 @@ static candidates find_candidates(const entry_source & source, std::vector<layer
     const scorer     & how = *own.policy.score;
     const auto    & layers = seq.shared.layers;
     candidates result;
-    result.share      = own.policy.share;
-    result.kept.cells = { tail.cell.end() - n_recent, tail.cell.end() };
-    result.n_kept     = n_recent*seq.shared.n_pairs;
+    result.share  = own.policy.share;
+    result.cells  = { tail.cell.end() - n_recent, tail.cell.end() };
+    result.n_kept = n_recent*seq.shared.n_pairs;
 
     allocation & asked = result.request;
     asked.profile   = own.table.get();
@@ -61,7 +63,7 @@ static candidates find_candidates(const entry_source & source, std::vector<layer
     // layers one by one, each freed of what it was made from: at 128k tokens a number per entry is half a gigabyte
     std::vector<std::vector<head_candidates>> found(layers.size());
     result.first.resize(layers.size());
-    result.kept.rows.resize(layers.size());
+    result.stay.resize(layers.size());
     asked.layer_preference.resize(how.has_preference ? layers.size() : 0);
     result.index.resize(layers.size());
     parallel_for(layers.size(), n_threads, [&](size_t ikv) {
@@ -75,21 +77,26 @@ static candidates find_candidates(const entry_source & source, std::vector<layer
             layer_scores::head & h = layer.heads[head];
             h.numbers.clear();
             result.first[ikv].push_back(h.first);
-            result.kept.rows[ikv].emplace_back();
-            for (size_t entry = 0; entry < h.first; entry++) {
-                result.kept.rows[ikv].back().push_back(source.row_of(ikv, head, entry, tail));
+            std::vector<uint32_t> stay(h.first);
+            std::iota(stay.begin(), stay.end(), 0);
+            for (size_t i = 0; i < h.score.size(); i++) {
+                if (own.protect.holds(h.pos[h.first + i]) && h.score[i] != -INFINITY) {
+                    stay.push_back(h.first + i);
+                    h.score[i] = -INFINITY; // no candidate
+                }
             }
 
             h.pos.erase(h.pos.begin() + h.last, h.pos.end());
             h.pos.erase(h.pos.begin(), h.pos.begin() + h.first);
-            head_candidates c { (int32_t) layers[ikv].il, (int32_t) head, std::move(h.pos), std::move(h.score), std::move(h.second), (int64_t) h.first + n_recent };
-            result.index[ikv].push_back(drop_lost(c));
+            head_candidates c { (int32_t) layers[ikv].il, (int32_t) head, std::move(h.pos), std::move(h.score), std::move(h.second), (int64_t) stay.size() + n_recent };
+            result.stay[ikv].push_back(std::move(stay));
+            result.index[ikv].push_back(drop_others(c));
             found[ikv].push_back(std::move(c));
         }
     });
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         for (head_candidates & c : found[ikv]) {
-            result.n_kept += result.first[ikv][c.head];
+            result.n_kept += result.stay[ikv][c.head].size();
             asked.heads.push_back(std::move(c));
         }
     }
@@ -101,10 +108,10 @@ static head_counts count_bytes(const sequence & seq, const candidates & from, co
     const auto cost = [&](const head_counts & counts) {
         std::vector<std::vector<uint32_t>> lengths;
         size_t i = 0;
-        for (const auto & layer_rows : from.kept.rows) {
+        for (const auto & layer : from.stay) {
             lengths.emplace_back();
-            for (const auto & rows : layer_rows) {
-                lengths.back().push_back(rows.size() + counts[i++]);
+            for (const auto & entries : layer) {
+                lengths.back().push_back(entries.size() + counts[i++]);
             }
         }
         return seq.shared.bytes_for(lengths, most.n_tail);
@@ -121,7 +128,7 @@ static head_counts count_bytes(const sequence & seq, const candidates & from, co
     head_counts best = count(low - from.n_kept);
     if (cost(best) > most.n_bytes) {
         throw std::runtime_error("budget of " + std::to_string(*most.n_bytes) + " bytes can't hold the tokens that are never evicted, " +
-                std::to_string(from.n_kept) + " entries of sink and recent, and the tail; accepted: at least " +
+                std::to_string(from.n_kept) + " entries of sink, recent and protect, and the tail; accepted: at least " +
                 std::to_string(cost(best)) + " bytes per sequence");
     }
     while (high - low > 1) {
@@ -143,14 +150,20 @@ selection choose(const entry_source & source, std::vector<layer_scores> scores, 
     const head_counts counts = most.n_bytes ? count_bytes(source.seq, from, most) : from.share->count(from.request, most.n_entries - from.n_kept);
     const choice      chosen = select(from.request.heads, counts, n_threads);
 
-    selection keep = from.kept;
+    selection keep { {}, from.cells };
     size_t i = 0;
-    for (size_t ikv = 0; ikv < keep.rows.size(); ikv++) {
-        for (uint32_t head = 0; head < keep.rows[ikv].size(); head++, i++) {
+    for (size_t ikv = 0; ikv < from.stay.size(); ikv++) {
+        keep.rows.emplace_back();
+        for (uint32_t head = 0; head < from.stay[ikv].size(); head++, i++) {
             const auto & index = from.index[ikv][head];
+            std::vector<uint32_t> entries = from.stay[ikv][head];
             for (uint32_t place : chosen[i]) {
-                const size_t entry = from.first[ikv][head] + (index.empty() ? place : index[place]);
-                keep.rows[ikv][head].push_back(source.row_of(ikv, head, entry, tail));
+                entries.push_back(from.first[ikv][head] + (index.empty() ? place : index[place]));
+            }
+            std::inplace_merge(entries.begin(), entries.begin() + from.stay[ikv][head].size(), entries.end());
+            keep.rows.back().emplace_back();
+            for (uint32_t entry : entries) {
+                keep.rows.back().back().push_back(source.row_of(ikv, head, entry, tail));
             }
         }
     }

@@ -32,7 +32,7 @@ absorbed sequence::make_archive_room(const absorbed & gone, const std::vector<st
     }
     std::vector<size_t> order;
     for (size_t i = 0; i < pos.size(); i++) {
-        if (!is_sink(pos[i])) {
+        if (!is_protected(pos[i])) {
             order.push_back(i);
         }
     }

@@ -260,7 +260,7 @@ LLAMA_API int64_t laprox_scores(struct llama_context * ctx, llama_seq_id seq_id,
                                 float * score, int64_t cap);
 
 // The same, finished: what a KV head's entries are ranked by, pooled, and with the heads of a layer looked at together where the
-// scorer does so. NaN for what is never ranked: attention sinks and recent tokens. Where a selection has two stages
+// scorer does so. NaN for what is never ranked: attention sinks, protected and recent tokens. Where a selection has two stages
 // (criticalkv), those of the first.
 LLAMA_API int64_t laprox_finished_scores(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t head,
                                          float * score, int64_t cap);

@@ -40,6 +40,7 @@ common_params_kv & common_kv();
 // Budget and policy of one request, instead of the server's.
 struct common_kv_request {
     std::map<std::string, std::string> given;
+    std::string protect;  // positions of the functions that the prompt describes; "": none
     bool archive = false; // of saving a slot: with what was evicted
     std::shared_ptr<const server_kv_document> document; // that the prompt begins with
 };

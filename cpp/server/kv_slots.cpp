@@ -46,6 +46,9 @@ static common_params_kv merge(const common_kv_request & request) {
     for (const auto & [name, value] : said) {
         merged.given[name] = value;
     }
+    if (!request.protect.empty()) {
+        merged.given.emplace("protect", request.protect);
+    }
     return merged;
 }
 

@@ -39,6 +39,7 @@ class KVConfig:  # its docstring is made of the engine's rows, below
     window: int = initial("window")
     sink: int = initial("sink")
     recent: int = initial("recent")
+    protect: str = initial("protect")
     min_tokens: int = initial("min_tokens")
     prefill: str = initial("prefill")
     profile: str | os.PathLike[str] | None = initial("profile")

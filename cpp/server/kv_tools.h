@@ -1,0 +1,18 @@
+// Descriptions of functions in a chat's prompt. A model that has lost a part of them writes calls of its own invention, so they
+// are protected from eviction.
+
+#pragma once
+
+#include "server-common.h"
+#include "server-task.h"
+
+#include "chat.h"
+
+#include <string>
+
+// Of the rendered prompt, the first byte of what is there for the functions alone and the first byte behind it; null: nothing is, or
+// nothing is evicted.
+json server_kv_tools(const common_chat_templates * templates, const common_chat_templates_inputs & inputs, const std::string & prompt);
+
+// The task of such a request, whose prompt has become tokens, protects them.
+void server_kv_protect_tools(const json & request, server_task & task);
