@@ -116,17 +116,50 @@ def test_later_turns(path, rng):
         assert all(set(range(100, 140)) <= set(pos.tolist()) for pos in ctx.held().values())
 
 
-@pytest.mark.parametrize("text", ["5", "5-5", "9-3", "-1-3", "1-2-3", "a-b", "0-", "-", " 0-3", "0 - 3", "0-9999999999", "0x0-3"])
+def test_several_ranges(toy, rng):
+    """With what is left between them, and a policy that would keep none of it."""
+    ranges = {"protect": "60-70,5-20,300-301"}
+    with engine.Model(toy(), engine.params(budget="15%", policy="streaming", **ranges)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, N))
+        ctx.compress()
+        protected = {*range(5, 20), *range(60, 70), 300}
+        n_pairs = len(ctx.pairs())
+        assert ctx.stats().entries_held == (reference.budget_entries("15%", N - 26, n_pairs, 4, 32)) + 26 * n_pairs
+        assert all(protected | set(range(4)) <= set(pos.tolist()) for pos in ctx.held().values())
+
+
+def test_a_score_of_never_does_not_reach_them(toy, rng):
+    with engine.Model(toy(), engine.params(**SETTINGS | {"policy": "custom"})) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, N))
+        ctx.set_scorer(lambda pos, *_: np.where(pos % 3 == 0, -np.inf, pos).astype(np.float32))
+        ctx.compress()
+        assert_protected(ctx)
+        assert all((pos[(pos >= END) & (pos < N - 32)] % 3 > 0).all() for pos in ctx.held().values())
+
+
+@pytest.mark.parametrize("protect, reason", [("0-500", "accepted: a larger context, or fewer that are protected"), ("0-5000", "no room for 64 more tokens")])
+def test_more_than_a_context_has_room_for(toy, rng, protect, reason):
+    """Refused where it would grow for ever; what is held stays."""
+    with engine.Model(toy(), engine.params(budget="5%", protect=protect)) as model, engine.Context(model, n_ctx=512, n_batch=64) as ctx:
+        with pytest.raises(engine.Refused):
+            ctx.decode(rng.integers(3, 512, 1000))
+        assert reason in engine.last_error()
+        assert ctx.stats().entries_held <= 512 * len(ctx.pairs())
+        ctx.set_params(engine.params(budget="20%"))
+        ctx.decode(rng.integers(3, 512, 64))
+
+
+@pytest.mark.parametrize("text", ["5", "9-3", "0-", "0-3,", "0-9999999999"])
 def test_no_ranges(text):
-    with pytest.raises(engine.Refused, match='protect is ".*"; accepted: positions FIRST-END, such as 0-300'):
+    with pytest.raises(engine.Refused, match='protect is ".*"; accepted: positions FIRST-END, such as 0-300 or 0-20,80-300'):
         engine.params(protect=text)
 
 
 def test_of_a_request_only(toy, rng):
-    """Of two sequences one protects a range; the byte budget stays one for both."""
-    settings = {"budget": "1900KiB", "window": 16, "min_tokens": 0}
+    """Of two sequences one protects a range, beside a byte budget of its own."""
+    settings = {"budget": "1900KiB", "window": 16}
     with engine.Model(toy(), engine.params(**settings)) as model, engine.Context(model, n_ctx=1024, n_seq_max=2) as ctx:
-        ctx.set_seq_params(1, engine.params(**settings | {"protect": f"{FIRST}-{END}"}))
+        ctx.set_seq_params(1, engine.params(**settings | {"budget": "950KiB", "protect": f"{FIRST}-{END}"}))
         for seq in (0, 1):
             ctx.decode(rng.integers(3, 512, N), seq=seq)
             ctx.compress(seq)

@@ -12,8 +12,6 @@ enum class budget_unit { fraction, tokens, bytes };
 struct budget {
     budget_unit unit;
     double      value; // fraction: 0 < value <= 1; tokens per KV head; bytes
-
-    bool operator==(const budget & other) const { return unit == other.unit && value == other.value; }
 };
 
 extern const char * const accepted_budgets;

@@ -1,9 +1,11 @@
 #include "core/options.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
+#include <sstream>
 #include <stdexcept>
 
 namespace laprox {
@@ -37,18 +39,44 @@ std::string accepted_values(const option & row) {
     return is(row, "path") ? "the path of a file" : row.choices;
 }
 
-// "0-300". Throws std::invalid_argument.
-static position_range read_positions(const std::string & text) {
-    position_range range;
-    char dash = 0, more = 0;
-    if (text.empty()) {
-        return range;
+bool holds(const position_ranges & ranges, int32_t pos) {
+    return std::any_of(ranges.begin(), ranges.end(), [&](const position_range & r) { return pos >= r.first && pos < r.end; });
+}
+
+int64_t count_within(const position_ranges & ranges, int64_t n) {
+    int64_t result = 0;
+    for (const position_range & r : ranges) {
+        result += std::max<int64_t>(std::min<int64_t>(n, r.end) - r.first, 0);
     }
-    if (text.find_first_not_of("0123456789-") != std::string::npos ||
-            std::sscanf(text.c_str(), "%9d%c%9d%c", &range.first, &dash, &range.end, &more) != 3 || dash != '-' || range.first < 0 || range.end <= range.first) {
+    return result;
+}
+
+// "0-300,500-600"; they may overlap. Throws std::invalid_argument.
+static position_ranges read_positions(const std::string & text) {
+    position_ranges given;
+    std::stringstream all(text);
+    for (std::string one; std::getline(all, one, ',');) {
+        position_range r;
+        char dash = 0, more = 0;
+        if (one.find_first_not_of("0123456789-") != std::string::npos || std::sscanf(one.c_str(), "%9d%c%9d%c", &r.first, &dash, &r.end, &more) != 3 ||
+                dash != '-' || r.first < 0 || r.end <= r.first) {
+            throw std::invalid_argument("");
+        }
+        given.push_back(r);
+    }
+    if (!text.empty() && text.back() == ',') {
         throw std::invalid_argument("");
     }
-    return range;
+    std::sort(given.begin(), given.end(), [](const auto & p, const auto & q) { return p.first < q.first; });
+    position_ranges apart;
+    for (const position_range & r : given) {
+        if (!apart.empty() && r.first <= apart.back().end) {
+            apart.back().end = std::max(apart.back().end, r.end);
+        } else {
+            apart.push_back(r);
+        }
+    }
+    return apart;
 }
 
 // `text` as a value of the row. Throws std::invalid_argument that says what is wrong with it, empty where that is plain.
@@ -67,7 +95,7 @@ static void read_value(const option & row, const std::string & text, option_valu
             throw std::invalid_argument("");
         }
         values.*(*to_budget) = read;
-    } else if (const auto * to_positions = std::get_if<position_range option_values::*>(&row.field)) {
+    } else if (const auto * to_positions = std::get_if<position_ranges option_values::*>(&row.field)) {
         values.*(*to_positions) = read_positions(text);
     } else if (const auto * to_integer = std::get_if<int32_t option_values::*>(&row.field)) {
         values.*(*to_integer) = (int32_t) number("0123456789");

@@ -7,7 +7,6 @@
 
 #include "core/budget.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <variant>
@@ -17,15 +16,16 @@ namespace laprox {
 
 constexpr int32_t max_window = 1024; // queries
 
-// From first to before end.
+// Positions from `first` to before `end`; ascending, apart from one another.
 struct position_range {
-    int32_t first = 0;
-    int32_t end   = 0;
-
-    bool holds(int32_t pos) const { return pos >= first && pos < end; }
-    // How many of the first n positions it holds.
-    int32_t within(int64_t n) const { return (int32_t) std::max<int64_t>(std::min<int64_t>(n, end) - first, 0); }
+    int32_t first;
+    int32_t end;
 };
+using position_ranges = std::vector<position_range>;
+
+bool holds(const position_ranges & ranges, int32_t pos);
+// How many of the first n positions.
+int64_t count_within(const position_ranges & ranges, int64_t n);
 
 struct option_values {
     std::string    policy_name;
@@ -33,7 +33,7 @@ struct option_values {
     int32_t        window;
     int32_t        sink;
     int32_t        recent;
-    position_range protect;
+    position_ranges protect;
     int32_t        min_tokens;
     std::string    prefill;
     std::string    profile; // paths; empty: the file beside the model
@@ -46,7 +46,7 @@ struct option_values {
 };
 
 using option_field = std::variant<std::string option_values::*, laprox::budget option_values::*, int32_t option_values::*, float option_values::*,
-        position_range option_values::*>;
+        position_ranges option_values::*>;
 
 struct option {
     const char * name;    // "min_tokens"; --kv-min-tokens and LLAMA_ARG_KV_MIN_TOKENS to llama-server
@@ -73,7 +73,7 @@ inline constexpr option options[] = {
       "the first N tokens are never evicted" },
     { "recent", "integer", &option_values::recent, "32", 1, 1 << 20, "", "N", // the last token anchors the sequence's position
       "the last N tokens of a prompt are never evicted" },
-    { "protect", "positions", &option_values::protect, "", 0, 0, "positions FIRST-END, such as 0-300", "FIRST-END",
+    { "protect", "positions", &option_values::protect, "", 0, 0, "positions FIRST-END, such as 0-300 or 0-20,80-300", "FIRST-END",
       "the tokens at positions from FIRST to before END are never evicted, and a budget that isn't in bytes is of the others; "
       "descriptions of functions in a request to laprox-server are protected without it" },
     { "min_tokens", "integer", &option_values::min_tokens, "512", 0, 1 << 30, "", "N",

@@ -189,8 +189,8 @@ bool laprox_model_set_params(llama_model * model, const laprox_params * params) 
 }
 
 // Settings of a context that lives.
-static settings live_settings(const llama_context & ctx, const laprox_params & params) {
-    settings s = make_settings(ctx.get_model(), params.given);
+static settings live_settings(const llama_context & ctx, const laprox_params & params, const settings * read = nullptr) {
+    settings s = make_settings(ctx.get_model(), params.given, read);
     if (s.policy.name == policy_off) {
         params.given.refuse(find_option("policy"), policy_off, "the context has a compressing cache", "full, which evicts nothing, or another policy");
     }
@@ -211,7 +211,7 @@ bool laprox_seq_set_params(llama_context * ctx, llama_seq_id seq_id, const lapro
     return done([&] {
         cache & kv = cache_of(ctx);
         kv.at(seq_id);
-        kv.set_settings(seq_id, params ? std::make_shared<settings>(live_settings(*ctx, *params)) : nullptr);
+        kv.set_settings(seq_id, params ? std::make_shared<settings>(live_settings(*ctx, *params, &kv.get_settings())) : nullptr);
     });
 }
 
@@ -335,6 +335,16 @@ bool laprox_document_load(llama_context * ctx, llama_seq_id seq_id, const laprox
 
 bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
     return done([&] { cache_of(ctx).score(*ctx, seq_id); });
+}
+
+size_t laprox_token_bytes(const llama_context * ctx) {
+    return guarded<size_t>(0, [&] {
+        size_t n = 0;
+        for (const layer_info & layer : cache_of(ctx).get_layers()) {
+            n += layer.n_head_kv*layer.kv_row_bytes();
+        }
+        return n;
+    });
 }
 
 bool laprox_get_stats(llama_context * ctx, llama_seq_id seq_id, laprox_stats * out) {

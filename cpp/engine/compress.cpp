@@ -24,10 +24,9 @@ static quota quota_of(const sequence & seq, int64_t n_budget_seen, int64_t n_lea
     const bool       by_bytes = own.budget.unit == budget_unit::bytes;
     // a share of all tokens seen, or many bytes, may come to more than the context has room for
     const int64_t n_room   = std::max<int64_t>((int64_t) shared.kv_size - seq.n_wanted, 0)*shared.n_pairs;
-    const int64_t n_protected = own.protect.within(seq.next_position());
-    const int64_t n_budget = budget_entries(own.budget, std::max<int64_t>(n_budget_seen - n_protected, 0), shared.n_pairs) + n_protected*shared.n_pairs;
-    const int64_t n_asked  = by_bytes ? n_room : std::max(n_budget, n_least*shared.n_pairs);
-    quota most { std::min(n_asked, n_room), {}, 0, std::min<uint32_t>(own.recent, seq.n_tail()) };
+    const int64_t n_others = std::max<int64_t>(n_budget_seen - count_within(own.protect, seq.next_position()), 0);
+    const int64_t n_asked  = by_bytes ? n_room : std::max(budget_entries(own.budget, n_others, shared.n_pairs), n_least*shared.n_pairs);
+    quota most { std::min(n_asked, n_room), n_room, {}, 0, std::min<uint32_t>(own.recent, seq.n_tail()) };
     if (is_short(seq)) {
         most.n_entries = seq.n_seen()*shared.n_pairs;
     } else if (by_bytes) {
@@ -83,7 +82,7 @@ void compress(llama_context & lctx, sequence & seq, int64_t n_budget_seen, int64
     }
     const quota most = quota_of(seq, n_budget_seen, n_least);
     // under pressure a byte budget has to make room for a longer tail even where it holds now
-    const bool within = most.n_bytes ? seq.n_wanted == 0 && seq.bytes() <= *most.n_bytes : seq.n_held() <= most.n_entries;
+    const bool within = most.n_bytes ? seq.n_wanted == 0 && seq.bytes() <= *most.n_bytes : seq.n_held() <= most.n_entries + count_within(own.protect, seq.next_position())*seq.shared.n_pairs;
     const bool recall = from == entry_source::scope::seen && seq.remembers();
     if (!within || recall) {
         select_and_compact(lctx, seq, most, { seq, recall ? entry_source::scope::seen : entry_source::scope::held });
@@ -112,7 +111,7 @@ void score(llama_context & lctx, sequence & seq) {
         finish(own, std::min<uint32_t>(own.recent, seq.n_tail()), layer);
         for (auto & head : layer.heads) {
             for (size_t i = 0; i < head.score.size(); i++) {
-                head.score[i] = own.protect.holds(head.pos[head.first + i]) ? NAN : head.score[i]; // never ranked
+                head.score[i] = holds(own.protect, head.pos[head.first + i]) ? NAN : head.score[i]; // never ranked
             }
             head.numbers.resize(1);
             head.second = {};

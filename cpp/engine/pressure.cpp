@@ -24,7 +24,7 @@ static uint32_t tail_limit(const sequence & seq) {
         int64_t held = std::max(own.min_tokens, own.sink + own.recent);
         if (own.budget.unit != budget_unit::bytes) {
             held = std::max(held, budget_entries(own.budget, shared.kv_size, shared.n_pairs)/shared.n_pairs);
-            held += own.protect.within(seq.n_seen() + seq.n_wanted);
+            held += count_within(own.protect, seq.n_seen() + seq.n_wanted);
         }
         const int64_t more = std::max({ held/2, (int64_t) seq.n_wanted, std::min<int64_t>(4*(int64_t) seq.n_wanted, 1024) });
         limit = std::min<int64_t>(limit, GGML_PAD(std::max<int64_t>(held - kept, own.recent) + more, tail_block));

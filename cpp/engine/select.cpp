@@ -10,30 +10,44 @@
 
 namespace laprox {
 
+// Among the candidates of a head, from `place` on, so many entries behind the attention sinks are none.
+struct gap {
+    uint32_t place;
+    uint32_t n; // with those of the gaps before
+};
+
 // What may be evicted, scored; and what may not.
 struct candidates {
     const allocator * share;
     allocation request;
-    // [layer][head]: how many entries are before the candidates; which of the entries behind are candidates, none: all; and the
-    // entries that stay, of attention sinks and protected tokens, ascending
+    // [layer][head]: how many entries are before the candidates, what is none among them, and the entries that stay: attention sinks
+    // and protected tokens, ascending
     std::vector<std::vector<size_t>> first;
-    std::vector<std::vector<std::vector<uint32_t>>> index, stay;
-    std::vector<uint32_t> cells; // of the tail that stay there
-    int64_t n_kept = 0; // entries that stay, those of the tail included
+    std::vector<std::vector<std::vector<gap>>> gaps;
+    std::vector<std::vector<std::vector<uint32_t>>> stay;
+    std::vector<uint32_t> cells;     // of the tail that stay there
+    int64_t n_kept = 0;              // entries that stay, those of the tail included
+    int64_t n_protected = 0;         // of them, those that no budget counts
 };
 
-// Takes away what is no candidate, of score -inf; returns which are left, none: all.
-static std::vector<uint32_t> drop_others(head_candidates & c) {
-    if (std::find(c.score.begin(), c.score.end(), -INFINITY) == c.score.end()) {
+// Takes away what is no candidate: these ranges of them, and what is never to be kept, of score -inf.
+static std::vector<gap> drop_others(head_candidates & c, const std::vector<std::pair<size_t, size_t>> & ranges) {
+    if (ranges.empty() && std::find(c.score.begin(), c.score.end(), -INFINITY) == c.score.end()) {
         return {};
     }
     head_candidates left { c.layer, c.head, {}, {}, {}, c.n_protected };
-    std::vector<uint32_t> index;
+    std::vector<gap> gaps;
+    auto range = ranges.begin();
     for (uint32_t i = 0; i < c.score.size(); i++) {
-        if (c.score[i] == -INFINITY) {
+        while (range != ranges.end() && i >= range->second) {
+            range++;
+        }
+        if (c.score[i] == -INFINITY || (range != ranges.end() && i >= range->first)) {
             continue;
         }
-        index.push_back(i);
+        if (const uint32_t place = left.pos.size(), n = i - place; n > (gaps.empty() ? 0 : gaps.back().n)) {
+            gaps.push_back({ place, n });
+        }
         left.pos.push_back(c.pos[i]);
         left.score.push_back(c.score[i]);
         if (!c.second.empty()) {
@@ -41,7 +55,7 @@ static std::vector<uint32_t> drop_others(head_candidates & c) {
         }
     }
     c = std::move(left);
-    return index;
+    return gaps;
 }
 
 static candidates find_candidates(const entry_source & source, std::vector<layer_scores> scores, const tail_view & tail, uint32_t n_recent, int n_threads) {
@@ -65,7 +79,8 @@ static candidates find_candidates(const entry_source & source, std::vector<layer
     result.first.resize(layers.size());
     result.stay.resize(layers.size());
     asked.layer_preference.resize(how.has_preference ? layers.size() : 0);
-    result.index.resize(layers.size());
+    result.gaps.resize(layers.size());
+    std::vector<int64_t> n_protected(layers.size());
     parallel_for(layers.size(), n_threads, [&](size_t ikv) {
         layer_scores layer = std::move(scores[ikv]);
         finish(own, n_recent, layer);
@@ -79,10 +94,15 @@ static candidates find_candidates(const entry_source & source, std::vector<layer
             result.first[ikv].push_back(h.first);
             std::vector<uint32_t> stay(h.first);
             std::iota(stay.begin(), stay.end(), 0);
-            for (size_t i = 0; i < h.score.size(); i++) {
-                if (own.protect.holds(h.pos[h.first + i]) && h.score[i] != -INFINITY) {
-                    stay.push_back(h.first + i);
-                    h.score[i] = -INFINITY; // no candidate
+            std::vector<std::pair<size_t, size_t>> ranges; // of candidates
+            for (const position_range & r : own.protect) {
+                const auto place = [&](llama_pos pos) { return std::lower_bound(h.pos.begin() + h.first, h.pos.begin() + h.last, pos) - h.pos.begin(); };
+                const size_t from = place(r.first), to = place(r.end);
+                const auto of_all = [&](llama_pos pos) { return std::lower_bound(h.pos.begin(), h.pos.end(), pos) - h.pos.begin(); };
+                n_protected[ikv] += of_all(r.end) - of_all(r.first);
+                ranges.emplace_back(from - h.first, to - h.first);
+                for (size_t entry = from; entry < to; entry++) {
+                    stay.push_back(entry);
                 }
             }
 
@@ -90,10 +110,11 @@ static candidates find_candidates(const entry_source & source, std::vector<layer
             h.pos.erase(h.pos.begin(), h.pos.begin() + h.first);
             head_candidates c { (int32_t) layers[ikv].il, (int32_t) head, std::move(h.pos), std::move(h.score), std::move(h.second), (int64_t) stay.size() + n_recent };
             result.stay[ikv].push_back(std::move(stay));
-            result.index[ikv].push_back(drop_others(c));
+            result.gaps[ikv].push_back(drop_others(c, ranges));
             found[ikv].push_back(std::move(c));
         }
     });
+    result.n_protected = std::accumulate(n_protected.begin(), n_protected.end(), (int64_t) 0);
     for (size_t ikv = 0; ikv < layers.size(); ikv++) {
         for (head_candidates & c : found[ikv]) {
             result.n_kept += result.stay[ikv][c.head].size();
@@ -147,7 +168,13 @@ static head_counts count_bytes(const sequence & seq, const candidates & from, co
 selection choose(const entry_source & source, std::vector<layer_scores> scores, const quota & most, int n_threads) {
     const tail_view   tail   = source.seq.tail();
     const candidates  from   = find_candidates(source, std::move(scores), tail, most.n_recent, n_threads);
-    const head_counts counts = most.n_bytes ? count_bytes(source.seq, from, most) : from.share->count(from.request, most.n_entries - from.n_kept);
+    if (from.n_protected > 0 && from.n_kept > most.n_room) {
+        const int64_t n_pairs = source.seq.shared.n_pairs;
+        throw std::runtime_error("the context has room for " + std::to_string(most.n_room/n_pairs) + " tokens besides those that come, and protect, sink and "
+                "recent keep " + std::to_string((from.n_kept + n_pairs - 1)/n_pairs) + "; accepted: a larger context, or fewer that are protected");
+    }
+    const int64_t     n_all  = std::min(most.n_entries + from.n_protected, std::max(most.n_entries, most.n_room));
+    const head_counts counts = most.n_bytes ? count_bytes(source.seq, from, most) : from.share->count(from.request, n_all - from.n_kept);
     const choice      chosen = select(from.request.heads, counts, n_threads);
 
     selection keep { {}, from.cells };
@@ -155,10 +182,15 @@ selection choose(const entry_source & source, std::vector<layer_scores> scores, 
     for (size_t ikv = 0; ikv < from.stay.size(); ikv++) {
         keep.rows.emplace_back();
         for (uint32_t head = 0; head < from.stay[ikv].size(); head++, i++) {
-            const auto & index = from.index[ikv][head];
+            const auto & gaps = from.gaps[ikv][head];
             std::vector<uint32_t> entries = from.stay[ikv][head];
+            auto behind = gaps.begin(); // of the gaps before a place, the last
+            uint32_t n_others = 0;
             for (uint32_t place : chosen[i]) {
-                entries.push_back(from.first[ikv][head] + (index.empty() ? place : index[place]));
+                for (; behind != gaps.end() && behind->place <= place; behind++) {
+                    n_others = behind->n;
+                }
+                entries.push_back(from.first[ikv][head] + place + n_others);
             }
             std::inplace_merge(entries.begin(), entries.begin() + from.stay[ikv][head].size(), entries.end());
             keep.rows.back().emplace_back();

@@ -16,9 +16,10 @@ struct selection {
     std::vector<uint32_t> cells;                          // tail cells that stay in the tail
 };
 
-// What may stay, attention sinks and recent tokens included.
+// What may stay, attention sinks and recent tokens included, protected ones not.
 struct quota {
     int64_t n_entries;             // at most
+    int64_t n_room;                // that the context has for all
     std::optional<size_t> n_bytes; // and no more than that, with padding and a tail of n_tail; none: any
     uint32_t n_tail;
     uint32_t n_recent; // the latest tokens, which stay as they are

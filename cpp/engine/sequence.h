@@ -79,9 +79,9 @@ public:
     const settings & config() const { return own ? *own : shared.config; }
     void set_settings(std::shared_ptr<const settings> s) { own = std::move(s); } // null: the context's
     // A byte budget of the context is shared by its sequences.
-    size_t byte_limit() const { return (size_t) config().budget.value/(config().budget == shared.config.budget ? shared.n_seq : 1); }
+    size_t byte_limit() const { return (size_t) config().budget.value/(own ? 1 : shared.n_seq); }
     bool is_sink(llama_pos pos) const { return pos < config().sink; }
-    bool is_protected(llama_pos pos) const { return is_sink(pos) || config().protect.holds(pos); }
+    bool is_protected(llama_pos pos) const { return is_sink(pos) || holds(config().protect, pos); }
 
     //
     // tokens

@@ -145,8 +145,14 @@ settings read_settings(const option_texts & given) {
     return s;
 }
 
-settings make_settings(const llama_model & model, const option_texts & given) {
+settings make_settings(const llama_model & model, const option_texts & given, const settings * read) {
     settings s = read_settings(given);
+    const auto same = [&](const char * name) { return given.get(find_option(name)) == read->given.get(find_option(name)); };
+    if (read && same("policy") && same("profile") && same("gates")) {
+        s.table = read->table;
+        s.gate  = read->gate;
+        return s;
+    }
     if (s.policy.share && s.policy.share->needs && std::string(s.policy.share->needs) == "profile") {
         s.table = load_profile(model, s);
     }

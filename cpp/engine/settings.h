@@ -46,7 +46,8 @@ void set_option(option_texts & given, const option & row, const std::string & te
 void set_custom(option_texts & given, const std::string & allocator);
 // What can be said without a model.
 settings read_settings(const option_texts & given);
-settings make_settings(const llama_model & model, const option_texts & given);
+// `read`: other settings, or null; where these name the same files for the same policy, they are not read again.
+settings make_settings(const llama_model & model, const option_texts & given, const settings * read = nullptr);
 
 // What can be given for a setting, in words.
 std::string accepted_texts(const option & row);

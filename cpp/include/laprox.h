@@ -169,6 +169,9 @@ struct laprox_stats {
     double  compact_seconds;
 };
 
+// Bytes that a token has in all KV heads together while nothing is evicted, without padding. 0: not a compressing cache.
+LLAMA_API size_t laprox_token_bytes(const struct llama_context * ctx);
+
 // seq_id = -1 sums over all sequences.
 LLAMA_API bool laprox_get_stats(struct llama_context * ctx, llama_seq_id seq_id, struct laprox_stats * out);
 

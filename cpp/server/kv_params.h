@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "core/options.h"
+
 #include "laprox.h"
 
 #include <functional>
@@ -40,7 +42,7 @@ common_params_kv & common_kv();
 // Budget and policy of one request, instead of the server's.
 struct common_kv_request {
     std::map<std::string, std::string> given;
-    std::string protect;  // positions of the functions that the prompt describes; "": none
+    std::vector<laprox::position_range> functions; // where the prompt describes them
     bool archive = false; // of saving a slot: with what was evicted
     std::shared_ptr<const server_kv_document> document; // that the prompt begins with
 };

@@ -46,9 +46,6 @@ static common_params_kv merge(const common_kv_request & request) {
     for (const auto & [name, value] : said) {
         merged.given[name] = value;
     }
-    if (!request.protect.empty()) {
-        merged.given.emplace("protect", request.protect);
-    }
     return merged;
 }
 
@@ -173,18 +170,45 @@ llama_pos server_kv::cut_from(int id_slot) const {
     return laprox_tail_begin(ctx, id_slot);
 }
 
+bool server_kv::protect_functions(const common_kv_request & request, common_params_kv & merged) const {
+    if (request.functions.empty()) {
+        return false;
+    }
+    std::string text = merged.text("protect");
+    int64_t n_tokens = 0;
+    for (const laprox::position_range & r : request.functions) {
+        text += (text.empty() ? "" : ",") + std::to_string(r.first) + "-" + std::to_string(r.end);
+        n_tokens += r.end - r.first;
+    }
+    const laprox::budget budget = laprox::parse_budget(merged.text("budget"));
+    if (budget.unit == laprox::budget_unit::bytes) {
+        // settings of its own have a budget of their own, and one in bytes is a limit for what is protected, too
+        const double bytes = request.given.count("budget") ? budget.value : budget.value/slots.size();
+        if (n_tokens*laprox_token_bytes(ctx) > bytes/3) {
+            SRV_WRN("%lld tokens say what functions there are, more than a third of the budget, so they may be evicted\n", (long long) n_tokens);
+            return false;
+        }
+        merged.given["budget"] = std::to_string((int64_t) (bytes/1024)) + "KiB";
+    }
+    merged.given["protect"] = text;
+    return true;
+}
+
 std::string server_kv::begin(int id_slot, const common_kv_request & request) {
     if (!on()) {
         return "";
     }
-    const common_params_kv   merged   = merge(request);
+    common_params_kv merged = merge(request);
+    slot & s = slots[id_slot];
+    s.budget = merged.text("budget");
+    if (protect_functions(request, merged)) {
+        SRV_DBG("slot %d: of functions, positions %s are protected\n", id_slot, merged.given["protect"].c_str());
+    }
     const common_kv_settings settings = merged.resolve("");
     if (!laprox_seq_set_params(ctx, id_slot, merged.given == common_kv().given ? nullptr : settings.get())) {
         return std::string("Field 'kv': ") + laprox_last_error();
     }
-    slot & s = slots[id_slot];
     s.policy         = merged.policy_name();
-    s.budget         = merged.text("budget");
     s.compress_ms    = 0;
     s.n_reread       = 0;
     s.n_recalled_before = get_stats(id_slot).entries_recalled;

@@ -100,6 +100,9 @@ private:
         std::string refused; // why its prompt wasn't compressed
     };
 
+    // What the request's prompt says of functions is protected, but where a budget in bytes has no room for it.
+    bool protect_functions(const common_kv_request & request, common_params_kv & merged) const;
+
     laprox_stats get_stats(int id_slot) const;
     llama_pos    cut_from(int id_slot) const; // the first position at which the sequence can be cut
 

@@ -3,48 +3,48 @@
 #include "server/kv_documents.h"
 #include "server/kv_params.h"
 
+#include "core/inserted.h"
+
 #include "common.h"
 #include "log.h"
 
 #include <algorithm>
 #include <exception>
 
-json server_kv_tools(const common_chat_templates * templates, const common_chat_templates_inputs & inputs, const std::string & prompt) {
-    if (!common_kv().on() || inputs.tools.empty()) {
+json server_kv_tools(const common_chat_templates * templates, const common_chat_templates_inputs & inputs, const json & prompt) {
+    if (!common_kv().on() || common_kv().policy_name() == "full" || inputs.tools.empty() || !prompt.is_string()) {
         return nullptr;
     }
     common_chat_templates_inputs others = inputs;
     others.tools.clear();
     others.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;
-    std::string without;
+    const std::string text = prompt.get<std::string>();
+    std::string without, reason;
     try {
         without = common_chat_templates_apply(templates, others).prompt;
     } catch (const std::exception & e) {
-        LOG_WRN("%s: the descriptions of functions may be evicted: the chat template doesn't go without them: %s\n", __func__, e.what());
-        return nullptr;
+        reason = std::string(" (") + e.what() + ")";
     }
-    const size_t n = std::min(prompt.size(), without.size());
-    const size_t first = std::mismatch(prompt.begin(), prompt.begin() + n, without.begin()).first - prompt.begin();
-    const size_t n_behind = std::mismatch(prompt.rbegin(), prompt.rbegin() + (n - first), without.rbegin()).first - prompt.rbegin();
-    const size_t end = prompt.size() - n_behind;
-    if (first >= end) {
-        return nullptr;
+    json ranges = json::array();
+    for (const auto & [first, end] : laprox::find_inserted(text, without)) {
+        ranges.push_back(first);
+        ranges.push_back(end);
     }
-    json range = json::array();
-    range.push_back(first);
-    range.push_back(end);
-    return range;
+    if (ranges.empty() && text != without) {
+        LOG_WRN("%s: without functions the chat template writes another prompt, so what it says of them may be evicted%s\n", __func__, reason.c_str());
+    }
+    return ranges;
 }
 
-void server_kv_protect_tools(const json & request, server_task & task) {
-    const json range  = json_value(request, "__kv_tools", json());
-    const json prompt = json_value(request, "prompt",     json());
-    if (!range.is_array() || range.size() != 2 || !prompt.is_string()) {
+void server_kv_protect_tools(const json & request, task_response_type reply, server_task & task) {
+    const json ranges = json_value(request, "__kv_tools", json());
+    const bool is_chat = reply != TASK_RESPONSE_TYPE_NONE && reply != TASK_RESPONSE_TYPE_OAI_CMPL; // whose prompt was rendered here
+    if (!is_chat || !common_kv().on() || !ranges.is_array()) {
         return;
     }
-    // a token may reach over the end of either part: it counts
-    const std::string text = prompt.get<std::string>();
-    const auto n_same = [&](size_t n_bytes) {
+    const std::string text = request.at("prompt").get<std::string>();
+    // tokens of the prompt that lie within so many bytes of it
+    const auto n_tokens = [&](size_t n_bytes) {
         const llama_tokens tokens = common_tokenize(server_kv_docs().vocabulary(), text.substr(0, n_bytes), /*add_special =*/ true, /*parse_special =*/ true);
         const size_t n = std::min(tokens.size(), task.tokens.size());
         size_t i = 0;
@@ -53,9 +53,11 @@ void server_kv_protect_tools(const json & request, server_task & task) {
         }
         return i;
     };
-    const size_t first = n_same(range.at((size_t) 0).get<size_t>());
-    const size_t end   = std::min(n_same(range.at(1).get<size_t>()) + 1, task.tokens.size());
-    if (first < end) {
-        task.params.kv.protect = std::to_string(first) + "-" + std::to_string(end);
+    for (size_t i = 0; i + 1 < ranges.size(); i += 2) {
+        const size_t first = n_tokens(ranges.at(i).get<size_t>());
+        const size_t end   = std::min(n_tokens(ranges.at(i + 1).get<size_t>()) + 1, task.tokens.size()); // a token may reach over the end
+        if (first < end) {
+            task.params.kv.functions.push_back({ (int32_t) first, (int32_t) end });
+        }
     }
 }

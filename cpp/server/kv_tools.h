@@ -8,11 +8,9 @@
 
 #include "chat.h"
 
-#include <string>
-
-// Of the rendered prompt, the first byte of what is there for the functions alone and the first byte behind it; null: nothing is, or
-// nothing is evicted.
-json server_kv_tools(const common_chat_templates * templates, const common_chat_templates_inputs & inputs, const std::string & prompt);
+// Where in the rendered prompt something is there for the functions alone: first byte and first byte behind, in turn. Null where nothing
+// is evicted.
+json server_kv_tools(const common_chat_templates * templates, const common_chat_templates_inputs & inputs, const json & prompt);
 
 // The task of such a request, whose prompt has become tokens, protects them.
-void server_kv_protect_tools(const json & request, server_task & task);
+void server_kv_protect_tools(const json & request, task_response_type reply, server_task & task);

@@ -98,7 +98,33 @@ static void test_names() {
     CHECK(refused("min_tokens", "x", "kv_").find("kv_min_tokens is \"x\"; accepted: ") == 0);
 }
 
+static void test_positions() {
+    const auto read = [](const std::string & text) {
+        std::string result;
+        for (const auto & r : given("protect", text).protect) {
+            result += "[" + std::to_string(r.first) + ", " + std::to_string(r.end) + ")";
+        }
+        return result;
+    };
+    CHECK(read("") == "" && read("0-300") == "[0, 300)" && read("7-8,500-600") == "[7, 8)[500, 600)");
+    CHECK(read("500-600,7-8") == "[7, 8)[500, 600)"); // in any order, and overlapping
+    CHECK(read("5-9,1-5") == "[1, 9)" && read("1-90,5-6,80-95,97-98") == "[1, 95)[97, 98)");
+    for (const char * text : { "5", "5-5", "9-3", "-1-3", "1-2-3", "a-b", "0-", "-", " 0-3", "0 - 3", "0-9999999999", "0x0-3", "0-3,", ",0-3", "0-3,,4-5" }) {
+        CHECK(refused("protect", text) == "protect is \"" + std::string(text) + "\"; accepted: positions FIRST-END, such as 0-300 or 0-20,80-300");
+    }
+    const auto ranges = given("protect", "2-4,6-9").protect;
+    for (int pos = 0; pos < 12; pos++) {
+        CHECK(laprox::holds(ranges, pos) == ((pos >= 2 && pos < 4) || (pos >= 6 && pos < 9)));
+    }
+    const int within[] = { 0, 0, 0, 1, 2, 2, 2, 3, 4, 5, 5, 5 };
+    for (int n = 0; n < 12; n++) {
+        CHECK(laprox::count_within(ranges, n) == within[n]);
+    }
+    CHECK(laprox::count_within({}, 100) == 0);
+}
+
 int main() {
+    test_positions();
     test_rows();
     test_budgets();
     test_numbers();

@@ -149,7 +149,7 @@ class Asked:
 
 
 @takes_model()
-@options.takes_kv(without=("budget", "policy", "min_tokens", "prefill", "archive", "archive_limit", "recall"), min_tokens=0)  # every budget is reached
+@options.takes_kv(without=("budget", "policy", "min_tokens", "prefill", "archive", "archive_limit", "recall", "protect"), min_tokens=0)  # every budget is reached
 def evaluate(
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the results go, a .jsonl file; an interrupted run goes on with it.")] = Path(

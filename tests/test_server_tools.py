@@ -1,0 +1,103 @@
+"""What a prompt says of functions is protected, wherever a chat template puts it, and nothing else is."""
+
+import pytest
+from server import PROGRAM, Server
+
+pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
+
+TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+IN_SYSTEM = "{% if tools %}{{ '<|im_start|>system\n# Tools\n' + (tools | tojson) + '\nCall one as JSON.<|im_end|>\n' }}{% endif %}" + TURNS
+# as Llama 3.1: a line at the very beginning, and the rest behind the system message
+IN_USER = (
+    "{% if tools %}{{ 'Environment: ipython\n' }}{% endif %}{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}"
+    "{{ '<|im_start|>user\n' }}{% if tools %}{{ 'Given these functions, answer with a call of one.\n\n' + (tools | tojson) + '\n\n' }}{% endif %}"
+    "{{ messages[1].content + '<|im_end|>\n<|im_start|>assistant\n' }}"
+)
+# another prompt altogether
+ELSEWHERE = "{% if tools %}{{ '## Task\n' + (tools | tojson) + messages[-1].content }}{% else %}" + TURNS + "{% endif %}"
+
+KV = ("--kv-budget", "5%", "--kv-policy", "streaming", "--kv-min-tokens", "64", "--kv-archive", "off", "-c", "8192")
+PROTECTED = 4 + 32  # sink and recent
+
+
+def function(name):
+    fields = {f"{name}_{i}": {"type": "string", "description": f"the field {i} of {name}"} for i in range(4)}
+    return {"type": "function", "function": {"name": name, "description": "Do it.", "parameters": {"type": "object", "properties": fields}}}
+
+
+TOOLS = [function("alpha"), function("beta")]
+MESSAGES = [{"role": "system", "content": "Some rules. " * 40}, {"role": "user", "content": "A long text. " * 250 + "And what of it?"}]
+
+
+@pytest.fixture
+def start(toy, tmp_path):
+    def make(template, *options):
+        path = tmp_path / "template.jinja"
+        path.write_text(template)
+        return Server(toy(), *KV, "--chat-template-file", path, *options)
+
+    return make
+
+
+def held(server, tools=TOOLS, **more):
+    """Tokens that are held on average, those of the prompt, and how many of them are there for the functions."""
+    ask = {"messages": MESSAGES, "max_tokens": 1, "tools": tools, **more}
+    kv = server.post("/v1/chat/completions", **ask)["kv"]
+    pairs = kv["entries_full"] // kv["tokens_seen"]
+    n = [len(server.post("/tokenize", content=server.post("/apply-template", **{**ask, "tools": t})["prompt"])["tokens"]) for t in (tools, [])]
+    return kv["entries_held"] / pairs, kv["tokens_seen"], n[0] - n[1]
+
+
+def budget(n_tokens):
+    return max(0.05 * n_tokens, PROTECTED)
+
+
+@pytest.mark.parametrize("template", [IN_SYSTEM, IN_USER], ids=["system", "user"])
+def test_functions_are_held_beside_the_budget(start, template):
+    with start(template) as server:
+        n, seen, n_functions = held(server)
+        assert n_functions > 300
+        assert -1 < n - budget(seen - n_functions) - n_functions < 4  # tokens that reach over an end count
+        n, seen, n_functions = held(server, tools=[])
+        assert abs(n - budget(seen)) < 1 and n_functions == 0
+
+
+def test_all_that_a_request_is_asked_for(start):
+    """Functions and what --kv-protect says, by the server or by none; a choice of none leaves them in the prompt."""
+    with start(IN_SYSTEM, "--kv-protect", "2000-2100") as server:
+        n, seen, n_functions = held(server)
+        assert seen > 2100
+        assert -1 < n - budget(seen - n_functions - 100) - n_functions - 100 < 4
+        n, seen, _ = held(server, tools=[])
+        assert abs(n - budget(seen - 100) - 100) < 1
+
+
+def test_a_template_that_writes_another_prompt(start):
+    """Nothing is known of where the functions are: said in the log."""
+    with start(ELSEWHERE) as server:
+        n, seen, _ = held(server)
+        assert abs(n - budget(seen)) < 1
+        assert "what it says of them may be evicted" in server.log
+
+
+@pytest.mark.parametrize("mib, fits", [(10, True), (3, False)])
+def test_a_budget_in_bytes_is_a_limit(start, mib, fits):
+    """Of two slots each has a half of it. Where functions would take more than a third of that they may be evicted, and are not refused."""
+    with start(IN_SYSTEM, "--kv-budget", f"{mib}MiB", "-np", "2", "-c", "16384") as server:
+        kv = server.post("/v1/chat/completions", messages=MESSAGES, max_tokens=1, tools=TOOLS)["kv"]
+        assert kv["compressions"] == 1 and "refused" not in kv
+        assert kv["kv_bytes"] <= mib * 2**20 / 2
+        assert ("more than a third of the budget" in server.log) == (not fits)
+
+
+def test_the_key_is_ours_alone(toy):
+    """What the server hands on from one step of a request to the next can't be handed in."""
+    for options in (KV, ()):
+        with Server(toy(), *options) as server:
+            for value in ([0, 1], [0, 100000], [-1, 5], ["a", None], {}, 7, [[]]):
+                for path, rest in (("/completion", {"prompt": "hi"}), ("/v1/completions", {"prompt": "hi"}),
+                                   ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]})):  # fmt: skip
+                    assert server.post(path, **rest, max_tokens=1, n_predict=1, __kv_tools=value).status == 200
