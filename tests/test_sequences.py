@@ -436,3 +436,18 @@ def test_compressed_state_in_a_stock_context(compressed, toy, rng):
     loaded, _, loaded_whole, _, logits = worker.run_steps(toy(), steps, context)
     assert not loaded and not loaded_whole
     assert np.array_equal(logits, worker.run_steps(toy(), [["decode", tokens]], context)[0])
+
+
+def test_text_that_would_go_on_before_a_gap_needs_its_sliding_window(toy, rng):
+    """Tokens 52 to 58 are removed, then 59: text goes on at 52, and a window of 16 looks back to 37. A restored one has 44 to 59."""
+    tokens = rng.integers(3, 512, 60)
+    with engine.Model(toy("gemma2", swa=16), engine.params(recent=8)) as model:
+        with engine.Context(model, swa_full=True) as ctx, engine.Context(model, swa_full=True) as restored, engine.Context(model) as plain:
+            ctx.decode(tokens)
+            assert restored.seq_load(ctx.seq_save(0))
+            for each, is_there in ((ctx, True), (restored, False)):
+                assert each.seq_rm(0, 52, 59)
+                assert each.seq_rm(0, 59, -1) == is_there
+            assert (ctx.pos_max(0), restored.pos_max(0)) == (51, 59)
+            plain.decode(tokens[:52])
+            assert np.abs(ctx.decode([7]) - plain.decode([7])).max() < 20 * TOLERANCE

@@ -66,6 +66,21 @@ llama_pos sequence::last_position() const {
     return tail < 0 && n_gone > 0 ? tail_start - 1 : tail;
 }
 
+llama_pos sequence::next_before(llama_pos p0) const {
+    llama_pos next = 0;
+    for (uint32_t cell = 0; cell < used_cells(); cell++) {
+        if (!cells.is_empty(cell) && cells.pos_get(cell) < p0) {
+            next = std::max(next, cells.pos_get(cell) + 1);
+        }
+    }
+    if (next > 0 || n_gone == 0) {
+        return next;
+    }
+    const auto & gone = archived.pos();
+    const auto after  = std::lower_bound(gone.begin(), gone.end(), p0);
+    return after != gone.begin() ? *(after - 1) + 1 : std::min(p0, tail_start);
+}
+
 // Positions before the tail can't be removed one by one, so they don't count as held: llama.cpp's callers then
 // evaluate again instead of cutting there.
 llama_pos sequence::first_position() const {

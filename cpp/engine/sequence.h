@@ -96,6 +96,8 @@ public:
     llama_pos first_position() const; // that can be removed
     llama_pos last_position () const;
     llama_pos next_position () const { return last_position() + 1; }
+    // Where text would go on if all from p0 on were gone: positions before it may have been removed, too.
+    llama_pos next_before(llama_pos p0) const;
     llama_pos tail_begin    () const { return n_gone > 0 ? tail_start : 0; } // first position that was never part of a compression
     llama_pos compressed_for() const { return chosen_for; } // positions there were when entries were last chosen; 0: all are held
     llama_pos turn_begin() const { return turn_start; } // first position of the turn that entries are to be chosen for

@@ -30,8 +30,9 @@ bool whole_memory::loses_window(llama_seq_id seq_id, llama_pos p0, llama_pos p1)
     if (!iswa || kv.at(seq_id).covers(p0, p1) || p0 > last || (p1 >= 0 && p1 <= last)) {
         return false;
     }
+    const llama_pos next  = kv.at(seq_id).next_before(p0);
     const llama_pos first = iswa->get_swa()->seq_pos_min(seq_id);
-    return kv.misses(seq_id, first < 0 || first >= p0 ? p0 - 1 : first - 1, p0);
+    return kv.misses(seq_id, first < 0 || first >= next ? next - 1 : first - 1, next);
 }
 
 bool whole_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
