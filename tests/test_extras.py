@@ -177,7 +177,7 @@ def test_every_import_is_declared():
 
 # --- rooms -----------------------------------------------------------------------------------------------------------
 
-FOLDER = Path(package.__file__).parent
+FOLDER = Path(package.__file__).resolve().parent  # of the sources: a build apart from them has links
 ROOMS = {  # folder -> the extras that importing its modules may take
     "": (), "chat": (), "demo": (), "eval": (), "gates": (), "hub": (), "profile": (), "read": (), "viz": ("report", "cli"),
     "cli": ("cli",),
