@@ -16,6 +16,8 @@ IN_USER = (
     "{{ '<|im_start|>user\n' }}{% if tools %}{{ 'Given these functions, answer with a call of one.\n\n' + (tools | tojson) + '\n\n' }}{% endif %}"
     "{{ messages[1].content + '<|im_end|>\n<|im_start|>assistant\n' }}"
 )
+# none at all without functions, for some messages
+ONLY_WITH = "{% if not tools and 'rules' in messages[0].content %}{{ raise_exception('there are no functions') }}{% endif %}" + IN_SYSTEM
 # another prompt altogether
 ELSEWHERE = "{% if tools %}{{ '## Task\n' + (tools | tojson) + messages[-1].content }}{% else %}" + TURNS + "{% endif %}"
 
@@ -75,12 +77,13 @@ def test_all_that_a_request_is_asked_for(start):
         assert abs(n - budget(seen - 100) - 100) < 1
 
 
-def test_a_template_that_writes_another_prompt(start):
+@pytest.mark.parametrize("template", [ELSEWHERE, ONLY_WITH], ids=["elsewhere", "only with"])
+def test_a_template_that_writes_another_prompt(start, template):
     """Nothing is known of where the functions are: said in the log."""
-    with start(ELSEWHERE) as server:
-        n, seen, _ = held(server)
-        assert abs(n - budget(seen)) < 1
-        assert "what it says of them may be evicted" in server.log
+    with start(template) as server:
+        kv = server.post("/v1/chat/completions", messages=MESSAGES, max_tokens=1, tools=TOOLS)["kv"]
+        assert abs(kv["entries_held"] * kv["tokens_seen"] / kv["entries_full"] - budget(kv["tokens_seen"])) < 1
+        assert "what the prompt says of functions may be evicted" in server.log
 
 
 @pytest.mark.parametrize("mib, fits", [(10, True), (3, False)])

@@ -9,7 +9,7 @@
 #include "log.h"
 
 #include <algorithm>
-#include <exception>
+#include <stdexcept>
 
 json server_kv_tools(const common_chat_templates * templates, const common_chat_templates_inputs & inputs, const json & prompt) {
     if (!common_kv().on() || common_kv().policy_name() == "full" || inputs.tools.empty() || !prompt.is_string()) {
@@ -19,19 +19,18 @@ json server_kv_tools(const common_chat_templates * templates, const common_chat_
     others.tools.clear();
     others.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;
     const std::string text = prompt.get<std::string>();
-    std::string without, reason;
-    try {
-        without = common_chat_templates_apply(templates, others).prompt;
-    } catch (const std::exception & e) {
-        reason = std::string(" (") + e.what() + ")";
-    }
     json ranges = json::array();
-    for (const auto & [first, end] : laprox::find_inserted(text, without)) {
-        ranges.push_back(first);
-        ranges.push_back(end);
-    }
-    if (ranges.empty() && text != without) {
-        LOG_WRN("%s: without functions the chat template writes another prompt, so what it says of them may be evicted%s\n", __func__, reason.c_str());
+    try {
+        const std::string without = common_chat_templates_apply(templates, others).prompt;
+        for (const auto & [first, end] : laprox::find_inserted(text, without)) {
+            ranges.push_back(first);
+            ranges.push_back(end);
+        }
+        if (ranges.empty() && text != without) {
+            throw std::runtime_error("the chat template then writes another prompt");
+        }
+    } catch (const std::exception & e) {
+        LOG_WRN("%s: what the prompt says of functions may be evicted, since it can't be told from one without them: %s\n", __func__, e.what());
     }
     return ranges;
 }
