@@ -144,6 +144,18 @@ class _Writer:
         self.matrix(f"blk.{il}.ffn_up.weight", s.n_ff, s.n_embd, s.n_embd**-0.5)
         self.matrix(f"blk.{il}.ffn_down.weight", s.n_embd, s.n_ff, s.n_ff**-0.5)
 
+    def gemma4_base(self) -> None:
+        """What a gemma4 and its assistant have in common."""
+        s = self.shape
+        self.gguf.add_sliding_window(s.swa)
+        self.gguf.add_sliding_window_pattern([il % 2 == 0 for il in range(s.n_layer)])
+        self.gguf.add_key_length_swa(s.head_dim)
+        self.gguf.add_value_length_swa(s.head_dim)
+        self.gguf.add_rope_dimension_count_swa(s.head_dim)
+        self.embeddings(output=False)
+        self.vector("output_norm.weight", s.n_embd)
+        self.vector("rope_freqs.weight", s.head_dim // 2, std=0)
+
     def close(self) -> None:
         self.gguf.write_header_to_file()
         self.gguf.write_kv_data_to_file()
@@ -215,16 +227,9 @@ def write_gemma4(path: str | Path, shape: Shape = Shape(n_layer=6, swa=64, tied=
     """As in gemma2 every other layer has a sliding window; the last two layers read the cache of the two before them."""
     shape = replace(shape, **changes)
     w = _Writer(Path(path), "gemma4", shape)
-    w.gguf.add_sliding_window(shape.swa)
-    w.gguf.add_sliding_window_pattern([il % 2 == 0 for il in range(shape.n_layer)])
     w.gguf.add_shared_kv_layers(2)
     w.gguf.add_embedding_length_per_layer_input(0)
-    w.gguf.add_key_length_swa(shape.head_dim)
-    w.gguf.add_value_length_swa(shape.head_dim)
-    w.gguf.add_rope_dimension_count_swa(shape.head_dim)
-    w.embeddings(output=False)
-    w.vector("output_norm.weight", shape.n_embd)
-    w.vector("rope_freqs.weight", shape.head_dim // 2, std=0)
+    w.gemma4_base()
     for il in range(shape.n_layer):
         w.vector(f"blk.{il}.attn_norm.weight", shape.n_embd)
         w.attention(il)
@@ -242,16 +247,9 @@ def write_gemma4_assistant(path: str | Path, shape: Shape = Shape(n_layer=2, n_e
     """Drafts for a gemma4 of width `target`: it has no keys and values, and reads those of the target's last two layers."""
     shape = replace(shape, **changes)
     w = _Writer(Path(path), "gemma4-assistant", shape)
-    w.gguf.add_sliding_window(shape.swa)
-    w.gguf.add_sliding_window_pattern([il % 2 == 0 for il in range(shape.n_layer)])
     w.gguf.add_nextn_predict_layers(shape.n_layer)
     w.gguf.add_embedding_length_out(target)
-    w.gguf.add_key_length_swa(shape.head_dim)
-    w.gguf.add_value_length_swa(shape.head_dim)
-    w.gguf.add_rope_dimension_count_swa(shape.head_dim)
-    w.embeddings(output=False)
-    w.vector("output_norm.weight", shape.n_embd)
-    w.vector("rope_freqs.weight", shape.head_dim // 2, std=0)
+    w.gemma4_base()
     w.matrix("nextn.pre_projection.weight", shape.n_embd, 2 * target, (2 * target) ** -0.5)
     w.matrix("nextn.post_projection.weight", target, shape.n_embd, shape.n_embd**-0.5)
     for il in range(shape.n_layer):

@@ -96,6 +96,14 @@ def test_a_budget_in_bytes_is_a_limit(start, mib, fits):
         assert ("more than a third of the budget" in server.log) == (not fits)
 
 
+def test_another_policy_has_the_same_share_of_bytes(start):
+    """As a request that says nothing has; one that names other bytes has those."""
+    with start(IN_SYSTEM, "--kv-budget", "3MiB", "-np", "2", "-c", "16384") as server:
+        for asked, most in ({}, 1.5), ({"policy": "snapkv"}, 1.5), ({"budget": "4MiB"}, 4):
+            kv = server.post("/v1/chat/completions", messages=MESSAGES, max_tokens=1, kv=asked, cache_prompt=False)["kv"]
+            assert 0.8 * most < kv["kv_bytes"] / 2**20 <= most, (asked, kv)
+
+
 def test_the_key_is_ours_alone(toy):
     """What the server hands on from one step of a request to the next can't be handed in."""
     for options in (KV, ()):

@@ -82,7 +82,8 @@ void compress(llama_context & lctx, sequence & seq, int64_t n_budget_seen, int64
     }
     const quota most = quota_of(seq, n_budget_seen, n_least);
     // under pressure a byte budget has to make room for a longer tail even where it holds now
-    const bool within = most.n_bytes ? seq.n_wanted == 0 && seq.bytes() <= *most.n_bytes : seq.n_held() <= most.n_entries + count_within(own.protect, seq.next_position())*seq.shared.n_pairs;
+    const int64_t n_protected = count_within(own.protect, seq.next_position())*seq.shared.n_pairs;
+    const bool within = most.n_bytes ? seq.n_wanted == 0 && seq.bytes() <= *most.n_bytes : seq.n_held() <= most.n_entries + n_protected;
     const bool recall = from == entry_source::scope::seen && seq.remembers();
     if (!within || recall) {
         select_and_compact(lctx, seq, most, { seq, recall ? entry_source::scope::seen : entry_source::scope::held });

@@ -170,9 +170,18 @@ llama_pos server_kv::cut_from(int id_slot) const {
     return laprox_tail_begin(ctx, id_slot);
 }
 
-bool server_kv::protect_functions(const common_kv_request & request, common_params_kv & merged) const {
+double server_kv::bytes_of_request(const common_params_kv & merged) const {
+    const std::string text = merged.text("budget");
+    const laprox::budget budget = laprox::parse_budget(text);
+    if (budget.unit != laprox::budget_unit::bytes) {
+        return 0.0;
+    }
+    return text != common_kv().text("budget") ? budget.value : budget.value/slots.size();
+}
+
+void server_kv::protect_functions(const common_kv_request & request, double bytes, common_params_kv & merged) const {
     if (request.functions.empty()) {
-        return false;
+        return;
     }
     std::string text = merged.text("protect");
     int64_t n_tokens = 0;
@@ -180,18 +189,11 @@ bool server_kv::protect_functions(const common_kv_request & request, common_para
         text += (text.empty() ? "" : ",") + std::to_string(r.first) + "-" + std::to_string(r.end);
         n_tokens += r.end - r.first;
     }
-    const laprox::budget budget = laprox::parse_budget(merged.text("budget"));
-    if (budget.unit == laprox::budget_unit::bytes) {
-        // settings of its own have a budget of their own, and one in bytes is a limit for what is protected, too
-        const double bytes = request.given.count("budget") ? budget.value : budget.value/slots.size();
-        if (n_tokens*laprox_token_bytes(ctx) > bytes/3) {
-            SRV_WRN("%lld tokens say what functions there are, more than a third of the budget, so they may be evicted\n", (long long) n_tokens);
-            return false;
-        }
-        merged.given["budget"] = std::to_string((int64_t) (bytes/1024)) + "KiB";
+    if (bytes > 0.0 && n_tokens*laprox_token_bytes(ctx) > bytes/3) { // a limit for what is protected, too
+        SRV_WRN("%lld tokens say what functions there are, more than a third of the budget, so they may be evicted\n", (long long) n_tokens);
+        return;
     }
     merged.given["protect"] = text;
-    return true;
 }
 
 std::string server_kv::begin(int id_slot, const common_kv_request & request) {
@@ -201,11 +203,14 @@ std::string server_kv::begin(int id_slot, const common_kv_request & request) {
     common_params_kv merged = merge(request);
     slot & s = slots[id_slot];
     s.budget = merged.text("budget");
-    if (protect_functions(request, merged)) {
-        SRV_DBG("slot %d: of functions, positions %s are protected\n", id_slot, merged.given["protect"].c_str());
+    const double bytes = bytes_of_request(merged);
+    protect_functions(request, bytes, merged);
+    const bool as_others = merged.given == common_kv().given;
+    if (!as_others && bytes > 0.0) { // settings of its own have a budget of their own
+        merged.given["budget"] = std::to_string(std::max((int64_t) (bytes/1024), (int64_t) 1)) + "KiB";
     }
     const common_kv_settings settings = merged.resolve("");
-    if (!laprox_seq_set_params(ctx, id_slot, merged.given == common_kv().given ? nullptr : settings.get())) {
+    if (!laprox_seq_set_params(ctx, id_slot, as_others ? nullptr : settings.get())) {
         return std::string("Field 'kv': ") + laprox_last_error();
     }
     s.policy         = merged.policy_name();

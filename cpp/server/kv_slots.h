@@ -100,8 +100,11 @@ private:
         std::string refused; // why its prompt wasn't compressed
     };
 
+    // The bytes that a request has: its own, or its slot's share where they are the server's. 0: the budget isn't in bytes.
+    double bytes_of_request(const common_params_kv & merged) const;
+
     // What the request's prompt says of functions is protected, but where a budget in bytes has no room for it.
-    bool protect_functions(const common_kv_request & request, common_params_kv & merged) const;
+    void protect_functions(const common_kv_request & request, double bytes, common_params_kv & merged) const;
 
     laprox_stats get_stats(int id_slot) const;
     llama_pos    cut_from(int id_slot) const; // the first position at which the sequence can be cut

@@ -26,7 +26,8 @@ json server_kv_tools(const common_chat_templates * templates, const common_chat_
             ranges.push_back(first);
             ranges.push_back(end);
         }
-        if (ranges.empty() && text != without) {
+        if (without.empty() || (ranges.empty() && text != without)) {
+            ranges.clear();
             throw std::runtime_error("the chat template then writes another prompt");
         }
     } catch (const std::exception & e) {
