@@ -1,37 +1,13 @@
 """What a prompt says of functions is protected, wherever a chat template puts it, and nothing else is."""
 
 import pytest
+from functions import ELSEWHERE, IN_SYSTEM, IN_USER, MESSAGES, ONLY_WITH, TOOLS
 from server import PROGRAM, Server
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
-TURNS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-IN_SYSTEM = "{% if tools %}{{ '<|im_start|>system\n# Tools\n' + (tools | tojson) + '\nCall one as JSON.<|im_end|>\n' }}{% endif %}" + TURNS
-# as Llama 3.1: a line at the very beginning, and the rest behind the system message
-IN_USER = (
-    "{% if tools %}{{ 'Environment: ipython\n' }}{% endif %}{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}"
-    "{{ '<|im_start|>user\n' }}{% if tools %}{{ 'Given these functions, answer with a call of one.\n\n' + (tools | tojson) + '\n\n' }}{% endif %}"
-    "{{ messages[1].content + '<|im_end|>\n<|im_start|>assistant\n' }}"
-)
-# none at all without functions, for some messages
-ONLY_WITH = "{% if not tools and 'rules' in messages[0].content %}{{ raise_exception('there are no functions') }}{% endif %}" + IN_SYSTEM
-# another prompt altogether
-ELSEWHERE = "{% if tools %}{{ '## Task\n' + (tools | tojson) + messages[-1].content }}{% else %}" + TURNS + "{% endif %}"
-
 KV = ("--kv-budget", "5%", "--kv-policy", "streaming", "--kv-min-tokens", "64", "--kv-archive", "off", "-c", "8192")
 PROTECTED = 4 + 32  # sink and recent
-
-
-def function(name):
-    fields = {f"{name}_{i}": {"type": "string", "description": f"the field {i} of {name}"} for i in range(4)}
-    return {"type": "function", "function": {"name": name, "description": "Do it.", "parameters": {"type": "object", "properties": fields}}}
-
-
-TOOLS = [function("alpha"), function("beta")]
-MESSAGES = [{"role": "system", "content": "Some rules. " * 40}, {"role": "user", "content": "A long text. " * 250 + "And what of it?"}]
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 #include "bindings.h"
 
 #include "core/allocate.h"
-#include "core/options.h"
 #include "core/classes.h"
+#include "core/inserted.h"
+#include "core/options.h"
 #include "core/profile.h"
 #include "core/scores.h"
 
@@ -150,6 +151,10 @@ void register_core(py::module_ & m) {
         const laprox::budget budget = budget_of(text);
         return std::make_pair(units[(int) budget.unit], budget.value);
     }, py::arg("text"));
+
+    m.def("find_inserted", [](const std::string & text, const std::string & without) {
+        return laprox::find_inserted(text, without);
+    }, py::arg("text"), py::arg("without"));
 
     m.def("normalise_layer", [](const std::vector<array<float>> & heads) {
         std::vector<std::vector<float>> scores;

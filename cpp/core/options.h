@@ -75,7 +75,7 @@ inline constexpr option options[] = {
       "the last N tokens of a prompt are never evicted" },
     { "protect", "positions", &option_values::protect, "", 0, 0, "positions FIRST-END, such as 0-300 or 0-20,80-300", "FIRST-END",
       "the tokens at positions from FIRST to before END are never evicted, and a budget that isn't in bytes is of the others; "
-      "descriptions of functions in a request to laprox-server are protected without it" },
+      "descriptions of functions in a chat are protected without it" },
     { "min_tokens", "integer", &option_values::min_tokens, "512", 0, 1 << 30, "", "N",
       "nothing is evicted from a sequence of at most N tokens, and what follows a compression stays exact until it is longer" },
     { "prefill", "choice", &option_values::prefill, "dense", 0, 0, "dense, chunked", "MODE",

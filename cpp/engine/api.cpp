@@ -337,13 +337,13 @@ bool laprox_score(llama_context * ctx, llama_seq_id seq_id) {
     return done([&] { cache_of(ctx).score(*ctx, seq_id); });
 }
 
-size_t laprox_token_bytes(const llama_context * ctx) {
-    return guarded<size_t>(0, [&] {
-        size_t n = 0;
+bool laprox_may_protect(const llama_context * ctx, int64_t n_tokens, double budget_bytes) {
+    return guarded(false, [&] {
+        size_t token_bytes = 0;
         for (const layer_info & layer : cache_of(ctx).get_layers()) {
-            n += layer.n_head_kv*layer.kv_row_bytes();
+            token_bytes += layer.n_head_kv*layer.kv_row_bytes();
         }
-        return n;
+        return (double) n_tokens*token_bytes <= budget_bytes/3;
     });
 }
 

@@ -169,8 +169,8 @@ struct laprox_stats {
     double  compact_seconds;
 };
 
-// Bytes that a token has in all KV heads together while nothing is evicted, without padding. 0: not a compressing cache.
-LLAMA_API size_t laprox_token_bytes(const struct llama_context * ctx);
+// Whether what a prompt says of functions may be protected, so many tokens of it: of a budget in bytes it takes at most a third.
+LLAMA_API bool laprox_may_protect(const struct llama_context * ctx, int64_t n_tokens, double budget_bytes);
 
 // seq_id = -1 sums over all sequences.
 LLAMA_API bool laprox_get_stats(struct llama_context * ctx, llama_seq_id seq_id, struct laprox_stats * out);

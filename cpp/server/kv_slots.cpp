@@ -189,7 +189,7 @@ void server_kv::protect_functions(const common_kv_request & request, double byte
         text += (text.empty() ? "" : ",") + std::to_string(r.first) + "-" + std::to_string(r.end);
         n_tokens += r.end - r.first;
     }
-    if (bytes > 0.0 && n_tokens*laprox_token_bytes(ctx) > bytes/3) { // a limit for what is protected, too
+    if (bytes > 0.0 && !laprox_may_protect(ctx, n_tokens, bytes)) { // a limit for what is protected, too
         SRV_WRN("%lld tokens say what functions there are, more than a third of the budget, so they may be evicted\n", (long long) n_tokens);
         return;
     }

@@ -101,6 +101,9 @@ def stats(ctx: int, seq_id: int = 0) -> dict[str, Any]: ...
 def compressed_for(ctx: int, seq_id: int = 0) -> int:
     """Positions there were when entries were last chosen; 0: all are held, or can come back."""
 
+def may_protect(ctx: int, n_tokens: int, budget_bytes: float) -> bool:
+    """Whether what a prompt says of functions may be protected, so many tokens of it, beside a budget of so many bytes."""
+
 def set_archive_in_states(ctx: int, on: bool) -> None: ...
 def tail_begin(ctx: int, seq_id: int = 0) -> int:
     """The first position from which on every head holds everything; 0 if nothing was evicted."""
@@ -156,6 +159,9 @@ def queries(ctx: int, layer: int, seq_id: int = 0) -> tuple[Floats, Positions]:
 
 def parse_budget(text: str) -> tuple[str, float]:
     """("fraction" | "tokens" | "bytes", value)"""
+
+def find_inserted(text: bytes, without: bytes) -> list[tuple[int, int]]:
+    """Where `text` has more than `without`: first byte and first byte behind, ascending; nothing where `without` has more, too."""
 
 def budget_entries(budget: str, n_seen: int, n_pairs: int) -> int: ...
 def normalise_layer(heads: Sequence[npt.ArrayLike]) -> list[Floats]: ...

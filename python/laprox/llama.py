@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp.llama import LlamaState
 
-from laprox import _core, hub, templates
+from laprox import _core, functions, hub, templates
 from laprox._upstream import LlamaModel, Parent
 from laprox.cache_types import AUTO, CACHE_TYPES, Auto, Choice, choose, given_types, name_of, table_for
 from laprox.config import KVConfig
@@ -46,6 +49,7 @@ class Llama(Parent):
     _scorer: Scorer | None = None  # of the laprox.Policy in force; the engine borrows it
     _choice: Choice | None = None  # of the types that were to be chosen
     _document: Document | None = None  # prompts that begin with its tokens start from it
+    _without_functions: bytes | None = None  # the prompt of a chat that has functions, as it would be without
     _closed = False
 
     def __init__(
@@ -348,10 +352,50 @@ class Llama(Parent):
             self.n_tokens = n_cached = min(n_cached, max(1, len(tokens) - self.kv.config.window))
         this_prompt = self._in_prompt = _Prompt(n_cached)
         try:
-            yield from super().generate(tokens, *args, **kwargs)
+            with self._protecting_functions(tokens):
+                yield from super().generate(tokens, *args, **kwargs)
         finally:
             if self._in_prompt is this_prompt:  # it failed before that
                 self._in_prompt = None
+
+    @functools.wraps(Parent.create_chat_completion)
+    def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        chat = super().create_chat_completion
+        if self.kv_config is None or self.kv_config.policy == "full":
+            return chat(*args, **kwargs)
+        without = functions.prompt_without(self, inspect.signature(chat).bind(*args, **kwargs).arguments)
+        with self._telling_functions_from(without):
+            reply = chat(*args, **kwargs)
+        return reply if without is None or isinstance(reply, dict) else self._streamed(reply, without)
+
+    def _streamed(self, chunks: Iterator[Any], without: bytes) -> Iterator[Any]:
+        with self._telling_functions_from(without):  # nothing is evaluated before the first chunk is asked for
+            yield from chunks
+
+    @contextlib.contextmanager
+    def _telling_functions_from(self, without: bytes | None) -> Iterator[None]:
+        """In here, prompts have functions which one with this text hasn't."""
+        before, self._without_functions = self._without_functions, without
+        try:
+            yield
+        finally:
+            self._without_functions = before
+
+    @contextlib.contextmanager
+    def _protecting_functions(self, prompt: list[int]) -> Iterator[None]:
+        """In here, what a prompt says of functions is held, beside the budget."""
+        ranges = functions.protected(self, prompt, self._without_functions) if self._without_functions is not None else []
+        if not ranges:
+            yield
+            return
+        config = self.kv.config
+        protect = ",".join([*filter(None, [config.protect]), *(f"{first}-{end}" for first, end in ranges)])
+        _core.set_params(self.ctx, replace(config, protect=protect).params())
+        try:
+            yield
+        finally:
+            if not self._closed:
+                _core.set_params(self.ctx, self.kv.config.params())
 
     def load_document(self, path: str | os.PathLike[str] | Document) -> Document:
         """Hold a text that was read before (`laprox read`), and only it, without reading it again.
