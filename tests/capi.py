@@ -61,6 +61,7 @@ if hasattr(L._lib, "laprox_api_version"):
         ("probe_again", c.c_bool, [c.c_void_p, c.c_int32, c.c_void_p]),
         ("found_free", None, [c.c_void_p]),
         ("bias", c.c_float, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32]),
+        ("mark", c.c_bool, [c.c_void_p, c.c_int32]),
         ("prompt_done", c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, int32_p]),
         ("set_archive_in_states", c.c_bool, [c.c_void_p, c.c_bool]),
         ("tail_begin", c.c_int32, [c.c_void_p, c.c_int32]),

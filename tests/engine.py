@@ -384,6 +384,10 @@ class Context:
         self._again[seq] = again.value
         return None if again.value < 0 else again.value
 
+    def mark(self, seq: int = 0) -> None:
+        """What is evaluated from now on can be taken back."""
+        _granted(laprox("mark", self.handle, seq))
+
     def set_archive_in_states(self, on: bool) -> None:
         _granted(laprox("set_archive_in_states", self.handle, on))
 

@@ -367,7 +367,6 @@ def test_probes_that_are_none(load, tmp_path):
         (load(kv=kv), [], ValueError, "no question to probe with"),
         (load(kv=kv, n_ctx=768), REPEAT, ValueError, "takes a context of .* with its probe, and has 768"),
         (load(kv=KVConfig(policy="keydiff", archive="off")), REPEAT, LaproxError, "policy keydiff doesn't score by queries"),
-        (load(kv=KV, arch="lfm2"), REPEAT, LaproxError, "this model has recurrent layers"),
     ]:
         with pytest.raises(error, match=reason):
             write_probed(llm, TEXT, tmp_path / "a.kv", probe=probe)

@@ -147,22 +147,11 @@ def test_refusals(load):
         look(keydiff, probe)
 
 
-def test_layers_that_cannot_go_back(load):
-    """A recurrent state has been overwritten: said, and the text is read again."""
-    llm = load(arch="lfm2")
-    conversation = Conversation(llm._model, DOCUMENT)
-    probe = repeating(conversation)
-    read_text(llm, probe, conversation)
-    with pytest.raises(LaproxError, match="recurrent layers, which can't take a probe's tokens back; accepted: no probe"):
-        look(llm, probe)
-    read_text(llm, probe, conversation)
-    llm.kv.compress()
-    assert llm.kv.stats().entries_held < llm.kv.stats().entries_full
-
-
-def test_sliding_windows_go_back(toy):
-    """llama-cpp-python keeps all of them, so what follows the text is as if there had been no probe."""
-    llm = Llama(str(toy("gemma2", chat_template=CHATML, swa=16)), kv=KV, n_ctx=1536, n_threads=1, n_threads_batch=1, verbose=False)
+@pytest.mark.parametrize("arch, shape, options", [("gemma2", {"swa": 16}, {}), ("gemma2", {"swa": 16}, {"swa_full": False}), ("lfm2", {}, {})])
+def test_layers_that_are_not_compressed_go_back(toy, arch, shape, options):
+    """What follows the text is as if there had been no probe, of which there are several parts."""
+    path = str(toy(arch, chat_template=CHATML, **shape))
+    llm = Llama(path, kv=KV, n_ctx=1536, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1, verbose=False, **options)
     conversation = Conversation(llm._model, DOCUMENT)
     probe = repeating(conversation)
     logits = []

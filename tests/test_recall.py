@@ -3,6 +3,8 @@
 import engine
 import numpy as np
 import pytest
+import reference
+from devices import TOLERANCE
 
 KV = {"budget": "20%", "min_tokens": 0, "window": 16, "archive": "ram"}
 KINDS = {"llama": ("llama", {}), "mha": ("llama", {"n_head": 4, "n_head_kv": 4}), "iswa": ("gemma2", {"swa": 16}), "hybrid": ("lfm2", {})}
@@ -181,6 +183,43 @@ def test_layers_that_cannot_be_cut_are_not_evaluated_again(toy, rng):
         assert ctx.prompt_done() is None
         assert ctx.stats().recalls == 1
         ctx.decode([7])
+
+
+def test_a_turn_behind_a_mark_is_evaluated_again(toy, rng):
+    """On what came back for it, and on the recurrent state that there was when it began."""
+    path, tokens, turn = toy("lfm2"), rng.integers(3, 512, 400), rng.integers(3, 512, 30)
+    with engine.Model(path, engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(tokens)
+        ctx.prompt_done()
+        first = ctx.held()
+        ctx.mark()
+        ctx.decode(turn)
+        for recalls in (1, 2):
+            assert ctx.prompt_done() == 400
+            assert ctx.pos_max() == 399 and ctx.stats().recalls == recalls
+            held = ctx.held()
+            logits = ctx.decode(turn, all_logits=True)
+        assert ctx.prompt_done() is None
+        assert any(not np.array_equal(held[pair], first[pair]) for pair in held)
+    net = reference.Network(path)
+    net.decode(tokens)
+    for pair, pos in held.items():
+        net.keep(*pair, pos)
+    assert np.abs(logits - net.decode(turn)).max() < TOLERANCE
+
+
+def test_a_mark_within_a_turn(toy, rng):
+    """What comes before it was evaluated once and stays; what is at most evaluated again bounds it as ever."""
+    for n_before, most, again in ((0, 100, 400), (20, 100, 420), (20, 30, 420), (20, 29, None)):
+        with engine.Model(toy("lfm2"), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+            ctx.decode(rng.integers(3, 512, 400))
+            ctx.prompt_done()
+            if n_before:
+                ctx.decode(rng.integers(3, 512, n_before))
+            ctx.mark()
+            ctx.decode(rng.integers(3, 512, 30))
+            assert ctx.prompt_done(most=most) == again
+            assert ctx.stats().recalls == 1
 
 
 def test_a_copy_shares_what_was_archived_and_goes_its_own_way(toy, rng):

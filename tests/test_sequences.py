@@ -205,6 +205,62 @@ def test_all_parts_of_a_memory_do_the_same(toy, rng, arch):
             assert np.abs(ctx.decode([5, 6, 7], seq) - fresh).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("arch, shape, n", [("lfm2", {}, 30), ("lfm2", {}, 300), ("gemma2", {"swa": 16}, 700)])
+def test_text_behind_a_mark_is_taken_back(toy, rng, arch, shape, n, compressed):
+    """By layers that can't go back by themselves, too; again and again, and of its sequence alone."""
+    text, more = rng.integers(3, 512, n), rng.integers(3, 512, 20)
+    with engine.Model(toy(arch, **shape), engine.params(budget="20%")) as model:
+        with engine.Context(model, n_ctx=2048, n_seq_max=2, n_ubatch=128, swa_full=False) as ctx:
+            for seq in (0, 1):
+                ctx.decode(rng.integers(3, 512, 300), seq)
+            if compressed:
+                ctx.compress()
+            ctx.decode(text)
+            assert not ctx.seq_rm(0, 300, -1)
+            ctx.seq_rm(0)
+            ctx.decode(rng.integers(3, 512, 300))
+            if compressed:
+                ctx.compress()
+            ctx.mark()
+            first = ctx.decode(text)
+            for _ in range(2):
+                assert not ctx.seq_rm(0, 299, -1)
+                ctx.decode(more, 1)
+                assert ctx.seq_rm(0, 300, -1)
+                assert (ctx.pos_max(0), ctx.stats(0).tokens_seen) == (299, 300)
+                ctx.decode(more[:7])  # another text, which the mark stands before, too
+                assert ctx.seq_rm(0, 300, -1)
+                # a sliding window's rows may be in another order
+                assert np.abs(ctx.decode(text) - first).max() <= (20 * TOLERANCE if arch == "gemma2" else 0)
+            assert ctx.pos_max(1) == 339
+
+
+@pytest.mark.parametrize("change", ["load", "copy", "clear", "keep", "remove"])
+def test_a_mark_is_of_what_was_there(toy, rng, change):
+    """Another text that is as long has none."""
+    with engine.Model(toy("lfm2"), engine.params(budget="20%")) as model, engine.Context(model, n_ctx=1024, n_seq_max=2) as ctx:
+        for seq in (0, 1):
+            ctx.decode(rng.integers(3, 512, 100), seq)
+        other = ctx.seq_save(1)
+        ctx.mark(0)
+        if change == "load":
+            ctx.seq_load(other)
+        elif change == "copy":
+            ctx.seq_cp(1, 0)
+        elif change == "clear":
+            ctx.clear()
+        elif change == "keep":
+            ctx.seq_keep(1)
+        else:
+            ctx.seq_rm(0)
+        if ctx.pos_max(0) < 0:
+            ctx.decode(rng.integers(3, 512, 100))
+        ctx.decode([5, 6, 7])
+        assert not ctx.seq_rm(0, 100, -1)
+        assert ctx.pos_max(0) == 102
+
+
 def test_room_is_found_where_there_is_some(toy, rng):
     """llama.cpp restored the search positions of the wrong sequences after a batch that didn't fit at first."""
     with engine.Model(toy(n_layer=1), engine.params(policy="full")) as model:

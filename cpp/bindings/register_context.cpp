@@ -93,6 +93,10 @@ void register_context(py::module_ & m) {
         return pos;
     }, py::arg("ctx"), py::arg("seq_id") = 0);
 
+    m.def("mark", [](uintptr_t ctx, llama_seq_id seq_id) {
+        require(laprox_mark(context_at(ctx), seq_id));
+    }, py::arg("ctx"), py::arg("seq_id") = 0);
+
     m.def("may_protect", [](uintptr_t ctx, int64_t n_tokens, double budget_bytes) {
         return laprox_may_protect(context_at(ctx), n_tokens, budget_bytes);
     }, py::arg("ctx"), py::arg("n_tokens"), py::arg("budget_bytes"));

@@ -275,6 +275,10 @@ void laprox_found_free(laprox_found * found) {
     delete found;
 }
 
+bool laprox_mark(llama_context * ctx, llama_seq_id seq_id) {
+    return done([&] { cache_of(ctx).whole().set_mark(seq_id); });
+}
+
 bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again) {
     return done([&] {
         cache & kv = cache_of(ctx);

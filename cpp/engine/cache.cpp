@@ -90,6 +90,12 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
             sequences.front().bytes()*n_stream/1048576.0);
 }
 
+void cache::synchronize() const {
+    if (all.lctx) {
+        all.lctx->synchronize();
+    }
+}
+
 whole_memory & cache::whole(llama_memory_i & parts) {
     if (!seen_whole) {
         seen_whole = std::make_unique<whole_memory>(parts, *this);
@@ -337,9 +343,10 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
         entry_source::scope choose_from = entry_source::scope::seen;
         if (evicted && seq.passes < own.recall) {
             try {
+                const llama_pos earliest = std::max({ seq.tail_begin(), seq.turn_begin(), end - std::clamp(n_again, 0, own.recall_tokens) });
                 run(lctx, [&] {
                     seq.n_wanted = 0;
-                    from = laprox::recall(lctx, seq, std::min(n_again, own.recall_tokens));
+                    from = laprox::recall(lctx, seq, whole().way_back(seq_id, earliest));
                 });
                 seq.passes++;
             } catch (const std::exception & e) {

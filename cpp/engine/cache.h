@@ -51,8 +51,10 @@ public:
     //
 
     void set_context(llama_context & ctx) { all.lctx = &ctx; }
+    void synchronize() const; // what was computed is there
     // The memory that this is, or is in, as its user sees it.
     whole_memory & whole(llama_memory_i & parts);
+    whole_memory & whole() const { return *seen_whole; } // which was seen before
 
     void clear();
     bool can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;

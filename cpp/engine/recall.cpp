@@ -55,9 +55,8 @@ const layer_store & entry_source::store(size_t ikv) const {
     return *made;
 }
 
-llama_pos recall(llama_context & lctx, sequence & seq, int32_t n_again) {
+llama_pos recall(llama_context & lctx, sequence & seq, llama_pos from) {
     const llama_pos next = seq.next_position();
-    llama_pos from = std::max({ seq.tail_begin(), seq.turn_begin(), next - std::max(n_again, 0) });
     // a byte budget has to hold the turn, too: at most half of it
     std::vector<std::vector<uint32_t>> nothing;
     for (const layer_info & layer : seq.shared.layers) {

@@ -49,10 +49,10 @@ private:
     mutable std::unique_ptr<layer_store> made;
 };
 
-// One pass: choose anew from all that was seen, by the latest queries, and hold that. Tokens from the returned position on are
-// cut off, at most n_again: they were evaluated on what was held before, and are to be evaluated again on what is held now.
+// One pass: choose anew from all that was seen, by the latest queries, and hold that. Tokens from the returned position on, `from`
+// or later, are to be cut off: they were evaluated on what was held before, and are to be evaluated again on what is held now.
 // Throws std::runtime_error with the reason; the sequence is as it was.
-llama_pos recall(llama_context & lctx, sequence & seq, int32_t n_again);
+llama_pos recall(llama_context & lctx, sequence & seq, llama_pos from);
 
 // Tokens from p0 on are gone, some that left the tail among them. Of those before, what was held stays, and the latest
 // are held whole. Throws std::runtime_error with the reason; the sequence is as it was.

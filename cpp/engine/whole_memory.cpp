@@ -6,6 +6,7 @@
 #include "llama-impl.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -35,6 +36,48 @@ bool whole_memory::loses_window(llama_seq_id seq_id, llama_pos p0, llama_pos p1)
     return kv.misses(seq_id, first < 0 || first >= next ? next - 1 : first - 1, next);
 }
 
+static bool has_recurrent(const llama_memory_i & parts) {
+    return dynamic_cast<const llama_memory_hybrid *>(&parts) || dynamic_cast<const llama_memory_hybrid_iswa *>(&parts);
+}
+
+// Whether all layers can let go of what comes from here on, and have what is before.
+bool whole_memory::goes_back(llama_seq_id seq_id, llama_pos p0) const {
+    return p0 > kv.seq_pos_max(seq_id) || (!has_recurrent(parts) && !loses_window(seq_id, p0, -1));
+}
+
+llama_pos whole_memory::way_back(llama_seq_id seq_id, llama_pos p0) const {
+    const auto found = marks.find(seq_id);
+    return found == marks.end() || found->second.pos() < p0 || goes_back(seq_id, p0) ? p0 : found->second.pos();
+}
+
+void whole_memory::set_mark(llama_seq_id seq_id) {
+    kv.at(seq_id); // throws if there is no such sequence
+    marks.erase(seq_id);
+    if (has_recurrent(parts) || dynamic_cast<const llama_kv_cache_iswa *>(&parts)) {
+        kv.synchronize();
+        marks.emplace(seq_id, mark(parts, seq_id));
+    }
+}
+
+// All that came after a mark.
+bool whole_memory::take_back(llama_seq_id seq_id, const mark & before) {
+    try {
+        kv.synchronize();
+        before.restore(parts, seq_id);
+        return parts.seq_rm(seq_id, before.pos(), -1);
+    } catch (const std::exception & e) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
+        empty(seq_id);
+        set_last_error(e.what());
+        return false;
+    }
+}
+
+void whole_memory::clear(bool data) {
+    marks.clear();
+    parts.clear(data);
+}
+
 bool whole_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (seq_id >= 0 && !kv.has_sequence(seq_id)) {
         return true;
@@ -42,6 +85,10 @@ bool whole_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     seq_id = std::max(seq_id, -1); // any negative number means all sequences
     // the parts are asked one by one: those that may refuse, first
     bool removed = kv.can_remove(seq_id, p0, p1);
+    const auto marked = marks.find(seq_id);
+    if (removed && marked != marks.end() && marked->second.pos() == p0 && (p1 < 0 || p1 > kv.seq_pos_max(seq_id)) && !goes_back(seq_id, p0)) {
+        return take_back(seq_id, marked->second);
+    }
     for (llama_seq_id seq = 0; removed && kv.has_sequence(seq); seq++) {
         if (seq_id < 0 || seq == seq_id) {
             removed = !loses_window(seq, p0, p1);
@@ -49,6 +96,10 @@ bool whole_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     }
     if (removed) {
         removed = parts.seq_rm(seq_id, p0, p1);
+        for (auto it = marks.begin(); removed && it != marks.end();) {
+            const bool changed = (seq_id < 0 || it->first == seq_id) && p0 < it->second.pos();
+            it = changed ? marks.erase(it) : std::next(it);
+        }
         // a part that was asked before the one that had no room has let go: better none of it than parts that don't fit
         for (llama_seq_id seq = 0; !removed && kv.has_sequence(seq); seq++) {
             if ((seq_id < 0 || seq == seq_id) && parts.seq_pos_max(seq) != kv.seq_pos_max(seq)) {
@@ -66,6 +117,7 @@ void whole_memory::seq_cp(llama_seq_id src, llama_seq_id dst, llama_pos p0, llam
     } else if (!kv.at(src).covers(p0, p1)) {
         refuse_call("llama_memory_seq_cp", "the compressing cache can only copy whole sequences");
     } else if (src != dst) {
+        marks.erase(dst);
         parts.seq_rm(dst, -1, -1); // a cache that sequences share would add to what it holds
         parts.seq_cp(src, dst, -1, -1);
         if (kv.seq_pos_max(dst) != kv.seq_pos_max(src)) { // there was no room: no part of it is left
@@ -78,6 +130,7 @@ void whole_memory::seq_cp(llama_seq_id src, llama_seq_id dst, llama_pos p0, llam
 void whole_memory::seq_keep(llama_seq_id seq_id) {
     for (llama_seq_id other = 0; kv.has_sequence(other); other++) {
         if (other != seq_id) {
+            marks.erase(other);
             parts.seq_rm(other, -1, -1);
         }
     }
@@ -106,8 +159,9 @@ llama_pos whole_memory::seq_pos_max(llama_seq_id seq_id) const {
 
 void whole_memory::empty(llama_seq_id seq_id) {
     if (seq_id < 0) {
-        parts.clear(true);
+        clear(true);
     } else {
+        marks.erase(seq_id);
         parts.seq_rm(seq_id, -1, -1);
     }
 }
@@ -130,6 +184,7 @@ void whole_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_s
         kv.at(seq_id);
     }
     if (flags != 0) {
+        seq_id < 0 ? marks.clear() : (void) marks.erase(seq_id);
         parts.state_read(io, seq_id, flags);
         return;
     }

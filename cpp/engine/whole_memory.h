@@ -6,7 +6,11 @@
 
 #pragma once
 
+#include "engine/mark.h"
+
 #include "llama-memory.h"
+
+#include <map>
 
 namespace laprox {
 
@@ -28,7 +32,7 @@ public:
     bool get_can_shift() const override { return parts.get_can_shift(); }
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override { return parts.memory_breakdown(); }
 
-    void clear(bool data) override { parts.clear(data); }
+    void clear(bool data) override;
 
     bool seq_rm  (llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
     void seq_cp  (llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) override;
@@ -44,12 +48,21 @@ public:
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
     void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
 
+    // What comes after this can be taken back, whatever the layers: a sequence has one such place, the latest.
+    void set_mark(llama_seq_id seq_id);
+
+    // p0, or the mark behind it where layers can't go back to p0.
+    llama_pos way_back(llama_seq_id seq_id, llama_pos p0) const;
+
 private:
+    bool goes_back(llama_seq_id seq_id, llama_pos p0) const;
+    bool take_back(llama_seq_id seq_id, const mark & before);
     bool loses_window(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
     void empty(llama_seq_id seq_id);
 
     llama_memory_i & parts;
     cache & kv;
+    std::map<llama_seq_id, mark> marks; // what comes before them hasn't changed since
 };
 
 }

@@ -107,6 +107,10 @@ LLAMA_API struct laprox_params * laprox_seq_get_params(struct llama_context * ct
 // or within its budget.
 LLAMA_API bool laprox_compress(struct llama_context * ctx, llama_seq_id seq_id);
 
+// What is evaluated after this can be taken back (llama_memory_seq_rm from here on), whatever the layers: recurrent ones and sliding
+// windows, which can't go back by themselves, keep a copy of what they hold, in host memory. A sequence has one such mark, the latest.
+LLAMA_API bool laprox_mark(struct llama_context * ctx, llama_seq_id seq_id);
+
 // The prompt is in, and what is evaluated next is generated: compress if it is time. What came since the last compression
 // stays exact until it is more than min_tokens; but where entries were chosen while the prompt came in, its end, the question,
 // has its say, too. To be called after every prompt, also one that goes on with what is held.
@@ -114,7 +118,8 @@ LLAMA_API bool laprox_compress(struct llama_context * ctx, llama_seq_id seq_id);
 // Where entries were evicted before and an archive has them, those that this prompt needs come back, by its last queries.
 // Then *again is the first position, at most n_again before the end, that has been cut off for the caller to evaluate again, on
 // what is held now; after that the function is to be called again with it, until it is -1, as it has to be at the first call
-// for a prompt. n_again = 0: nothing is cut off. Where they can't come back for want of room, it succeeds without, and
+// for a prompt. n_again = 0: nothing is cut off. Where
+// there are recurrent layers, nothing is either, unless laprox_mark() was called before what is to be cut off was evaluated. Where they can't come back for want of room, it succeeds without, and
 // laprox_last_error() says so.
 LLAMA_API bool laprox_prompt_done(struct llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again);
 

@@ -101,6 +101,9 @@ def stats(ctx: int, seq_id: int = 0) -> dict[str, Any]: ...
 def compressed_for(ctx: int, seq_id: int = 0) -> int:
     """Positions there were when entries were last chosen; 0: all are held, or can come back."""
 
+def mark(ctx: int, seq_id: int = 0) -> None:
+    """What is evaluated from now on can be taken back, whatever the layers."""
+
 def may_protect(ctx: int, n_tokens: int, budget_bytes: float) -> bool:
     """Whether what a prompt says of functions may be protected, so many tokens of it, beside a budget of so many bytes."""
 

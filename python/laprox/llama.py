@@ -263,9 +263,29 @@ class Llama(Parent):
             tokens = [*self._cached.tolist(), *tokens]
             self.reset()
 
-        self._eval_scored(tokens)
-        if prompt is not None:
-            self.kv.prompt_done()
+        if prompt is None:
+            self._eval_scored(tokens)
+            return
+        self._eval_prompt(tokens)
+        self.kv.prompt_done()
+
+    def _eval_prompt(self, tokens: Sequence[int]) -> None:
+        """Of which the last `recall_tokens` can be taken back, where entries may come back for them."""
+        assert self.kv_config is not None
+        stats = _core.stats(self.ctx)
+        if not self._goes_back() and self._compressed_for == 0 and stats["entries_held"] < stats["entries_full"]:
+            n_before = max(0, len(tokens) - self.kv_config.recall_tokens)
+            if n_before:
+                self._eval_scored(tokens[:n_before])
+            _core.mark(self.ctx)
+            tokens = tokens[n_before:]
+        if tokens:
+            self._eval_scored(tokens)
+
+    def _goes_back(self) -> bool:
+        """Whether all layers can let go of what came last, and have what is before."""
+        all_windows = llama_cpp.llama_model_n_swa(self.model) == 0 or self.context_params.swa_full
+        return all_windows and not llama_cpp.llama_model_is_hybrid(self.model)
 
     @property
     def _compressed_for(self) -> int:

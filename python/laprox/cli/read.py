@@ -86,7 +86,7 @@ def read(
     n_tokens = conversation.document_end()
     if asked is not None:
         try:
-            check(kv.policy, loader.vocabulary)
+            check(kv.policy)
         except LaproxError as refusal:
             if probe is not None:
                 raise ValueError(f"--probe {probe}: {refusal} (none)") from None

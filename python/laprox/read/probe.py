@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import llama_cpp
-
 from laprox import _core
-from laprox._upstream import LlamaModel, model_of
 from laprox.chat.conversation import Conversation
 from laprox.llama import Llama
 from laprox.policy import Policy
 
 PART = 2048  # tokens that are repeated in one go
 RECALLED = 8  # tokens of the part before, which say where to go on
-ROWS = 2560  # queries of a KV head's group that a refit is made for
+ROWS = 1280  # queries of a KV head's group that a refit is made for
 WINDOW = 256  # tokens evaluated between two looks: the context's window has to hold their queries
 
 FIRST = "Repeat the previous context exactly."
@@ -96,14 +93,12 @@ def asking(conversation: Conversation, questions: Sequence[str]) -> Probe:
     return Probe(end, begin, tuple(Part(conversation.prompt(question)[end:], begin, end) for question in questions))
 
 
-def check(policy: str | Policy | None, model: LlamaModel) -> None:
-    """Raises LaproxError unless a probe can tell a policy something, and a model can take its tokens back."""
+def check(policy: str | Policy | None) -> None:
+    """Raises LaproxError unless a probe can tell a policy something."""
     if not isinstance(policy, str) or not _core.policy_probes(policy):
         raise _core.LaproxError(
             f"policy {policy} doesn't score by queries, so a probe has nothing to tell it; accepted: no probe, or kvzip, laprox, snapkv and their kind"
         )
-    if llama_cpp.llama_model_is_recurrent(model.model) or llama_cpp.llama_model_is_hybrid(model.model):
-        raise _core.LaproxError("this model has recurrent layers, which can't take a probe's tokens back; accepted: no probe")
 
 
 def check_share(share: float, name: str = "share") -> None:
@@ -125,22 +120,23 @@ def look(
         share: Of the probe's tokens, how many score: 0.25 is every fourth. All of them are evaluated, and attended to.
 
     Raises:
-        LaproxError: The policy doesn't score by queries, the text isn't what is cached, or this model can't take tokens back: as
-            check() says beforehand, or a sliding window that isn't cached as a whole.
+        LaproxError: The policy doesn't score by queries, or the text isn't what is cached.
         ValueError: The probe doesn't fit into the context, or the share is none.
     """
     check_share(share)
-    check(llm.kv.config.policy, model_of(llm))
+    check(llm.kv.config.policy)
     if llm.n_tokens != probe.n_text:
         raise _core.LaproxError(f"a probe of a text of {probe.n_text} tokens, but {llm.n_tokens} are cached")
     every = max(1, probe.tokens * _group(llm) // ROWS) if refit else 0
+    if not llm._goes_back():
+        _core.mark(llm.ctx)
     for part in probe.parts:
         for tokens in _pieces(part.tokens, min(llm.kv.config.window, llm.n_batch)):
             llm.eval(tokens)
             _core.probe(llm.ctx, probe.n_text, probe.n_prefix, part.first, part.last, every, round(1 / share))
             progress(len(tokens))
         if not llm._cut(probe.n_text):
-            raise _core.LaproxError("this context's sliding windows can't take the probe's tokens back; accepted: swa_full, or no probe")
+            raise _core.LaproxError(f"the probe's tokens can't be taken back: {_core.last_error()}")
         llm.n_tokens = probe.n_text
 
 

@@ -60,7 +60,7 @@ def write_document(
 
     Raises:
         ValueError: The text is empty or doesn't fit into the context with its probe, or the chat template leaves it out.
-        LaproxError: The file can't be written, the Llama's cache is not compressed, or its policy or model can't be probed.
+        LaproxError: The file can't be written, the Llama's cache is not compressed, or its policy can't be probed.
     """
     kv = llm.kv
     conversation = Conversation(model_of(llm), text, template=template)
@@ -70,7 +70,7 @@ def write_document(
     check_share(probe_share, "probe_share")
     looks = make_probe(conversation, probe)
     if looks is not None:
-        check(llm.kv.config.policy, model_of(llm))
+        check(llm.kv.config.policy)
         if looks.context > llm.n_ctx():
             raise ValueError(f"a text of {len(tokens)} tokens takes a context of {looks.context} with its probe, and has {llm.n_ctx()}")
     for n in read(llm, tokens):
