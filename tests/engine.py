@@ -71,12 +71,15 @@ def scoring() -> dict[str, int]:
 
 
 class Full:
-    """with Full(after=n) as device: the device has room for n more buffers, then for none; device.asked says how many were wanted."""
+    """with Full(after=n) as device: the device has room for n more buffers, then for none; device.asked says how many were wanted.
+
+    largest: In bytes; no buffer that is larger has room.
+    """
 
     _allocate = c.CFUNCTYPE(c.c_void_p, c.c_void_p, c.c_size_t)
 
-    def __init__(self, after: int):
-        self.after, self.asked = after, 0
+    def __init__(self, after: int = 1 << 30, largest: int = 1 << 62):
+        self.after, self.largest, self.asked = after, largest, 0
         device = L._lib.ggml_backend_cpu_buffer_type
         device.restype = c.c_void_p
         # ggml's table of what a kind of memory can do: its name, then how to allocate
@@ -90,7 +93,7 @@ class Full:
 
         def limited(kind, size):
             self.asked += 1
-            return allocate(kind, size) if self.asked <= self.after else None
+            return allocate(kind, size) if self.asked <= self.after and size <= self.largest else None
 
         self._limited = self._allocate(limited)
         self._place.value = c.cast(self._limited, c.c_void_p).value

@@ -188,10 +188,10 @@ def _tokenizer(gguf: GGUFWriter, shape: Shape) -> None:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def write_llama(path: str | Path, shape: Shape = Shape(), writer: type[_Writer] = _Writer, **changes) -> Path:
+def write_llama(path: str | Path, shape: Shape = Shape(), writer: type[_Writer] = _Writer, arch: str = "llama", **changes) -> Path:
     """The llama architecture: RMS norm, adjacent-pair RoPE, SiLU gate."""
     shape = replace(shape, **changes)
-    w = writer(Path(path), "llama", shape)
+    w = writer(Path(path), arch, shape)
     w.embeddings()
     w.vector("output_norm.weight", shape.n_embd)
     for il in range(shape.n_layer):
@@ -201,6 +201,11 @@ def write_llama(path: str | Path, shape: Shape = Shape(), writer: type[_Writer] 
         w.ffn(il)
     w.close()
     return Path(path)
+
+
+def write_smollm3(path: str | Path, shape: Shape = Shape(n_layer=4), **changes) -> Path:
+    """llama, but that every fourth layer has no RoPE."""
+    return write_llama(path, shape, arch="smollm3", **changes)
 
 
 def write_gemma2(path: str | Path, shape: Shape = Shape(n_layer=4, swa=64, tied=True), **changes) -> Path:

@@ -138,6 +138,49 @@ def test_removing_needs_no_room(toy, rng, how, n_seq_max):
             ctx.clear()
 
 
+@pytest.mark.parametrize("how", ["grow", "copy"])
+def test_what_an_emptied_sequence_keeps_is_used(toy, rng, how):
+    """Where there was no room for an empty one, its rows are those of heads that had something."""
+    tokens = rng.integers(3, 512, 300)
+    with engine.Model(toy(), engine.params(budget="20%", min_tokens=0)) as model, engine.Context(model, n_ctx=2048, n_seq_max=2) as ctx:
+        fresh = ctx.decode(tokens)
+        ctx.clear()
+        ctx.decode(rng.integers(3, 512, 250))
+        ctx.compress()
+        with engine.Full(0):
+            ctx.seq_rm(0)
+        if how == "grow":
+            assert np.abs(ctx.decode(tokens) - fresh).max() < 1e-3
+        else:
+            ctx.decode(tokens[:100])
+            ctx.seq_cp(0, 1)
+            assert ctx.pos_max(1) == 99
+            assert np.abs(ctx.decode([5]) - ctx.decode([5], seq=1)).max() < 1e-3
+
+
+def test_growth_takes_what_there_is(toy, rng):
+    """A quarter more than what comes, or that alone."""
+    with engine.Model(toy(n_layer=2), engine.params(policy="full")) as model, engine.Context(model, n_ctx=8192, n_seq_max=2) as ctx:
+        ctx.decode(rng.integers(3, 512, 2048))
+        layer = ctx.stats().kv_bytes // 2
+        with engine.Full(largest=int(layer * 2304 / 2048 * 1.05)):
+            ctx.decode(rng.integers(3, 512, 10))
+        assert ctx.pos_max() == 2057
+
+
+@pytest.mark.parametrize("policy", ["laprox", "keydiff", "streaming"])
+def test_a_follow_up_goes_on_where_nothing_can_come_back(toy, rng, policy):
+    with engine.Model(toy(), engine.params(policy=policy, budget="100", min_tokens=0, archive="ram")) as model:
+        with engine.Context(model, n_ctx=4096) as ctx:
+            ctx.decode(rng.integers(3, 512, 3000))
+            ctx.prompt_done()
+            ctx.decode(rng.integers(3, 512, 60))
+            with engine.Full(largest=1 << 20):
+                assert ctx.prompt_done() is None
+            assert "nothing came back for this prompt" in engine.last_error()
+            ctx.decode([5])
+
+
 def test_a_context_without_room_is_refused_with_a_reason(toy):
     with engine.Model(toy(), engine.params()) as model:
         for after in range(100):

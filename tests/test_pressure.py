@@ -208,3 +208,21 @@ def test_a_generation_that_cannot_be_compacted_goes_on(toy, rng):
         for token in rng.integers(3, 512, 700):
             ctx.decode([token])
         assert ctx.stats().compressions == 0 and ctx.stats().entries_held == 700 * 2
+
+
+@pytest.mark.parametrize("archive", ["off", "ram"])
+def test_all_of_a_context_can_be_used(toy, rng, archive):
+    """What was kept isn't a multiple of the blocks that a tail grows by."""
+    with engine.Model(toy(), engine.params(budget="90%", min_tokens=0, archive=archive)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 620))
+        ctx.prompt_done()
+        ctx.decode(rng.integers(3, 512, 404))
+        assert ctx.pos_max() == 1023
+
+
+@pytest.mark.parametrize("n_ctx, budget, protect", [(768, "600", "0-200"), (2048, "1600", "0-600")])
+def test_a_long_prompt_streams_through_with_protected_tokens(toy, rng, n_ctx, budget, protect):
+    with engine.Model(toy(n_layer=2), engine.params(budget=budget, min_tokens=0, protect=protect, archive="off")) as model:
+        with engine.Context(model, n_ctx=n_ctx, n_batch=128) as ctx:
+            ctx.decode(rng.integers(3, 512, n_ctx + 700))
+            assert all(set(range(*map(int, protect.split("-")))) <= set(pos.tolist()) for pos in ctx.held().values())

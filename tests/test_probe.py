@@ -357,3 +357,15 @@ def test_a_bias_is_attended_with(toy, rng):
         assert ctx.seq_load(state, 0)
         assert {pair: ctx.bias(*pair) for pair in ctx.pairs()} == biases
         assert np.array_equal(ctx.decode(token), logits)
+
+
+def test_a_state_of_what_was_refitted_behind_a_long_prefix(toy, rng):
+    """More of it than leaves the tail: the biases are of none of what is kept."""
+    with engine.Model(toy(), engine.params("kvzip", "60%", min_tokens=0, window=64)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.decode(rng.integers(3, 512, 40))
+        ctx.probe(400, 380, 380, 400, every=1)
+        assert ctx.seq_rm(0, 400, -1)
+        ctx.compress()
+        assert ctx.stats().entries_held < ctx.stats().entries_full
+        assert ctx.seq_load(ctx.seq_save()), engine.last_error()

@@ -117,6 +117,28 @@ def test_a_cut_into_what_was_compressed(toy, rng, arch):
             assert k[: 250 * width] == before[pair][1][: 250 * width]
 
 
+def test_recent_tokens_stay_after_a_cut(toy, rng):
+    """They aren't in the tail any more, which is of what came since."""
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 400))
+        ctx.prompt_done()
+        assert ctx.seq_rm(0, 300, -1)
+        ctx.decode(rng.integers(3, 512, 5))
+        ctx.compress()
+        assert all(set(range(305 - 32, 305)) <= set(pos.tolist()) for pos in ctx.held().values())
+        assert ctx.stats().entries_held == reference.budget_entries("20%", 305, len(ctx.pairs()), 4, 32)
+
+
+def test_a_state_after_a_cut_to_what_never_was_compressed(toy, rng):
+    with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
+        ctx.decode(rng.integers(3, 512, 300))
+        assert ctx.seq_rm(0, 0, 10)
+        ctx.compress()
+        assert ctx.seq_rm(0, 5, -1)
+        ctx.decode([5, 6, 7], pos=5)
+        assert ctx.seq_load(ctx.seq_save()), engine.last_error()
+
+
 def test_a_cut_to_almost_nothing_and_to_nothing(toy, rng):
     with engine.Model(toy(), engine.params(**KV)) as model, engine.Context(model, n_ctx=1024) as ctx:
         ctx.decode(rng.integers(3, 512, 400))

@@ -92,6 +92,26 @@ def test_raw_scores_of_other_architectures(toy, rng, arch):
             check_raw(run, ["expected"] if policy == "expected" else [s for s in sr.RAW if s != "expected"])
 
 
+@pytest.mark.parametrize("type_kv", ["f16", "q8_0"])
+def test_queries_of_layers_without_rope_are_not_rotated(toy, rng, monkeypatch, type_kv):
+    """Which layers these are, architectures say in their graphs alone; a quantised cache rotates queries on its own account."""
+    with engine.Model(toy("smollm3"), engine.params("expected", "20%", min_tokens=0, window=256)) as model:
+        with engine.Context(model, n_ctx=512, type_k=type_kv, type_v=type_kv) as ctx:
+            ctx.decode(rng.integers(3, 512, 200))
+            got = ctx.score()
+            for il in range(4):
+                if il == 3:
+                    monkeypatch.setattr(sr, "rope", lambda x, *_: x)
+                    monkeypatch.setattr(sr, "mean_rotation", lambda *_: np.eye(model.head_dim))
+                q, q_pos = ctx.queries(il)
+                for i in range(2):
+                    e, mine = ctx.entries(il, i), slice(i * model.n_head // 2, (i + 1) * model.n_head // 2)
+                    h = sr.Head(e.pos, e.k.astype(np.float64), e.v.astype(np.float64), q, q_pos, None, model.head_dim**-0.5, 0.0, first=4, last=168)
+                    h.expected = sr.expected_logits(h, q[:, mine].astype(np.float64), q_pos, 4, 10000.0, False)
+                    want = sr.expected(h)
+                    assert np.abs(got[il, i] - want).max() < 10 * DEFAULT.error * want.max(), (il, i)
+
+
 @pytest.mark.parametrize("kv_unified", [False, True])
 def test_sequences_have_their_own_statistics(toy, rng, kv_unified):
     """Three sequences of different lengths that share batches; one of them starts again."""

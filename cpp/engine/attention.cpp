@@ -116,6 +116,7 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
     const bool owner = (int) layer.il == il;
     if (owner) {
         all.kq_scales[ikv] = kq_scale; // nobody but the graph says it
+        all.rotations[ikv] = rotation_of(q_cur);
     }
 
     ggml_tensor * marks = nullptr; // of the gates: [1, n_head_kv, n_tokens]
@@ -152,7 +153,7 @@ ggml_tensor * cache::build_attn(const llm_graph_context & g, ggml_tensor * q_cur
             ggml_tensor * last   = tokens_of(ctx, q, n_tokens - input.n_observed, input.n_observed);
             ggml_build_forward_expand(g.gf, ggml_set_rows(ctx, window, flatten(ctx, last, window->ne[0]), slots));
             if (seq.sums) {
-                seq.sums->observe(g, input, layer, ikv, s, q);
+                seq.sums->observe(g, input, layer, ikv, s, q, all.rotations[ikv]);
             }
         }
 

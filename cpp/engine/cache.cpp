@@ -66,6 +66,7 @@ cache::cache(const llama_model & model, const llama_hparams & hparams, const std
         }
     }
     all.kq_scales.resize(all.layers.size());
+    all.rotations.resize(all.layers.size());
     const bool in_host_memory = std::all_of(all.layers.begin(), all.layers.end(), [](const layer_info & layer) { return ggml_backend_buft_is_host(layer.buft); });
     try {
         all.space = make_archive_space(all.config.archive, all.config.archive_limit, in_host_memory);
@@ -325,6 +326,12 @@ void cache::compress(llama_context & lctx, llama_seq_id seq_id) {
     });
 }
 
+static void nothing_came_back(const std::exception & e) {
+    const std::string why = std::string("nothing came back for this prompt, which is answered from what was kept for an earlier one: ") + e.what();
+    LLAMA_LOG_WARN("laprox: %s\n", why.c_str());
+    set_last_error(why);
+}
+
 llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t n_again, bool first) {
     sequence & seq = mine(seq_id);
     const settings & own = seq.config();
@@ -353,9 +360,7 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
                 if (all.custom.running) {
                     throw;
                 }
-                const std::string why = std::string("nothing came back for this prompt, which is answered from what was kept for an earlier one: ") + e.what();
-                LLAMA_LOG_WARN("laprox: %s\n", why.c_str());
-                set_last_error(why);
+                nothing_came_back(e);
                 from = end;
                 choose_from = entry_source::scope::held;
             }
@@ -369,7 +374,15 @@ llama_pos cache::prompt_done(llama_context & lctx, llama_seq_id seq_id, int32_t 
             run(lctx, [&] { laprox::compress(lctx, seq, seq.n_seen(), 0, choose_from); });
         }
     } else if (seq.prompt_is_due()) {
-        compress(lctx, seq_id);
+        try {
+            compress(lctx, seq_id);
+        } catch (const std::exception & e) {
+            if (all.custom.running || !seq.remembers()) {
+                throw;
+            }
+            nothing_came_back(e);
+            run(lctx, [&] { laprox::compress(lctx, seq, seq.n_seen(), 0, entry_source::scope::held); });
+        }
     }
     return -1;
 }

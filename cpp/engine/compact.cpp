@@ -5,6 +5,7 @@
 #include "engine/sequence.h"
 
 #include <algorithm>
+#include <numeric>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -103,21 +104,23 @@ void compact(llama_context & lctx, sequence & seq, const entry_source & from, co
     trim_heap();
 }
 
+static std::vector<uint32_t> up_to(uint32_t n) {
+    std::vector<uint32_t> result(n);
+    std::iota(result.begin(), result.end(), 0);
+    return result;
+}
+
 void grow_tail(llama_context & lctx, sequence & seq, uint32_t n_tail) {
     workbench bench(lctx);
     for (size_t ikv = 0; ikv < seq.shared.layers.size(); ikv++) {
         const layer_store & from = seq.store(ikv);
         auto fresh = std::make_unique<layer_store>(seq.shared.layers[ikv], from.kept, n_tail, from.bias);
 
-        graph_runner graph(bench);
-        for (size_t c = 0; c < from.classes.size(); c++) {
-            const int64_t n = from.classes[c].plan.n_rows + std::min(seq.used_cells(), from.n_tail);
-            for (size_t i = 0; n > 0 && i < from.pools.size(); i++) {
-                ggml_build_forward_expand(graph.gf, ggml_cpy(graph.ctx, runs_of(graph.ctx, from.pools[i], from.classes[c], n),
-                        runs_of(graph.ctx, fresh->pools[i], fresh->classes[c], n)));
-            }
+        std::vector<std::vector<uint32_t>> all;
+        for (uint32_t n : from.n_kept()) {
+            all.push_back(up_to(n));
         }
-        run_if_any(graph);
+        move_rows(bench, from, *fresh, all, up_to(std::min(seq.used_cells(), from.n_tail)));
         seq.replace(ikv, std::move(fresh));
     }
     trim_heap();

@@ -83,7 +83,7 @@ void compress(llama_context & lctx, sequence & seq, int64_t n_budget_seen, int64
     const quota most = quota_of(seq, n_budget_seen, n_least);
     // under pressure a byte budget has to make room for a longer tail even where it holds now
     const int64_t n_protected = count_within(own.protect, seq.next_position())*seq.shared.n_pairs;
-    const bool within = most.n_bytes ? seq.n_wanted == 0 && seq.bytes() <= *most.n_bytes : seq.n_held() <= most.n_entries + n_protected;
+    const bool within = most.n_bytes ? seq.n_wanted == 0 && seq.bytes() <= *most.n_bytes : seq.n_held() <= most.with(n_protected);
     const bool recall = from == entry_source::scope::seen && seq.remembers();
     if (!within || recall) {
         select_and_compact(lctx, seq, most, { seq, recall ? entry_source::scope::seen : entry_source::scope::held });
@@ -109,7 +109,7 @@ void score(llama_context & lctx, sequence & seq) {
     }
     seq.scores = score_entries(lctx, { seq, entry_source::scope::held }, *own.policy.score);
     for (layer_scores & layer : seq.scores) {
-        finish(own, std::min<uint32_t>(own.recent, seq.n_tail()), layer);
+        finish(seq, std::min<uint32_t>(own.recent, seq.n_tail()), layer);
         for (auto & head : layer.heads) {
             for (size_t i = 0; i < head.score.size(); i++) {
                 head.score[i] = holds(own.protect, head.pos[head.first + i]) ? NAN : head.score[i]; // never ranked

@@ -29,7 +29,7 @@ static uint32_t tail_limit(const sequence & seq) {
         const int64_t more = std::max({ held/2, (int64_t) seq.n_wanted, std::min<int64_t>(4*(int64_t) seq.n_wanted, 1024) });
         limit = std::min<int64_t>(limit, GGML_PAD(std::max<int64_t>(held - kept, own.recent) + more, tail_block));
     }
-    return (uint32_t) std::max<int64_t>(limit/tail_block*tail_block, 0);
+    return GGML_PAD((uint32_t) std::max<int64_t>(limit, 0), tail_block);
 }
 
 // The same within a byte budget.
@@ -61,11 +61,15 @@ void make_room(llama_context & lctx, sequence & seq) {
         if (!missing() || needed > limit) {
             return;
         }
-        const uint32_t wish = std::max<uint32_t>(needed, GGML_PAD(seq.tail_rows()/4*5, tail_block));
-        try {
-            grow_tail(lctx, seq, std::min(wish, limit));
-        } catch (const std::exception & e) {
-            reason = std::string("; ") + e.what();
+        const uint32_t wish = std::min(std::max<uint32_t>(needed, GGML_PAD(seq.tail_rows()/4*5, tail_block)), limit);
+        for (uint32_t n_tail : { wish, needed }) {
+            try {
+                grow_tail(lctx, seq, n_tail);
+                reason.clear();
+                return;
+            } catch (const std::exception & e) {
+                reason = std::string("; ") + e.what();
+            }
         }
     };
 

@@ -11,11 +11,32 @@
 
 namespace laprox {
 
-ggml_tensor * rope_as_model(ggml_context * ctx, const llama_model & model, const llama_cparams & cparams, int32_t il, ggml_tensor * cur, ggml_tensor * pos) {
-    const auto & hparams = model.hparams;
-    if (hparams.rope_type == LLAMA_ROPE_TYPE_NONE || !hparams.has_rope(il)) {
+// From a layer's projection to its query there are views, biases and norms, and a rotation where there is one.
+rotation rotation_of(const ggml_tensor * q) {
+    for (const ggml_tensor * t = q; t; t = t->src[0]) {
+        if (t->op == GGML_OP_MUL_MAT && (t->src[0]->flags & GGML_TENSOR_FLAG_INPUT)) {
+            return rotation_of(t->src[1]); // llama.cpp's own, of quantised caches
+        }
+        switch (t->op) {
+            case GGML_OP_ROPE:
+                return rotation::first;
+            case GGML_OP_CONCAT: // of dimensions that are rotated and others
+                return rotation::other;
+            case GGML_OP_MUL_MAT:
+                return rotation::none;
+            default:
+                break;
+        }
+    }
+    return rotation::none;
+}
+
+ggml_tensor * rope_as_model(ggml_context * ctx, const llama_model & model, const llama_cparams & cparams, int32_t il, rotation turned,
+        ggml_tensor * cur, ggml_tensor * pos) {
+    if (turned == rotation::none) {
         return cur;
     }
+    const auto & hparams = model.hparams;
     return ggml_rope_ext(ctx, cur, pos, model.get_rope_factors(cparams, il), hparams.n_rot(il), hparams.rope_type, cparams.n_ctx_orig_yarn,
             model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il), cparams.yarn_ext_factor, cparams.yarn_attn_factor,
             cparams.yarn_beta_fast, cparams.yarn_beta_slow);
@@ -76,7 +97,11 @@ void query_stats::cut(int64_t n) {
     }
 }
 
-void query_stats::observe(const llm_graph_context & g, graph_input & input, const layer_info & layer, size_t ikv, size_t s, ggml_tensor * q) const {
+void query_stats::observe(const llm_graph_context & g, graph_input & input, const layer_info & layer, size_t ikv, size_t s, ggml_tensor * q, rotation turned) const {
+    if (turned == rotation::other) {
+        throw std::runtime_error("laprox: policy expected needs queries of which the first dimensions are rotated; a model of architecture " +
+                model.arch_name() + " has others");
+    }
     ggml_context * ctx = g.ctx0;
     const int64_t d = layer.d_k, n_head = layer.n_head, n_tokens = q->ne[2];
 
@@ -91,7 +116,7 @@ void query_stats::observe(const llm_graph_context & g, graph_input & input, cons
     ggml_tensor * before = ggml_view_1d(ctx, sums[ikv], 1, offset_of_count(sums[ikv]));
     before = is_aligned(before) ? before : ggml_cont(ctx, before);
     ggml_tensor * is_new = ggml_step(ctx, ggml_sub(ctx, number, before)); // 1 or 0
-    u = ggml_mul(ctx, rope_as_model(ctx, model, g.cparams, (int32_t) layer.il, u, back), ggml_reshape_3d(ctx, is_new, 1, 1, n_tokens));
+    u = ggml_mul(ctx, rope_as_model(ctx, model, g.cparams, (int32_t) layer.il, turned, u, back), ggml_reshape_3d(ctx, is_new, 1, 1, n_tokens));
     u = ggml_cont(ctx, ggml_permute(ctx, u, 1, 2, 0, 3)); // [n_tokens, d, n_head]
 
     ggml_tensor * outer = ggml_mul_mat(ctx, u, u); // [d, d, n_head]

@@ -21,13 +21,19 @@ namespace laprox {
 
 class graph_input;
 
+// What a model's graph does to the queries of a layer by their position: nothing, which some architectures choose layer by layer; or
+// rotate their first dimensions; or something else.
+enum class rotation { none, first, other };
+rotation rotation_of(const ggml_tensor * q);
+
 class query_stats {
 public:
     // Throws std::runtime_error where queries can't be rotated back, or there is no room.
     query_stats(const llama_model & model, const std::vector<layer_info> & layers);
 
     // In the model's graph: add queries q [d, n_head, n_tokens] of its sequence, the s-th of the graph, to the sums of a layer.
-    void observe(const llm_graph_context & g, graph_input & input, const layer_info & layer, size_t ikv, size_t s, ggml_tensor * q) const;
+    // Throws std::runtime_error where they can't be rotated back.
+    void observe(const llm_graph_context & g, graph_input & input, const layer_info & layer, size_t ikv, size_t s, ggml_tensor * q, rotation turned) const;
 
     void clear();
     void copy(const query_stats & from);
@@ -44,7 +50,8 @@ private:
     const llama_model & model;
 };
 
-// As the model rotates its queries: all of `cur` [d, n, n_tokens] at positions `pos` [n_tokens].
-ggml_tensor * rope_as_model(ggml_context * ctx, const llama_model & model, const llama_cparams & cparams, int32_t il, ggml_tensor * cur, ggml_tensor * pos);
+// As the model rotates the queries of a layer: all of `cur` [d, n, n_tokens] at positions `pos` [n_tokens].
+ggml_tensor * rope_as_model(ggml_context * ctx, const llama_model & model, const llama_cparams & cparams, int32_t il, rotation turned,
+        ggml_tensor * cur, ggml_tensor * pos);
 
 }

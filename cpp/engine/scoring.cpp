@@ -103,9 +103,11 @@ std::vector<layer_scores> score_entries(llama_context & lctx, const entry_source
     return result;
 }
 
-void finish(const settings & own, uint32_t n_recent, layer_scores & layer) {
+void finish(const sequence & seq, uint32_t n_recent, layer_scores & layer) {
+    const settings & own = seq.config();
+    const llama_pos recent = seq.next_position() - (n_recent < (uint32_t) own.recent ? own.recent : 0);
     for (auto & h : layer.heads) {
-        h.last  = h.pos.size() - n_recent;
+        h.last  = std::lower_bound(h.pos.begin(), h.pos.end() - n_recent, recent) - h.pos.begin();
         h.first = std::lower_bound(h.pos.begin(), h.pos.begin() + h.last, own.sink) - h.pos.begin();
     }
     finish(*own.policy.score, layer);

@@ -34,7 +34,8 @@ layer_scores score_layer(workbench & bench, const score_source & from, const sco
 // The numbers of all entries, by layer. Throws std::runtime_error with the reason.
 std::vector<layer_scores> score_entries(llama_context & lctx, const entry_source & from, const scorer & how);
 
-// The scores of a layer's candidates: what is neither an attention sink nor one of the last `n_recent` tokens.
-void finish(const settings & own, uint32_t n_recent, layer_scores & layer);
+// The scores of a layer's candidates: what is neither an attention sink nor recent, which are the last `n_recent` tokens and, where a
+// cut has left fewer in the tail, what is kept of those before.
+void finish(const sequence & seq, uint32_t n_recent, layer_scores & layer);
 
 }

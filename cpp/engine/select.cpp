@@ -20,8 +20,8 @@ struct gap {
 struct candidates {
     const allocator * share;
     allocation request;
-    // [layer][head]: how many entries are before the candidates, what is none among them, and the entries that stay: attention sinks
-    // and protected tokens, ascending
+    // [layer][head]: how many entries are before the candidates, what is none among them, and the entries that stay: attention sinks,
+    // protected tokens and what is kept of recent ones, ascending
     std::vector<std::vector<size_t>> first;
     std::vector<std::vector<std::vector<gap>>> gaps;
     std::vector<std::vector<std::vector<uint32_t>>> stay;
@@ -83,7 +83,7 @@ static candidates find_candidates(const entry_source & source, std::vector<layer
     std::vector<int64_t> n_protected(layers.size());
     parallel_for(layers.size(), n_threads, [&](size_t ikv) {
         layer_scores layer = std::move(scores[ikv]);
-        finish(own, n_recent, layer);
+        finish(seq, n_recent, layer);
 
         if (how.has_preference) {
             asked.layer_preference[ikv] = layer.preference;
@@ -104,6 +104,10 @@ static candidates find_candidates(const entry_source & source, std::vector<layer
                 for (size_t entry = from; entry < to; entry++) {
                     stay.push_back(entry);
                 }
+            }
+
+            for (size_t entry = h.last; entry + n_recent < h.pos.size(); entry++) {
+                stay.push_back(entry);
             }
 
             h.pos.erase(h.pos.begin() + h.last, h.pos.end());
@@ -173,8 +177,7 @@ selection choose(const entry_source & source, std::vector<layer_scores> scores, 
         throw std::runtime_error("the context has room for " + std::to_string(most.n_room/n_pairs) + " tokens besides those that come, and protect, sink and "
                 "recent keep " + std::to_string((from.n_kept + n_pairs - 1)/n_pairs) + "; accepted: a larger context, or fewer that are protected");
     }
-    const int64_t     n_all  = std::min(most.n_entries + from.n_protected, std::max(most.n_entries, most.n_room));
-    const head_counts counts = most.n_bytes ? count_bytes(source.seq, from, most) : from.share->count(from.request, n_all - from.n_kept);
+    const head_counts counts = most.n_bytes ? count_bytes(source.seq, from, most) : from.share->count(from.request, most.with(from.n_protected) - from.n_kept);
     const choice      chosen = select(from.request.heads, counts, n_threads);
 
     selection keep { {}, from.cells };

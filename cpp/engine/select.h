@@ -4,6 +4,7 @@
 
 #include "engine/scoring.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -23,6 +24,9 @@ struct quota {
     std::optional<size_t> n_bytes; // and no more than that, with padding and a tail of n_tail; none: any
     uint32_t n_tail;
     uint32_t n_recent; // the latest tokens, which stay as they are
+
+    // At most, with protected ones beside, as far as there is room.
+    int64_t with(int64_t n_protected) const { return std::min(n_entries + n_protected, std::max(n_entries, n_room)); }
 };
 
 // Throws std::runtime_error where not even what is never evicted has room.

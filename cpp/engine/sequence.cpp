@@ -173,7 +173,7 @@ void sequence::cut(llama_pos p0, std::vector<std::unique_ptr<layer_store>> fresh
     archived.cut(p0);
     n_gone     = archived.n_seen();
     archived.trim(shared.space);
-    tail_start = p0;
+    tail_start = n_gone > 0 ? p0 : 0;
     chosen_for = std::min(chosen_for, p0); // what comes now is new, however long the text was before
     forget_queries(p0, -1);
     cells.reset();
@@ -243,9 +243,7 @@ void sequence::copy(const sequence & from) {
     for (size_t ikv = 0; ikv < stores.size(); ikv++) {
         const layer_store & store = from.store(ikv);
         copies.push_back(std::make_unique<layer_store>(shared.layers[ikv], store.kept, store.n_tail, store.bias));
-        for (size_t i = 0; i < store.pools.size(); i++) {
-            ggml_backend_tensor_copy(store.pools[i], copies.back()->pools[i]);
-        }
+        copies.back()->copy_rows(store);
     }
     window.copy(from.window);
     if (sums) {

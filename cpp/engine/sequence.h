@@ -47,6 +47,7 @@ struct common {
     std::vector<layer_info> layers = {};
     int64_t n_pairs = 0; // (layer, KV head)
     std::vector<float> kq_scales = {}; // [layer], known from the first graph on: every graph of an architecture has the same
+    std::vector<rotation> rotations = {}; // of the queries, [layer]; known like these
     user_scorer custom = {};
     llama_context * lctx = nullptr; // that computes on this cache, known when it has reserved its graphs
     std::shared_ptr<archive_space> space = {}; // of what leaves the tails; null: evicted entries are gone

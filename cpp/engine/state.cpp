@@ -142,7 +142,7 @@ template <typename IO> void sequence::visit_bias(IO & io, head_bias & bias, size
     }
     io.field(bias.from);
     io.list(bias.value, n_heads);
-    if (IO::reads && (any > 1 || bias.from < 0 || bias.from > b.tail_start ||
+    if (IO::reads && (any > 1 || bias.from < 0 || bias.from > max_position ||
             !std::all_of(bias.value.begin(), bias.value.end(), [](float value) { return std::abs(value) <= 16.0f; }))) {
         damaged("a bias of attention is none");
     }

@@ -144,6 +144,22 @@ void layer_store::set_masks() {
     }
 }
 
+void layer_store::copy_rows(const layer_store & from) {
+    std::vector<uint8_t> rows;
+    for (size_t i = 0; i < pools.size(); i++) {
+        if (from.tail_rows == tail_rows && ggml_are_same_shape(from.pools[i], pools[i])) {
+            ggml_backend_tensor_copy(from.pools[i], pools[i]);
+            continue;
+        }
+        const size_t size = pools[i]->nb[1];
+        for (uint32_t head = 0; head < kept.size(); head++) {
+            rows.resize((n_kept(head) + n_tail)*size);
+            ggml_backend_tensor_get(from.pools[i], rows.data(), from.held_row(head)*size, rows.size());
+            ggml_backend_tensor_set(pools[i], rows.data(), held_row(head)*size, rows.size());
+        }
+    }
+}
+
 void layer_store::set_bias(head_bias b) {
     bias = std::move(b);
     set_masks();

@@ -97,6 +97,9 @@ public:
         return entry < n_kept(head) ? entry : n_kept(head) + tail.cell[entry - n_kept(head)];
     }
 
+    // Those of a store that holds the same; where something was dropped from it, its rows may be elsewhere.
+    void copy_rows(const layer_store & from);
+
     // Nothing is kept any more: the rows stay where they are, masked. Can't fail.
     void drop_kept();
 

@@ -22,7 +22,7 @@ struct future_queries {
 
 // cos and sin of a layer's pairs of dimensions as its rotation applies them, scaling included; [n][d], 1 and 0 where it
 // leaves a dimension alone. Every pair starts as (1, 0).
-static std::vector<float> compute_rotated_units(workbench & bench, int32_t il, int64_t d, const std::vector<bool> & is_first, const std::vector<int32_t> & pos) {
+static std::vector<float> compute_rotated_units(workbench & bench, int32_t il, rotation turned, int64_t d, const std::vector<bool> & is_first, const std::vector<int32_t> & pos) {
     std::vector<float> units;
     for (size_t i = 0; i < pos.size(); i++) {
         units.insert(units.end(), is_first.begin(), is_first.end());
@@ -30,16 +30,16 @@ static std::vector<float> compute_rotated_units(workbench & bench, int32_t il, i
     graph_runner graph(bench);
     ggml_tensor * x   = graph.input(GGML_TYPE_F32, d, pos.size(), units.data());
     ggml_tensor * p   = graph.input(GGML_TYPE_I32, pos.size(), 1, pos.data());
-    ggml_tensor * out = ggml_cont(graph.ctx, rope_as_model(graph.ctx, bench.lctx.get_model(), bench.lctx.get_cparams(), il, ggml_reshape_3d(graph.ctx, x, d, 1, pos.size()), p));
+    ggml_tensor * out = ggml_cont(graph.ctx, rope_as_model(graph.ctx, bench.lctx.get_model(), bench.lctx.get_cparams(), il, turned, ggml_reshape_3d(graph.ctx, x, d, 1, pos.size()), p));
     graph.output(out);
     graph.run();
     return graph.read({ out }).front();
 }
 
 // The same for all heads of a layer.
-static const std::vector<float> & rotated_units(workbench & bench, int32_t il, int64_t d, const std::vector<bool> & is_first, const std::vector<int32_t> & pos) {
+static const std::vector<float> & rotated_units(workbench & bench, int32_t il, rotation turned, int64_t d, const std::vector<bool> & is_first, const std::vector<int32_t> & pos) {
     if (bench.rotated_layer != il) {
-        bench.rotated_units = compute_rotated_units(bench, il, d, is_first, pos);
+        bench.rotated_units = compute_rotated_units(bench, il, turned, d, is_first, pos);
         bench.rotated_layer = il;
     }
     return bench.rotated_units;
@@ -81,11 +81,12 @@ static future_queries expect_queries(const head_graph & g) {
     for (int32_t i = 0; i < n_future; i++) {
         pos.push_back(next + i);
     }
-    const std::vector<float> & units = rotated_units(bench, (int32_t) layer.il, d, is_first, pos);
+    const rotation turned = seq.shared.rotations[g.from.ikv];
+    const std::vector<float> & units = rotated_units(bench, (int32_t) layer.il, turned, d, is_first, pos);
     std::vector<double> cosine(d, 1.0), sine(d, 0.0), scale(d, 1.0); // of the mean rotation; and of any rotation's length
     for (int64_t a = 0; a < d; a++) {
         const int64_t b = partner[a];
-        if (!is_first[a] || a == b || !hparams.has_rope(layer.il)) {
+        if (!is_first[a] || a == b || turned == rotation::none) {
             continue;
         }
         scale[a] = scale[b] = units[a];
@@ -110,7 +111,7 @@ static future_queries expect_queries(const head_graph & g) {
     ggml_backend_tensor_get(all, sums.data(), g.head*n_gqa*all->nb[2], sums.size()*sizeof(float));
 
     future_queries result;
-    std::vector<double> mean(d), turned(d), cov(d*d), half(d*d);
+    std::vector<double> mean(d), ahead(d), cov(d*d), half(d*d);
     for (int64_t h = 0; h < n_gqa; h++) {
         const float * outer = sums.data() + h*d*(d + 2);
         const float * sum   = outer + d*d;
@@ -122,14 +123,14 @@ static future_queries expect_queries(const head_graph & g) {
                 cov[i*d + j] = outer[i*d + j]/(scale[i]*scale[i]*scale[j]*scale[j]*n) - mean[i]*mean[j];
             }
         }
-        turn(mean.data(), turned.data(), 1);
+        turn(mean.data(), ahead.data(), 1);
         for (int64_t i = 0; i < d; i++) {
             turn(cov.data() + i*d, half.data() + i*d, 1); // rows
         }
         for (int64_t j = 0; j < d; j++) {
             turn(half.data() + j, cov.data() + j, d);     // columns
         }
-        result.mean.insert(result.mean.end(), turned.begin(), turned.end());
+        result.mean.insert(result.mean.end(), ahead.begin(), ahead.end());
         result.covariance.insert(result.covariance.end(), cov.begin(), cov.end());
     }
     return result;
