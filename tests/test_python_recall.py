@@ -1,5 +1,7 @@
 """laprox.Llama with an archive: whatever is asked later, nothing is read twice."""
 
+from itertools import islice
+
 import pytest
 from gguf_factory import CHATML
 
@@ -171,6 +173,19 @@ def test_recurrent_layers_read_again(load):
     assert llm.kv.stats().tokens_reread > len(DOCUMENT)
     fresh = load(arch="lfm2")
     assert ask(llm, "Eve?") == ask(fresh, "Eve?")
+
+
+@pytest.mark.parametrize("recall_tokens, again", [(512, 30), (10, 10), (0, 0)])
+def test_recurrent_layers_evaluate_a_turn_again(load, counted, recall_tokens, again):
+    """On what came back, from the state that there was before it: the end of the turn, where it is longer than that."""
+    llm = load(arch="lfm2", kv=KVConfig(budget="10%", min_tokens=64, archive="ram", recall_tokens=recall_tokens))
+    prompt = llm.tokenize(DOCUMENT.encode())
+    answer = list(islice(llm.generate(prompt, temp=0.0), 6))
+    lengths = counted(llm)
+    assert next(llm.generate([*prompt, *answer, *prompt[40:69]], temp=0.0))
+    stats = llm.kv.stats()
+    assert stats.recalls == (2 if again else 1) and stats.tokens_reread == 0 and stats.entries_recalled > 0
+    assert sum(lengths) == 30 + 2 * again  # the last token of the answer hadn't been evaluated
 
 
 def test_an_interrupted_recall_leaves_a_conversation_that_goes_on(load, monkeypatch):

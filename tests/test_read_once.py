@@ -338,22 +338,23 @@ def test_what_can_not_be_written(load, tmp_path):
 # --- probes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "lfm2"])
 @pytest.mark.parametrize("probe", [REPEAT, ["Ada?", "And Bob?"]])
-def test_a_probe_decides_what_a_document_holds(load, tmp_path, probe):
+def test_a_probe_decides_what_a_document_holds(load, tmp_path, probe, arch):
     """And says so, and every question starts from its values and biases as from those that were never written."""
     kv = replace(FOR_READING, budget="20%", min_tokens=64)
     steps = []
-    made = write_probed(load(kv=kv, n_ctx=1280), TEXT, tmp_path / "a.kv", probe=probe, progress=lambda *step: steps.append(step))
+    made = write_probed(load(kv=kv, arch=arch, n_ctx=1280), TEXT, tmp_path / "a.kv", probe=probe, progress=lambda *step: steps.append(step))
     assert list(dict.fromkeys(what for what, _, _ in steps)) == ["reading", "probing", "compressing"]
     assert all(0 <= done <= total for _, done, total in steps) and steps[-1] == ("compressing", 1, 1)
     assert max(done for what, done, _ in steps if what == "probing") == next(total for what, _, total in steps if what == "probing")
     assert made.settings["probe"] == probe and made.settings["refit"] is True
-    others = [write_probed(load(kv=kv), TEXT, tmp_path / "b.kv", probe=None), write_probed(load(kv=kv, n_ctx=1280), TEXT, tmp_path / "c.kv", probe=probe, refit=False)]
+    others = [write_probed(load(kv=kv, arch=arch), TEXT, tmp_path / "b.kv", probe=None), write_probed(load(kv=kv, arch=arch, n_ctx=1280), TEXT, tmp_path / "c.kv", probe=probe, refit=False)]
     assert [(d.settings["probe"], d.settings["refit"]) for d in others] == [(None, False), (probe, False)]
 
     answers = []
     for document in (made, *others):
-        llm = load(kv=document.kv)
+        llm = load(kv=document.kv, arch=arch)
         loaded = llm.load_document(document)
         answers.append(logits(llm, loaded, "Bob?")[1])
         assert np.array_equal(logits(llm, loaded, "Bob?")[1], answers[-1])
