@@ -44,10 +44,11 @@ KINDS = {
 
 
 class Twin:
-    """What one sequence must hold: a NumPy model, and where its tail begins."""
+    """What one sequence must hold: a NumPy model, where its tail begins, and what its recurrent layers held at the mark."""
 
     def __init__(self, net):
         self.net, self.tail, self.seen = net, 0, 0
+        self.mark = None  # (position, state)
 
     @property
     def end(self):
@@ -79,6 +80,7 @@ class Session:
 
     def clone(self, twin):
         other = copy.copy(twin)
+        other.mark = None
         other.net = copy.copy(twin.net)
         for name in ("pos", "k", "v", "q", "conv"):
             setattr(other.net, name, dict(getattr(twin.net, name)))
@@ -91,7 +93,7 @@ class Session:
         """A number that no sequence of this context has."""
         return int(self.rng.choice([self.n_seq, self.n_seq + 1, 17, 255, 256, 100_000, -2, -7]))
 
-    NAMES = ["decode"] * 5 + ["compress"] * 3 + ["rm"] * 4 + ["load"] * 2 + ["together", "cp", "save", "seq_save", "score", "strangers", "shift"]
+    NAMES = ["decode"] * 5 + ["compress"] * 3 + ["rm"] * 4 + ["load"] * 2 + ["together", "cp", "save", "seq_save", "score", "strangers", "shift", "mark"]
 
     def step(self) -> str:
         name = str(self.rng.choice([*self.NAMES, *(["clear", "keep"] if self.rng.random() < 0.15 else [])]))
@@ -159,7 +161,8 @@ class Session:
         chosen = [s] if self.rng.random() < 0.7 else range(self.n_seq)
         twin = self.seqs[s]
         end = twin.end
-        p0 = int(self.rng.choice([-1, 0, self.rng.integers(end + 5), max(twin.tail, end - 5), end - 1, twin.tail]))
+        marked = twin.mark[0] if twin.mark else 0
+        p0 = int(self.rng.choice([-1, 0, self.rng.integers(end + 5), max(twin.tail, end - 5), end - 1, twin.tail, marked]))
         p1 = int(self.rng.choice([-1, -1, end, self.rng.integers(end + 5)]))
         lo, hi = max(p0, 0), p1 if p1 >= 0 else 1 << 30
         twins = [self.seqs[i] for i in chosen]
@@ -167,7 +170,8 @@ class Session:
         allowed = all(w or lo >= t.tail or hi <= lo for t, w in zip(twins, whole))
         asked_all = len(chosen) > 1 or (self.n_seq == 1 and self.rng.random() < 0.3)
         if self.hybrid:  # recurrent states can't go back, and llama.cpp's don't know "all sequences"
-            allowed = allowed and not asked_all and not any(not w and 0 < lo < t.end <= hi for t, w in zip(twins, whole))
+            behind = [t.mark and t.mark[0] == lo for t in twins]
+            allowed = allowed and not asked_all and not any(not w and not b and 0 < lo < t.end <= hi for t, w, b in zip(twins, whole, behind))
         removed = self.ctx.seq_rm(-1 if asked_all else s, p0, p1)
         if self.kind.arch == "gemma2" and allowed and not removed:
             # a restored sliding window holds no more than it needs to go on: there is no way back from there
@@ -178,7 +182,16 @@ class Session:
                 self.seqs[i] = self.new()
             elif allowed:
                 twin.seen -= len({int(p) for pair in self.pairs for p in twin.net.pos[pair] if lo <= p < hi})
+                if twin.mark and twin.mark[0] == lo and hi >= twin.end > lo:
+                    twin.net.conv = dict(twin.mark[1])
                 twin.remove(lo, hi)
+                if twin.mark and lo < twin.mark[0] and lo < hi:
+                    twin.mark = None
+
+    def mark(self):
+        s = self.some()
+        self.ctx.mark(s)
+        self.seqs[s].mark = (self.seqs[s].end, dict(self.seqs[s].net.conv))
 
     def cp(self):
         src, dst = self.some(), self.some()

@@ -97,7 +97,7 @@ bool whole_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (removed) {
         removed = parts.seq_rm(seq_id, p0, p1);
         for (auto it = marks.begin(); removed && it != marks.end();) {
-            const bool changed = (seq_id < 0 || it->first == seq_id) && p0 < it->second.pos();
+            const bool changed = (seq_id < 0 || it->first == seq_id) && p0 < it->second.pos() && (p1 < 0 || p1 > p0);
             it = changed ? marks.erase(it) : std::next(it);
         }
         // a part that was asked before the one that had no room has let go: better none of it than parts that don't fit
