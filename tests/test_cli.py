@@ -79,6 +79,13 @@ def test_the_same_answers_from_stdin(model, document):
     assert piped.stdout == asked.stdout
 
 
+def test_a_document_from_a_pipe_is_read_whole(model, document):
+    with open(document) as file:
+        piped = run("chat", model, "-d", "/dev/stdin", "--ask", "who?", *FAST, stdin=file.read())
+    assert piped.returncode == 0, piped.stderr
+    assert piped.stdout == run("chat", model, "-d", document, "--ask", "who?", *FAST).stdout
+
+
 def test_no_document_no_question(model):
     assert run("chat", model, "--ask", "hello", *FAST).returncode == 0
     assert run("chat", model, *FAST).stdout == ""

@@ -1,6 +1,8 @@
 """Results files: nothing that was measured is lost, and nothing of another run is mixed in."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +81,14 @@ def test_header(tmp_path):
     assert sha256_of(text) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert header["model"] == {"name": "m.gguf", "bytes": 5, "fingerprint": "f" * 16}
     assert header["versions"]["laprox"] and header["versions"]["llama_cpp_python"]
+
+
+def test_a_header_refuses_what_can_not_be_read_again():
+    end, other = os.pipe()
+    os.close(other)
+    with pytest.raises(ValueError, match="accepted: files"):
+        make_header("eval", [], {}, [Path(f"/dev/fd/{end}")], {})
+    os.close(end)
 
 
 def test_a_header_tells_no_folders_of_the_machine(tmp_path):

@@ -111,7 +111,13 @@ def make_header(
         settings: Everything that decides the numbers, and nothing else.
         inputs: Files that do, too; told by name and sha256.
         model: What make_model() gives.
+
+    Raises:
+        ValueError: One of the inputs is a pipe, say, whose sha256 can't be known any more.
     """
+    for path in inputs:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: not a file, which it takes to know an interrupted run's texts again; accepted: files")
     return {
         "kind": kind,
         "versions": {"laprox": __version__, "llama_cpp_python": llama_cpp.__version__},

@@ -151,6 +151,8 @@ class Document:
 def is_document(path: Path) -> bool:
     """Whether a file is no text, but perhaps a document that was read."""
     try:
+        if not path.is_file():  # of a pipe, what is looked at is gone
+            return False
         with path.open("rb") as file:
             return file.read(4) == b"GGUF"
     except OSError:
