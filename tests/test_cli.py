@@ -226,6 +226,20 @@ def test_models(toy, model, tmp_path):
     assert "causally" in fails("chat", toy("embedder"), "--ask", "?")
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["compare MODEL page.html -o page.html", "compare MODEL c.jsonl -o c.html", "eval MODEL --tasks niah-single --lengths 512 --restart -o MODEL", "eval MODEL --tasks niah-single --lengths 512 --filler c.jsonl -o ./c.jsonl",
+     "eval MODEL --tasks niah-single --lengths 512 -o page.html --html page.html", "profile MODEL --data c.jsonl -o MODEL", "convert-gates w.gguf -o w.gguf",
+     "profile MODEL --types --data c.kv-types.jsonl -o c.kv-types.json"],
+)  # fmt: skip
+def test_no_output_takes_the_place_of_an_input(model, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    for name in ("page.html", "c.jsonl", "w.gguf", "c.kv-types.jsonl"):
+        (tmp_path / name).write_text("the quick brown fox")
+    assert "; name another output" in fails(*command.replace("MODEL", model).split())
+    assert all(path.read_text() == "the quick brown fox" for path in tmp_path.iterdir())
+
+
 def test_bad_settings_are_found_before_the_model_is_loaded(tmp_path):
     (tmp_path / "no.gguf").write_bytes(b"no model")
     assert "abc" in fails("chat", tmp_path / "no.gguf", "--kv-budget", "abc")

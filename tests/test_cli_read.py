@@ -124,6 +124,20 @@ def test_a_document_is_not_read_again(read, model, texts):
     assert "a.kv: it is a GGUF; what was read can't be read again" in fails("read", model, read("a.kv"), "-o", texts / "b.kv")
 
 
+def test_nothing_but_a_document_is_replaced(model, texts, read, tmp_path):
+    text, path, empty = texts / "notes.txt", tmp_path / "x.kv", tmp_path / "empty"
+    for there in (text, model, "/dev/null"):
+        said = fails("read", model, text, "-o", there)
+        assert said.startswith(f"laprox: {there} is there, and is none of `laprox read`'s documents; accepted: ")
+    assert text.read_text().startswith("the quick")
+    empty.touch()
+    with open(read("a.kv"), "rb") as whole:
+        path.write_bytes(whole.read()[:-1])  # damaged, but one
+    for there in (path, empty):
+        assert run("read", model, text, "-o", there, "-t", "1").returncode == 0
+        assert Document(there).title == "notes.txt"
+
+
 def test_files_that_are_none(model, texts, read):
     assert fails("ask", texts / "no.kv", "?") == f"laprox: {texts / 'no.kv'}: No such file or directory"
     assert "not a document that laprox wrote, nor any GGUF" in fails("ask", texts / "notes.txt", "?")

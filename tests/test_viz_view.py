@@ -90,6 +90,26 @@ def test_what_is_wrong_is_said_before_the_long_work(model, document, tmp_path):
     assert fails("view", model, tmp_path / "none.txt").endswith("none.txt: No such file or directory")
     assert fails("view", tmp_path / "none.gguf", document).endswith("none.gguf: no such file")
     assert "--kv-budget" in fails("view", model, document, "--kv-budget", "lots")
+    (tmp_path / "d.kv").write_bytes(b"GGUF\3\0\0\0 general.architecture laprox-document")
+    assert "d.kv: a text that `laprox read` has read; accepted by `laprox ask` and `laprox chat -d`" in fails("view", model, tmp_path / "d.kv")
+    assert fails("view", model, document, "--html", tmp_path / "x.txt").endswith("x.txt: the page is an .html file")
+
+
+def test_no_page_takes_the_place_of_what_is_read(model, tmp_path):
+    page, link = tmp_path / "page.html", tmp_path / "link.html"
+    page.write_text("<p>Some text</p>" * 40)
+    link.symlink_to(page)
+    for same in (page, link, f"{tmp_path}/./page.html"):
+        assert "; name another output" in fails("view", model, page, "--html", same, *FAST)
+    t = Terminal("chat", model, "-d", page, *FAST)
+    try:
+        t.say(f"/view {page}")
+        t.expect("; name another output")
+        t.say(f"/view {tmp_path}/notes.txt")
+        t.expect("notes.txt: the page is an .html file")
+    finally:
+        t.kill()
+    assert page.read_text() == "<p>Some text</p>" * 40 and len(list(tmp_path.iterdir())) == 2
 
 
 def test_in_a_chat(model, document, tmp_path):

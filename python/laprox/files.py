@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,11 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def check_writable(output: Path) -> None:
-    """Raises ValueError if a file can't be made there: better now than after hours."""
+def check_writable(output: Path, inputs: Iterable[Path | None] = ()) -> None:
+    """Raises ValueError if a file can't be made there, or would take the place of an input: better now than after hours."""
+    for path in filter(None, inputs):
+        if output.resolve() == path.resolve() or output.exists() and path.exists() and output.samefile(path):
+            raise ValueError(f"{output} would take the place of {path}; name another output")
     try:
         if output.is_dir():
             raise IsADirectoryError(None, "it is a folder")

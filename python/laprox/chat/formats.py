@@ -20,6 +20,8 @@ from laprox.extras import need
 
 LARGEST = 1 << 30  # bytes that a part of an archive may unpack to
 
+GGUF = b"GGUF"
+
 _HTML_SUFFIXES = (".html", ".htm", ".xhtml", ".xht")
 
 # What other files begin with, and what to do about it.
@@ -37,10 +39,15 @@ _REFUSED = {
     b"\x28\xb5\x2f\xfd": "compressed (zstd); unpack it",
     b"7z\xbc\xaf\x27\x1c": "an archive (7z); unpack it",
     b"Rar!\x1a\x07": "an archive (RAR); unpack it",
-    b"GGUF": "a model (GGUF), not a document",
+    GGUF: "a model (GGUF), not a document",
     b"\x7fELF": "a program, not a document",
     b"SQLite format 3\0": "a database (SQLite); export what you want to ask about as text",
 }
+
+
+def was_read(data: bytes) -> bool:
+    """Whether a file is one that `laprox read` wrote, by how it begins: 256 bytes tell."""
+    return data.startswith(GGUF) and b"laprox-document" in data[:256]
 
 
 def text_of(data: bytes, suffix: str = "") -> Decoded:
@@ -50,6 +57,8 @@ def text_of(data: bytes, suffix: str = "") -> Decoded:
         ValueError: It is damaged, locked, binary, or of a kind that isn't read; says which.
         MissingExtra: It takes a package that is not installed.
     """
+    if was_read(data):
+        raise ValueError("a text that `laprox read` has read; accepted by `laprox ask` and `laprox chat -d`, or name the files that it was made of")
     for start, what in _REFUSED.items():
         if data.startswith(start):
             raise ValueError(what)

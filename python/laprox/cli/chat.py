@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -94,7 +94,7 @@ def chat(
     llm = loader.reading(about).open(context_size(conversation, ask, answers.n_predict, ctx_size), kv if kv.on else None)
     tell_choice(llm)
     session = Session(llm, conversation, answers)
-    ui = Chat(session, as_json, agnostic)
+    ui = Chat(session, as_json, agnostic, texts=document or [])
     if text:
         read(session.llm, conversation.opening())
     if agnostic:
@@ -116,7 +116,7 @@ def _was_read(documents: list[Path]) -> Document | None:
 class Chat:
     """A session at a terminal or in a pipe."""
 
-    def __init__(self, session: Session, as_json: bool, unrelated: bool, document: Document | None = None) -> None:
+    def __init__(self, session: Session, as_json: bool, unrelated: bool, document: Document | None = None, texts: Sequence[Path] = ()) -> None:
         """Prepare a chat.
 
         Args:
@@ -124,11 +124,13 @@ class Chat:
             as_json: Whether answers are printed as JSON.
             unrelated: Whether each question is for itself.
             document: The one that was read before and loaded, if it is about that.
+            texts: Else the files that were read, whose place nothing takes.
         """
         self._session = session
         self._as_json = as_json
         self._unrelated = unrelated
         self._document = document
+        self._texts = texts
         self._warned = document is not None  # that little is held, which its maker was told
         self._lost = 0  # tokens, of which was said that they are
 
@@ -217,7 +219,7 @@ class Chat:
         )
 
     def _view(self, path: str) -> None:
-        view_held(self._session.llm, notes, Path(path).expanduser() if path else None)
+        view_held(self._session.llm, notes, Path(path).expanduser() if path else None, self._texts)
 
     def _refuse_for_document(self, what: str) -> None:
         if self._document is not None:

@@ -98,8 +98,9 @@ def compare(
     if output.suffix != ".html":
         raise ValueError(f"-o {output}: the report is an .html file")
     results = output.with_suffix(".jsonl")
+    files = [Path(path) for path in (kv.profile, kv.gates) if path]
     for path in (output, results):
-        check_writable(path)
+        check_writable(path, [*documents, model.here, *files])
     texts = [read_document(path, remark) for path in documents]
 
     loader = running.loader(model.get())
@@ -128,7 +129,6 @@ def compare(
         "gpu_layers": running.gpu_layers,
         "batch_size": running.batch_size,
     }
-    files = [Path(path) for path in (kv.profile, kv.gates) if path]
     rows = Rows(results, make_header("compare", sys.argv, settings, [*documents, *files], about), restart)
 
     def open_llm(contender: Contender, n_ctx: int) -> Llama:

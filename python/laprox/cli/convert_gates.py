@@ -24,9 +24,10 @@ def convert_gates(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")] = False,
 ) -> None:
     """Write published retention gates (DBTrimKV, TRIM-KV) as a GGUF for the policy retention. Needs no PyTorch."""
-    files.check_output(output, kind)
+    config = config or weights.with_name("config.json")
+    files.check_output(output, kind, [weights, config, model])
     log.record(verbose)
-    gates = read_checkpoint(weights, config or weights.with_name("config.json"))
+    gates = read_checkpoint(weights, config)
     if model:
         gates = files.fitted(gates, model, load_weights(model))
     files.save(output, gates, kind)

@@ -196,10 +196,11 @@ def evaluate(
         raise ValueError(f"--regime has {unknown[0]!r}; accepted: {', '.join(REGIMES)}, with commas")
     check_suits(wanted, regimes)
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
-    check_writable(output)
+    files = [*asked.files, *(Path(path) for path in (kv.profile, kv.gates) if path)]
+    check_writable(output, [*files, model.here])
     if html:
         extras.need("report", "laprox eval --html")
-        check_writable(html)
+        check_writable(html, [*files, model.here, output])
 
     loader = running.loader(model.get(), type_k.ggml, type_v.ggml)
     vocabulary = loader.vocabulary
@@ -216,7 +217,7 @@ def evaluate(
         "batch_size": running.batch_size,
     }  # fmt: skip
     beside = [loader.path.with_suffix(kind) for kind in (".kv-profile.gguf", ".kv-gates.gguf")]
-    inputs = [*asked.files, *(Path(p) for p in (kv.profile, kv.gates) if p), *(p for p in beside if p.exists())]
+    inputs = [*files, *(path for path in beside if path.exists())]
     header = make_header("eval", sys.argv, settings, inputs, make_model(loader.path, able.fingerprint))
     rows = Rows(output, header, restart)
 

@@ -88,13 +88,14 @@ def profile(
             raise ValueError(f"{output}: the table is a {FILE} file")
         if (cache_type_k, cache_type_v) != ("f16", "f16"):
             raise ValueError("--types measures every type; accepted with it: no -ctk, no -ctv")
-        check_writable(output)
+        for path in (output, output.with_suffix(".jsonl")):
+            check_writable(path, [*data, model.here])
         _measure_types(running.loader(model.get()), data, output, max_samples, length, restart, kv)
         return
     check_scorer(scorer)
     config = replace(kv, policy=f"{scorer}:uniform")
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
-    check_output(output)
+    check_output(output, [*(data or []), convert, model.here])
 
     loader = running.loader(model.get(), type_k.ggml, type_v.ggml)
     if convert:

@@ -20,7 +20,7 @@ from laprox.cli.running import Running
 from laprox.cli.show import notes, remark, size, tell_choice
 from laprox.cli.source import takes_model
 from laprox.files import check_writable
-from laprox.read.document import is_document
+from laprox.read.document import check_replaceable, is_document
 from laprox.read.probe import check, check_share
 from laprox.read.writing import FOR_READING, REPEAT, make_probe, write_document
 
@@ -76,6 +76,7 @@ def read(
     for path in filter(is_document, document):
         raise ValueError(f"{path}: it is a GGUF; what was read can't be read again, so give the files that it was made of")
     check_writable(output)
+    check_replaceable(output)
     check_share(probe_share, "--probe-share")
     asked = _asked(probe)
     text = read_documents(document, remark)

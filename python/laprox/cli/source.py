@@ -43,6 +43,11 @@ class ModelSource:
     from_repository: bool = False
     file: str | None = None
 
+    @property
+    def here(self) -> Path | None:
+        """The file, if it is one of this machine; of a repository nobody asks before it is downloaded."""
+        return None if self.from_repository else hub.find(self.given) if hub.is_known(self.given) else Path(self.given)
+
     def get(self) -> Path:
         """The file, downloaded if it isn't here. Raises OSError, DownloadError or ValueError, each with a line that says why."""
         if self.from_repository:

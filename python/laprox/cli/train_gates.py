@@ -139,7 +139,7 @@ def train_gates(
     if computing.dtype not in DTYPES:
         raise ValueError(f"--dtype is {computing.dtype!r}; accepted: {', '.join(DTYPES)}")
     extras.need("train", "laprox train-gates")
-    files.check_output(output, file_type)
+    files.check_output(output, file_type, [*data, init, model])
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: not a Hugging Face folder, there is no config.json in it")
     log.record(verbose)

@@ -60,10 +60,11 @@ def view(
     type_k, type_v = options.cache_types(cache_type_k, cache_type_v)
     if html is not None:
         extras.need("report", "laprox view --html")
-    for path in filter(None, (html, svg)):
-        check_writable(path)
-    if svg is not None and svg.suffix.lower() != ".svg":
-        raise ValueError(f"{svg}: the picture is an .svg file")
+        _check_page(html, [*document, model.here])
+    if svg is not None:
+        if svg.suffix.lower() != ".svg":
+            raise ValueError(f"{svg}: the picture is an .svg file")
+        check_writable(svg, [*document, model.here])
     model_path = model.get()
     loader = running.loader(model_path, type_k.ggml, type_v.ggml)
     text, name = read_documents(document, remark), ", ".join(path.name for path in document)
@@ -86,8 +87,20 @@ def view(
     show(remembered, Console(highlight=False), model_path.name, name, first, html, svg, later)
 
 
-def view_held(llm: Llama, console: Console, html: Path | None) -> None:
+def _check_page(html: Path, inputs: Sequence[Path | None]) -> None:
+    if html.suffix.lower() != ".html":
+        raise ValueError(f"{html}: the page is an .html file")
+    check_writable(html, inputs)
+
+
+def view_held(llm: Llama, console: Console, html: Path | None, documents: Sequence[Path] = ()) -> None:
     """Show what a Llama in use holds, scored as it is now.
+
+    Args:
+        llm: Whose cache is compressed.
+        console: Where it is shown, without a page.
+        html: The page to write instead.
+        documents: What was read, which no page takes the place of.
 
     Raises:
         ValueError: The page can't be written, or nothing was read yet.
@@ -97,7 +110,7 @@ def view_held(llm: Llama, console: Console, html: Path | None) -> None:
 
     if html is not None:
         extras.need("report", "the page")
-        check_writable(html)
+        _check_page(html, documents)
     show(look(llm), console, Path(llm.model_path).name, "", "", html)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +15,14 @@ from laprox.gates import sidecar
 from laprox.gates.sidecar import TYPES, Gates
 
 
-def check_output(output: Path, kind: str) -> None:
+def check_output(output: Path, kind: str, inputs: Sequence[Path | None] = ()) -> None:
     """Raises ValueError, or MissingExtra, if it can't be written in the end: better now than after hours."""
     if kind not in TYPES:
         raise ValueError(f"--type is {kind!r}; accepted: {', '.join(TYPES)}")
     if output.suffix != ".gguf":
         raise ValueError(f"{output}: gates are a .gguf file, such as MODEL.kv-gates.gguf beside MODEL.gguf")
     extras.need("gates", "writing gates")
-    check_writable(output)
+    check_writable(output, inputs)
 
 
 def fitted(gates: Gates, path: Path, model: LlamaModel) -> Gates:

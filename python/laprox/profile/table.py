@@ -73,11 +73,11 @@ def spread(shares: Floats, llm: Llama) -> Floats:
     return table
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, inputs: Sequence[Path | None] = ()) -> None:
     """Raises ValueError if the table can't be written there: better now than after hours."""
     if output.suffix != ".gguf":
         raise ValueError(f"{output}: the table is a .gguf file, such as MODEL.kv-profile.gguf beside MODEL.gguf")
-    check_writable(output)
+    check_writable(output, inputs)
 
 
 def save(output: Path, model: Any, table: Floats, texts: dict[str, Any]) -> None:

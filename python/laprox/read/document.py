@@ -13,6 +13,7 @@ from laprox import _core
 from laprox._upstream import LlamaModel, model_of
 from laprox.cache_types import CACHE_TYPES
 from laprox.chat.conversation import Conversation
+from laprox.chat.formats import GGUF, was_read
 from laprox.config import KVConfig
 
 if TYPE_CHECKING:
@@ -151,12 +152,27 @@ class Document:
 def is_document(path: Path) -> bool:
     """Whether a file is no text, but perhaps a document that was read."""
     try:
-        if not path.is_file():  # of a pipe, what is looked at is gone
-            return False
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
+        return _begin(path).startswith(GGUF)
     except OSError:
         return False  # whoever reads it as text says why
+
+
+def check_replaceable(output: Path) -> None:
+    """Raises ValueError unless a document can take the place of what is there: nothing, nothing in it, or another document."""
+    try:
+        accepted = not output.exists() or output.is_file() and (output.stat().st_size == 0 or was_read(_begin(output)))
+    except OSError as error:
+        raise ValueError(f"{output}: {error.strerror}") from None
+    if not accepted:
+        raise ValueError(f"{output} is there, and is none of `laprox read`'s documents; accepted: one of them, which is replaced, or a new file")
+
+
+def _begin(path: Path) -> bytes:
+    """A file's first bytes; of a pipe none, since they would be gone from it."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(256)
 
 
 def _check(settings: Any) -> None:
