@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import gguf_factory
 import pytest
@@ -17,6 +18,8 @@ from gguf_factory import CHATML
 
 import laprox
 from laprox._libraries import LLAMA_CPP_VERSION
+from laprox.chat import log
+from laprox.chat.loading import load_vocabulary
 from laprox.cli.app import app
 
 LAPROX = [sys.executable, "-m", "laprox"]
@@ -413,6 +416,35 @@ def test_ctrl_c_ends_an_answer_and_keeps_the_conversation(terminal):
     assert int(re.search(r"([\d,]+) tokens seen", again)[1].replace(",", "")) > seen
     t.say("/quit")
     assert t.exit_status() == 0
+
+
+@pytest.mark.parametrize("options", [["--ask", "who?", "--ask", "where?"], []])
+def test_ctrl_c_ends_a_script(model, document, options):
+    """An answer that it cuts off isn't one, and no other follows."""
+    command = [*LAPROX, "chat", model, "-d", document, *FAST, "-n", "100000", "-c", "4096", "--temp", "2", "--seed", "5", *options]
+    restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 - ignored in background jobs, and inherited
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=restore) as script:
+        script.stdin.write(b"who?\nwhere?\n")
+        script.stdin.flush()
+        script.stdout.read(1)  # an answer has begun
+        script.send_signal(signal.SIGINT)
+        told = script.communicate(timeout=300)[1]
+    assert script.returncode == 130
+    assert b"tokens/s" not in told and b"Traceback" not in told
+
+
+def test_ctrl_c_while_a_model_loads(model, monkeypatch):
+    """It comes while llama.cpp writes to its log, through a callback that can't raise."""
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(log, "print", lambda *_, **__: signal.raise_signal(signal.SIGINT), raising=False)
+        log.record(True)
+        with pytest.raises(KeyboardInterrupt):
+            load_vocabulary(Path(model))
+    finally:
+        log.record(False)
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_full_context_is_said_and_the_conversation_goes_on(terminal):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,13 +91,35 @@ def load_weights(model: Path, **params: Any) -> LlamaModel:
     return _explained(model, lambda: LlamaModel(path_model=str(model), params=settings, verbose=False))
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C within raises KeyboardInterrupt at the end: one that is raised in a callback of llama.cpp's, such as its log's, is dropped."""
+    if threading.current_thread() is not threading.main_thread() or (before := signal.getsignal(signal.SIGINT)) in (None, signal.SIG_IGN):
+        yield
+        return
+    interrupted = False
+
+    def hold(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if interrupted:
+            raise KeyboardInterrupt
+
+
 def _explained(model: Path, make: Callable[[], T]) -> T:
     """Raises ValueError with llama.cpp's own reason, which llama_cpp leaves in the log."""
     if not model.is_file():
         raise ValueError(f"{model}: {'not a file' if model.exists() else 'no such file'}")
     log.forget()
     try:
-        return make()
+        with interrupts_held():
+            return make()
     except ValueError as error:
         if str(error).startswith("Failed to") and log.reason():
             raise ValueError(f"{model}: {log.reason()}") from None

@@ -59,8 +59,8 @@ class Session:
         self.conversation = conversation
         self._sampling = sampling
 
-    def answer(self, question: str, write: Callable[[str], None]) -> Answer:
-        """Answer a question and pass the text on as it comes. An interrupt (ctrl-C) ends the answer, which counts."""
+    def answer(self, question: str, write: Callable[[str], None], may_end: bool = False) -> Answer:
+        """Answer a question and pass the text on as it comes. With `may_end` an interrupt (ctrl-C) ends the answer, which counts."""
         sampling, before = self._sampling, self.stats()
         chunks: Iterator[Any] = self.llm.create_completion(  # type: ignore[assignment]
             self.conversation.ask(question),
@@ -81,7 +81,7 @@ class Session:
                 pieces.append(chunk["choices"][0]["text"])
                 write(pieces[-1])
         except KeyboardInterrupt:
-            if not pieces:
+            if not pieces or not may_end:
                 raise
         seconds = time.perf_counter() - first_token
         decoded = self.llm.n_tokens - n_before

@@ -131,6 +131,7 @@ class Chat:
         self._unrelated = unrelated
         self._document = document
         self._texts = texts
+        self._talks = False  # with somebody who may want to go on after ctrl-C
         self._warned = document is not None  # that little is held, which its maker was told
         self._lost = 0  # tokens, of which was said that they are
 
@@ -165,6 +166,7 @@ class Chat:
 
     def talk(self) -> None:
         """Read questions and commands until the end."""
+        self._talks = True
         notes.print("Ask away. /help lists the commands, ctrl-D quits.")
         while True:
             try:
@@ -258,7 +260,7 @@ class Chat:
     def _answer(self, question: str) -> None:
         if self._unrelated:
             self._session.conversation.turns.clear()
-        answer = self._session.answer(printable(question), self._write)
+        answer = self._session.answer(printable(question), self._write, may_end=self._talks)
         if self._as_json:
             print_json(answer.as_dict())
             return
