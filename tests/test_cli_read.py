@@ -152,7 +152,14 @@ def test_files_that_are_none(model, texts, read):
 def test_another_model(read, toy):
     other = toy(chat_template=CHATML, n_ctx_train=4096, seed=3)
     assert re.search(r"a\.kv: the document was made with another model \(fingerprint \w{16} there, \w{16} here\)", fails("ask", read("a.kv"), "?", "-m", other))
-    assert "made with another chat template" in fails("chat", toy(n_ctx_train=4096), "-d", read("a.kv"), "--ask", "?")
+    other = toy(n_ctx_train=4096, seed=3)  # whose prompts begin otherwise, too
+    for command in (["chat", other, "-d", read("a.kv"), "--ask", "?"], ["ask", read("a.kv"), "?", "-m", other]):
+        assert re.search(r"a\.kv: it was made with the model \S+, and this is another one \(fingerprint \w{16} there, \w{16} here\)$", fails(*command))
+
+
+def test_the_same_model_with_another_chat_template(read, toy):
+    said = fails("ask", read("a.kv"), "?", "-m", toy(n_ctx_train=4096))
+    assert said.endswith("it was made with another chat template: the chat template begins otherwise")
 
 
 def test_a_model_that_is_not_here(read, model, texts):

@@ -97,7 +97,7 @@ def test_documents_and_questions_arrive(vocabulary, template, expected):
     ],
 )
 def test_what_does_not_arrive_is_said(vocabulary, template, said):
-    with pytest.raises(ValueError, match=f"^the chat template {said}; --chat-template chatml, say, takes another$"):
+    with pytest.raises(ValueError, match=f"^the chat template {said}$"):
         Conversation(vocabulary, DOCUMENT, template=template)
 
 

@@ -16,7 +16,7 @@ from laprox.chat.tokens import n_shared, text_of, tokens_of, trained_for
 class Conversation:
     """What was said so far. The documents open the first question."""
 
-    def __init__(self, vocabulary: LlamaModel, document: str | list[int], between: str = "\n\n", template: str | None = None) -> None:
+    def __init__(self, vocabulary: LlamaModel, document: str | list[int], between: str = "\n\n", template: str | None = None, advice: str = "") -> None:
         """Prepare prompts.
 
         Args:
@@ -24,6 +24,7 @@ class Conversation:
             document: All documents' text, or ""; or the tokens of a prompt up to the documents' end, as an earlier one had them.
             between: What separates them from the first question.
             template: A chat template instead of the model's.
+            advice: What else can be done where it is refused.
 
         Raises:
             ValueError: The template is broken, or leaves out what is asked; or no prompt begins with these tokens.
@@ -31,6 +32,7 @@ class Conversation:
         self.turns: list[tuple[str, str]] = []  # question, answer
         self._vocabulary = vocabulary
         self._between = between
+        self._advice = advice
         self._document = tokens_of(vocabulary, document) if isinstance(document, str) else document
         self._asked: tuple[str, list[int]] = ("", [])  # the last prompt
 
@@ -38,14 +40,14 @@ class Conversation:
         # template or control tokens, and that what a template leaves out is noticed. Letters and digits, since a template may
         # write JSON; it may change their case, too.
         self._mark, self._probe = (f"{name}{secrets.token_hex(8)}" for name in ("document", "text"))
-        self._formatter = _formatter(vocabulary, template)
+        self._formatter = self._compiled(template or vocabulary.metadata().get("tokenizer.chat_template"))
         self._in_parts = False  # content is a list of parts
         if self._formatter is not None:
             self._choose_form()
         if not isinstance(document, str):
             self._document = document[self.document_begin() :]
             if not self._document or self.prompt("?")[: len(document)] != document:
-                raise _refused("the chat template begins otherwise")
+                raise self._refused("the chat template begins otherwise")
 
     @property
     def stop(self) -> list[str]:
@@ -122,10 +124,10 @@ class Conversation:
 
         text, has_bos = self._applied(document, question)
         if document and len(_split(text, self._mark)) == 1:
-            raise _refused(f"the chat template leaves out the documents{' of a follow-up' if self.turns else ''}")
+            raise self._refused(f"the chat template leaves out the documents{' of a follow-up' if self.turns else ''}")
         probed = self._applied(document, self._probe)[0]
         if len(_split(probed, self._probe)) == 1 or self._in_parts and "'type': 'text'" in probed:  # the list itself is printed
-            raise _refused("the chat template leaves out the question")
+            raise self._refused("the chat template leaves out the question")
         return text, has_bos
 
     def _applied(self, document: str, question: str) -> tuple[str, bool]:
@@ -139,7 +141,7 @@ class Conversation:
         try:
             response = templates.rendered(self._formatter, messages)
         except ValueError as error:
-            raise _refused(error) from None
+            raise self._refused(error) from None
         return response.prompt, response.added_special
 
     def _choose_form(self) -> None:
@@ -154,25 +156,22 @@ class Conversation:
         self._in_parts = False
         raise refusals[0]
 
+    def _compiled(self, template: str | None) -> Jinja2ChatFormatter | None:
+        if not template:
+            return None
+        eos, bos = self._vocabulary.token_eos(), self._vocabulary.token_bos()
+        try:
+            return templates.compiled(
+                template,
+                eos_token=self._vocabulary.token_get_text(eos) if eos != -1 else "",
+                bos_token=self._vocabulary.token_get_text(bos) if bos != -1 else "",
+            )
+        except ValueError as error:
+            raise self._refused(error) from None
+
+    def _refused(self, reason: object) -> ValueError:
+        return ValueError(f"{reason}; {self._advice}" if self._advice else str(reason))
+
 
 def _split(text: str, mark: str) -> list[str]:
     return re.split(mark, text, flags=re.IGNORECASE)
-
-
-def _refused(reason: object) -> ValueError:
-    return ValueError(f"{reason}; --chat-template chatml, say, takes another")
-
-
-def _formatter(vocabulary: LlamaModel, template: str | None) -> Jinja2ChatFormatter | None:
-    template = template or vocabulary.metadata().get("tokenizer.chat_template")
-    if not template:
-        return None
-    eos, bos = vocabulary.token_eos(), vocabulary.token_bos()
-    try:
-        return templates.compiled(
-            template,
-            eos_token=vocabulary.token_get_text(eos) if eos != -1 else "",
-            bos_token=vocabulary.token_get_text(bos) if bos != -1 else "",
-        )
-    except ValueError as error:
-        raise _refused(error) from None

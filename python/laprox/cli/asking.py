@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
-from laprox import KVConfig, hub
+from laprox import KVConfig, LaproxError, hub
+from laprox.chat.conversation import Conversation
+from laprox.chat.loading import Loader, load_weights
 from laprox.chat.session import Session, context_size
 from laprox.cli.running import Answers, Running
 from laprox.cli.show import notes, printable, size
@@ -42,7 +45,7 @@ def load(
     if not kv.on:
         raise ValueError("--kv-policy off can't hold a document that was read; accepted: full, which evicts nothing, or another policy")
     loader = running.loader((model or _its_model(document)).get(), *document.cache_types)
-    conversation = document.conversation(loader.vocabulary)
+    conversation = _conversation(document, loader)
     llm = loader.open(context_size(conversation, list(questions), answers.n_predict, ctx_size), kv)
     start = time.perf_counter()
     llm.load_document(document)
@@ -54,6 +57,15 @@ def load(
         markup=False,
     )
     return Session(llm, conversation, answers)
+
+
+def _conversation(document: Document, loader: Loader) -> Conversation:
+    try:
+        return document.conversation(loader.vocabulary)
+    except LaproxError:
+        with closing(load_weights(loader.path, use_extra_bufts=False)) as weights:  # mapped, but neither read nor repacked
+            document.check_model(weights)  # says more, if that is why
+        raise
 
 
 def _its_model(document: Document) -> ModelSource:

@@ -89,7 +89,7 @@ def chat(
 
     model_path = model.get()
     loader = running.loader(model_path, type_k, type_v)
-    conversation = Conversation(loader.vocabulary, text, template=template)
+    conversation = Conversation(loader.vocabulary, text, template=template, advice=options.OTHER_TEMPLATE)
     about = Auto(conversation.document_end() if text else 0, agnostic)
     llm = loader.reading(about).open(context_size(conversation, ask, answers.n_predict, ctx_size), kv if kv.on else None)
     tell_choice(llm)

@@ -40,6 +40,9 @@ def budgeted_types(k: str, v: str, kv: KVConfig) -> tuple[int | Auto, int | Auto
     return types[0], types[1]
 
 
+OTHER_TEMPLATE = "--chat-template chatml, say, takes another"
+
+
 def chat_template(text: str) -> str:
     """The value of --chat-template, as Jinja."""
     if text not in templates.NAMED and "{" not in text:

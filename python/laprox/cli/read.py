@@ -83,7 +83,7 @@ def read(
 
     model_path = model.get()
     loader = running.loader(model_path, type_k, type_v)
-    conversation = Conversation(loader.vocabulary, text, template=template)
+    conversation = Conversation(loader.vocabulary, text, template=template, advice=options.OTHER_TEMPLATE)
     n_tokens = conversation.document_end()
     if asked is not None:
         try:

@@ -107,6 +107,11 @@ class Document:
         except ValueError as error:
             raise self.refused(f"it was made with another chat template: {error}") from None
 
+    def check_model(self, model: LlamaModel) -> None:
+        """Raises LaproxError unless it was made with this model, whose weights are loaded."""
+        if (here := _core.model_fingerprint(model.model)) != self.fingerprint:
+            raise self.refused(f"it was made with the model {self.settings['model']}, and this is another one (fingerprint {self.fingerprint} there, {here} here)")
+
     def prompt(self, question: str, turns: Sequence[tuple[str, str]] = ()) -> list[int]:
         """The tokens of a question about it, up to where the answer begins: for `create_completion(prompt=...)`.
 
