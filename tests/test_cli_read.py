@@ -100,7 +100,7 @@ def test_several_files_are_one_document(model, texts):
 
 
 def test_another_policy_where_it_is_asked_for(read):
-    done = run("ask", read("a.kv"), "who?", "--json", *FAST, "--kv-policy", "snapkv", "--kv-budget", "10%", "-n", "600")
+    done = run("ask", read("a.kv"), "who?", "--json", *FAST, "--kv-policy", "snapkv", "--kv-budget", "10%", "--kv-min-tokens", "64", "-n", "600")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tokens_seen"] > 700
 
@@ -196,6 +196,14 @@ def test_settings(read, model, texts, tmp_path, options, said):
     names = {"DOC": read("a.kv"), "MODEL": model, "TEXT": texts / "notes.txt", "x.kv": tmp_path / "x.kv"}
     assert said in fails(*[names.get(option, option) for option in options])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["ask", "chat -d"])
+@pytest.mark.parametrize("options", [["--kv-budget", "5%"], ["--kv-budget", "20%"], ["--kv-min-tokens", "512"]])
+def test_settings_that_a_document_would_not_follow(read, command, options):
+    """Nor where they are what they would be anyway."""
+    said = fails(*command.split(), read("a.kv"), *options, status=2, stdin="who?")
+    assert re.search(f"{options[0]} does nothing for a document .* accepted with it: --kv-policy", re.sub(r"[\s│]+", " ", said)), said
 
 
 @pytest.mark.parametrize("options", [["ask"], ["read", "MODEL"], ["read", "MODEL", "TEXT"], ["chat", "--ask", "?"], ["chat", "-d", "TEXT"]])

@@ -17,12 +17,11 @@ from laprox.cli.show import printable
 from laprox.cli.source import HfFile, HfRepo, find_source
 from laprox.read.document import Document
 
-UNASKED = KVConfig(policy="full")
-
 
 @grouped
-@options.takes_kv(only=("budget", "policy", "gates"), policy=UNASKED.policy)
+@options.takes_kv(only=("budget", "policy", "min_tokens", "gates"), policy="full")
 def ask(
+    context: typer.Context,
     document: Annotated[Path, typer.Argument(metavar="DOCUMENT", help="What `laprox read` wrote.", show_default=False)],
     question: Annotated[
         list[str] | None, typer.Argument(metavar="QUESTION", help="Without one, they come from stdin.", show_default=False)
@@ -38,7 +37,7 @@ def ask(
     hf_file: HfFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
     ctx_size: options.ContextSize = 0,
-    kv: KVConfig = UNASKED,
+    kv: KVConfig = KVConfig(),
     answers: Answers = Answers(),
     running: Running = Running(),
 ) -> None:  # fmt: skip
@@ -50,5 +49,5 @@ def ask(
         questions = [printable(line.strip()) for line in sys.stdin if line.strip()]
     source = find_source(model, hf_repo, hf_file) if (model, hf_repo, hf_file) != (None, None, None) else None
     opened = Document(document)
-    session = asking.load(opened, source, None if kv == UNASKED else kv, questions, ctx_size, answers, running)
+    session = asking.load(opened, source, options.for_document(context, kv), questions, ctx_size, answers, running)
     Chat(session, as_json, unrelated=True, document=opened).answer_all(questions)

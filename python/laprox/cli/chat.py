@@ -39,6 +39,7 @@ FEW = 128  # tokens held per KV head, below which a percentage of a short text i
 @takes_model(needed=False)
 @options.takes_kv()
 def chat(
+    context: typer.Context,
     model: options.ModelIfNeeded,
     document: Annotated[
         list[Path] | None,
@@ -80,7 +81,7 @@ def chat(
     if (was_read := _was_read(document or [])) is not None:
         if template is not None or (type_k, type_v) not in (was_read.cache_types, (1, 1)):
             raise ValueError(f"{was_read.path} has the chat template and the cache types that it was made with; accepted: no options for them")
-        session = asking.load(was_read, model, None if kv == KVConfig() else kv, ask, ctx_size, answers, running)
+        session = asking.load(was_read, model, options.for_document(context, kv), ask, ctx_size, answers, running)
         Chat(session, as_json, agnostic, was_read).run(ask)
         return
     if model is None:

@@ -87,12 +87,34 @@ def takes_kv(
     return decorate
 
 
+def typed(context: typer.Context) -> list[str]:
+    """The options of settings that stand on the command line, whatever their values."""
+    sources = {name: context.get_parameter_source(f"kv_{name}") for name in OPTIONS}
+    return [_flag(name) for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def for_document(context: typer.Context, kv: KVConfig) -> KVConfig | None:
+    """The settings that were typed, where a document that was read is asked about; None: it has its own.
+
+    Raises:
+        BadParameter: They wouldn't be followed: it is as it was read unless a policy is named.
+    """
+    given = typed(context)
+    if given and _flag("policy") not in given:
+        raise typer.BadParameter(f"{given[0]} does nothing for a document that was read, which stays as it is; accepted with it: --kv-policy laprox, say, which evicts more")
+    return kv if given else None
+
+
+def _flag(name: str) -> str:
+    return f"--kv-{name.replace('_', '-')}"
+
+
 def _kv_option(name: str, default: Any, kind: Any) -> inspect.Parameter:
     option = OPTIONS[name]
     is_path = option.kind == "path"
     of = {"integer": int, "number": float, "path": Path | None}.get(option.kind, str)
     text = described(name) + (f" Accepted: {option.accepted}." if option.kind == "policy" else "")
-    flag = _kv(f"--kv-{name.replace('_', '-')}", metavar=option.value, help=text, show_default=not is_path)
+    flag = _kv(_flag(name), metavar=option.value, help=text, show_default=not is_path)
     return inspect.Parameter(f"kv_{name}", kind, annotation=Annotated[of, flag], default=default)
 
 
