@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -157,7 +158,7 @@ def test_a_conversation_goes_on(monkeypatch):
     monkeypatch.setattr(extras, "_importable", lambda module: module != "matplotlib")
     monkeypatch.setattr(chat.notes, "input", read)
     monkeypatch.setattr(chat.notes, "print", lambda text="", **_: printed.append(text))
-    session = type("Session", (), {"llm": None})()
+    session = type("Session", (), {"llm": None, "conversation": SimpleNamespace(turns=[])})()
     chat.Chat(session, as_json=False, unrelated=False).talk()
     assert 'the page needs matplotlib: pip install "laprox[report]"' in printed
 

@@ -56,7 +56,7 @@ def synthetic(pieces, layers=2, heads=3, share=0.3, seed=0, control=()):
     flags = np.isin(np.arange(n), control)
     n_held = int(sum(h.sum() for h in held.values()))
     return Remembered(
-        list(pieces), flags, held, {}, KVConfig(), KVStats(n, n_held, layers * heads * n, 1000, 9000, 0, 1, 0, 0, 0)
+        list(pieces), flags, held, {}, KVConfig(), KVStats(n, n_held, layers * heads * n, 1000, 9000, 0, 1, 0, 0, 0), n
     )
 
 

@@ -77,7 +77,9 @@ def test_without_an_archive_the_text_is_read_again_for_each_question(model, docu
 def test_a_short_text_is_kept(model, document):
     done = run("view", model, document, "-t", "1", "--kv-min-tokens", "3000")
     assert done.returncode == 0, done.stderr
-    assert "<|im_start|>" in done.stdout and "Nothing was evicted" in done.stderr
+    assert "<|im_start|>" in done.stdout and "Nothing was evicted: the text is within the budget" in done.stderr
+    done = run("view", model, document, "-t", "1", "--kv-policy", "full")
+    assert "Nothing is evicted: the policy is full." in done.stderr
 
 
 def test_what_is_wrong_is_said_before_the_long_work(model, document, tmp_path):
@@ -118,12 +120,19 @@ def test_in_a_chat(model, document, tmp_path):
     )
     try:
         terminal.expect("ctrl-D quits")
-        terminal.say("/view")
-        terminal.expect("Nothing was evicted")
+        terminal.say("/budget")
+        terminal.expect(" entries held, ")
+        assert "/reread" not in terminal.expect("> ")
+        terminal.press(b"/view\n")
+        without = re.search(r"[\d.]+ [KM]iB $", terminal.expect("without laprox"))[0]
+        terminal.expect("Nothing has been compressed yet: that comes with the first question")
         terminal.say("who?")
-        terminal.expect("tokens/s")
+        assert terminal.expect("without laprox").endswith(without)
+        terminal.say("/stats")
+        assert terminal.expect("without laprox").endswith(without)
         terminal.say("/view")
         shown = terminal.expect("without laprox")
+        assert shown.endswith(without)
         assert "Where in the text" in shown and "Entries kept" in shown
         terminal.say(f"/view {tmp_path}/out.html")
         terminal.expect("without laprox")

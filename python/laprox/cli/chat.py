@@ -222,7 +222,8 @@ class Chat:
         )
 
     def _view(self, path: str) -> None:
-        view_held(self._session.llm, notes, Path(path).expanduser() if path else None, self._texts)
+        asked = self._unrelated or self._session.conversation.turns
+        view_held(self._session.llm, notes, Path(path).expanduser() if path else None, bool(asked), self._texts)
 
     def _refuse_for_document(self, what: str) -> None:
         if self._document is not None:
@@ -238,7 +239,7 @@ class Chat:
         stats = kv.stats()
         notes.print(
             f"budget {kv.config.budget}: {stats.entries_held:,} of {stats.entries_full:,} entries held, {size(stats.kv_bytes)}"
-            + ("" if stats.archived_entries else "; /reread brings back what a larger budget allows"),
+            + ("" if stats.archived_entries or stats.entries_held == stats.entries_full else "; /reread brings back what a larger budget allows"),
             markup=False,
         )
 

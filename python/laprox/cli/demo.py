@@ -19,7 +19,7 @@ from laprox.cli import options
 from laprox.cli.groups import grouped
 from laprox.cli.progress import read
 from laprox.cli.running import Running
-from laprox.cli.show import notes, printable, size
+from laprox.cli.show import allocated_without, notes, printable, size
 from laprox.cli.source import ModelSource, check_model
 from laprox.demo import BRIEFLY, Question
 from laprox.eval.metrics import contains_any
@@ -130,7 +130,7 @@ def _summarise(console: Console, stock: Column, small: Column, n: int) -> None:
     assert stats is not None
     table = Table("", stock.label, small.label, box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name, one, other in (
-        ("KV cache", size(stats.kv_bytes_full), size(small.held)),
+        ("KV cache", size(allocated_without(stats, small.session.llm.n_ctx())), size(small.held)),
         ("right, each question by itself", f"{stock.right[0]} of {n}", f"{small.right[0]} of {n}"),
         ("right, all in one conversation", f"{stock.right[1]} of {n}", f"{small.right[1]} of {n}"),
         ("tokens per second", f"{median(stock.speeds):.0f}", f"{median(small.speeds):.0f}"),

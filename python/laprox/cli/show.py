@@ -6,15 +6,10 @@ from rich.console import Console
 
 from laprox import KVStats, Llama
 from laprox.chat.decoding import printable
-from laprox.viz.text import size
+from laprox.viz.text import allocated_without, size
 
 # Answers go to stdout and everything else here, so that a pipe gets answers only.
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def allocated_without(stats: KVStats, n_ctx: int) -> float:
-    """Bytes that llama.cpp allocates for the same layers: for all of a context of `n_ctx` tokens, whatever is in it."""
-    return stats.kv_bytes_full / stats.tokens_seen * n_ctx if stats.tokens_seen else 0.0
 
 
 def status(stats: KVStats | None, tokens_seen: int, tokens_per_s: float, n_ctx: int, recalled: int = 0) -> str:

@@ -16,7 +16,7 @@ from laprox.chat.session import context_size
 from laprox.cli import options
 from laprox.cli.progress import read
 from laprox.cli.running import Running
-from laprox.cli.show import notes, printable, remark, size
+from laprox.cli.show import allocated_without, notes, printable, remark, size
 from laprox.cli.source import takes_model
 from laprox.files import check_writable
 from laprox.viz import terminal
@@ -93,13 +93,14 @@ def _check_page(html: Path, inputs: Sequence[Path | None]) -> None:
     check_writable(html, inputs)
 
 
-def view_held(llm: Llama, console: Console, html: Path | None, documents: Sequence[Path] = ()) -> None:
+def view_held(llm: Llama, console: Console, html: Path | None, asked: bool, documents: Sequence[Path] = ()) -> None:
     """Show what a Llama in use holds, scored as it is now.
 
     Args:
         llm: Whose cache is compressed.
         console: Where it is shown, without a page.
         html: The page to write instead.
+        asked: Whether there was a question yet, or a compression without one.
         documents: What was read, which no page takes the place of.
 
     Raises:
@@ -111,7 +112,7 @@ def view_held(llm: Llama, console: Console, html: Path | None, documents: Sequen
     if html is not None:
         extras.need("report", "the page")
         _check_page(html, documents)
-    show(look(llm), console, Path(llm.model_path).name, "", "", html)
+    show(look(llm), console, Path(llm.model_path).name, "", "", html, asked=asked)
 
 
 def show(
@@ -123,6 +124,7 @@ def show(
     html: Path | None,
     svg: Path | None = None,
     later: Sequence[tuple[str, Remembered]] = (),
+    asked: bool = True,
 ) -> None:
     """Into the files, or else into the terminal."""
     if html is None and svg is None:
@@ -131,17 +133,14 @@ def show(
     notes.print(
         f"{stats.tokens_seen:,} tokens seen · {stats.entries_held:,} of {stats.entries_full:,} entries held "
         f"({stats.entries_held / stats.entries_full:.1%}) · "
-        f"{size(stats.kv_bytes)} now, {size(stats.kv_bytes_full)} without laprox",
+        f"{size(stats.kv_bytes)} now, {size(allocated_without(stats, remembered.n_ctx))} without laprox",
         markup=False,
     )
     if stats.entries_held == stats.entries_full:
-        notes.print(
-            f"Nothing was evicted: the text is within the budget ({remembered.config.budget}), or within "
-            f"min_tokens ({remembered.config.min_tokens})."
-        )
-    for asked, now in later:
+        notes.print(_why_all(remembered.config, asked), markup=False)
+    for other, now in later:
         came = now.came.sum()
-        notes.print(f"“{asked}”: {came:,} entries came back ({came / now.stats.entries_held:.1%} of those held)", markup=False)
+        notes.print(f"“{other}”: {came:,} entries came back ({came / now.stats.entries_held:.1%} of those held)", markup=False)
     if html is not None:
         from laprox.viz.remembered_page import page  # matplotlib takes its time
 
@@ -150,3 +149,11 @@ def show(
     if svg is not None:
         terminal.save(remembered, svg, f"What {model} remembers of {document}", later)
         notes.print(printable(str(svg)), markup=False)
+
+
+def _why_all(config: KVConfig, asked: bool) -> str:
+    if config.policy == "full":
+        return "Nothing is evicted: the policy is full."
+    if not asked:
+        return "Nothing has been compressed yet: that comes with the first question."
+    return f"Nothing was evicted: the text is within the budget ({config.budget}), or within min_tokens ({config.min_tokens})."

@@ -37,6 +37,7 @@ class Remembered:
         scores: {layer: float32 [KV heads, tokens]}, NaN where there is none; empty if nobody asked.
         config: The settings that were in force.
         stats: The cache in numbers.
+        n_ctx: Tokens that the context has room for.
         marks: Positions with a name: {"question": 2013}.
         before: As `held`, what of this text was held before it was chosen anew, for another question; tokens that are new since
             then count as held. None: nobody asked before.
@@ -48,6 +49,7 @@ class Remembered:
     scores: dict[int, npt.NDArray[np.float32]]
     config: KVConfig
     stats: KVStats
+    n_ctx: int
     marks: dict[str, int] = field(default_factory=dict)
     before: dict[int, npt.NDArray[np.bool_]] | None = None
 
@@ -129,6 +131,7 @@ def look(
         score_all(llm) if scores is None else scores,
         llm.kv.config,
         stats,
+        llm.n_ctx(),
         dict(marks or {}),
         None if before is None else _held_before(before, pieces, held),
     )

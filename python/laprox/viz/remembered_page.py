@@ -18,7 +18,7 @@ from laprox.viz.chart import Chart
 from laprox.viz.charts import along, distributions, exchange, heat_map
 from laprox.viz.page import Page, template
 from laprox.viz.remembered import Cell, Remembered, cells, held_by, least, legend, levels, shade
-from laprox.viz.text import size
+from laprox.viz.text import allocated_without, size
 
 AROUND = 12  # pieces of text shown beside those that much came back to
 
@@ -131,7 +131,7 @@ def numbers(remembered: Remembered) -> dict[str, str]:
         "tokens seen": f"{stats.tokens_seen:,}",
         "entries held": f"{stats.entries_held:,} of {stats.entries_full:,}",
         "share": f"{stats.entries_held / stats.entries_full:.1%}",
-        "KV cache": f"{size(stats.kv_bytes)}, not {size(stats.kv_bytes_full)}",
+        "KV cache": f"{size(stats.kv_bytes)}, not {size(allocated_without(stats, remembered.n_ctx))}",
     }
 
 

@@ -1,8 +1,12 @@
-"""Text from anywhere, made safe to show."""
+"""Text from anywhere, made safe to show, and numbers of bytes as text."""
 
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from laprox.kv import KVStats
 
 # What turns the reading direction of its surroundings around. Left-to-right and Arabic letters need none of it.
 _REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -19,6 +23,11 @@ def size(n_bytes: float) -> str:
     while n_bytes >= 1024 and unit < 3:
         n_bytes, unit = n_bytes / 1024, unit + 1
     return f"{n_bytes:.{min(unit, 1)}f}".removesuffix(".0") + f" {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+
+
+def allocated_without(stats: KVStats, n_ctx: int) -> float:
+    """Bytes that llama.cpp allocates for the same layers: for all of a context of `n_ctx` tokens, whatever is in it."""
+    return stats.kv_bytes_full / stats.tokens_seen * n_ctx if stats.tokens_seen else 0.0
 
 
 def shortened(text: str, n: int) -> str:
