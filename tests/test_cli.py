@@ -371,6 +371,15 @@ def test_what_the_archive_has_no_room_for_is_said_once(terminal):
     assert lost > 0
 
 
+def test_where_nothing_can_be_archived_is_said_once(terminal):
+    t = terminal("--kv-archive-limit", "10KiB")
+    t.say("who?")
+    t.expect("There is no room for an archive")
+    t.say("where?")
+    t.expect("tokens/s")
+    assert "There is no room" not in t.expect("> ")
+
+
 def test_without_an_archive_an_answer_from_stale_entries_says_so(terminal):
     t = terminal("--kv-archive", "off")
     t.say("who?")

@@ -135,6 +135,7 @@ class Chat:
         self._talks = False  # with somebody who may want to go on after ctrl-C
         self._warned = document is not None  # that little is held, which its maker was told
         self._lost = 0  # tokens, of which was said that they are
+        self._hopes = True  # that there is an archive: nobody was told otherwise
 
     def run(self, questions: list[str]) -> None:
         """Answer these; without any, those that are typed or come through a pipe."""
@@ -279,13 +280,28 @@ class Chat:
         self._warn_if_little(answer.stats)
 
     def _warn_if_lost(self, stats: KVStats | None) -> None:
-        if stats and stats.archived_entries and stats.tokens_lost > self._lost:
-            self._lost = stats.tokens_lost
+        if stats is None or stats.tokens_lost <= self._lost or not self._archives:
+            return
+        self._lost = stats.tokens_lost
+        if stats.archived_entries:
             notes.print(
                 f"The archive has no room for {self._lost:,} of these tokens: what was evicted of them can't come back, whatever is asked. "
                 "--kv-archive-limit says how much it may take.",
                 style="yellow",
             )
+        elif self._hopes:
+            self._hopes = False
+            notes.print(
+                "There is no room for an archive, so what is evicted can't come back, whatever is asked. --kv-archive FOLDER, or TMPDIR, "
+                "says where it is, and --kv-archive-limit how much it may take.",
+                style="yellow",
+            )
+
+    @property
+    def _archives(self) -> bool:
+        """Whether what is evicted is to be archived."""
+        config = self._session.llm.kv.config
+        return config.archive != "off" and config.recall > 0 and config.policy != "full"
 
     def _warn_if_little(self, stats: KVStats | None) -> None:
         if self._warned or not stats or not stats.compressions:
