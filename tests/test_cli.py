@@ -184,6 +184,8 @@ def test_settings(model, document, options, said):
 @pytest.mark.parametrize(
     "options",
     [[], ["MODEL", "--nonsense"], ["MODEL", "--temp", "-1"], ["MODEL", "-n", "0"], ["MODEL", "-n", "many"], ["MODEL", "--top-p", "2"],
+     ["MODEL", "-t", "100000"], ["MODEL", "-c", "4294967297"], ["MODEL", "-b", "99999999999"], ["MODEL", "-ngl", "4294967296"],
+     ["MODEL", "-n", "99999999999"], ["MODEL", "-s", "4294967296"], ["MODEL", "--top-k", "4294967297"],
      ["MODEL", "--kv-policy", "off", "--compress-before-question"]],
 )
 def test_usage(model, options):

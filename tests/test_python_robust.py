@@ -164,6 +164,13 @@ def test_types_that_a_cache_cannot_have(load, kv, option, number):
         load(kv, **{option: number})
 
 
+@pytest.mark.parametrize("kv", [KV, None])
+@pytest.mark.parametrize("name", ["n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch"])
+def test_numbers_that_are_too_large(load, kv, name):
+    with pytest.raises(ValueError, match=f"^{name} is 4294967297; accepted: up to [0-9]+$"):
+        load(kv=kv, **{name: 4294967297})
+
+
 def test_types_that_a_cache_can_have(load, prompt):
     from laprox.cache_types import CACHE_TYPES
 

@@ -29,6 +29,10 @@ PRIVATE = {
     "_internals.LlamaContext": "ctx",
 }
 
+MOST_THREADS = 512  # GGML_MAX_N_THREADS
+MOST_TOKENS = 1 << 24  # of a context: far more than a model is trained for, and few enough for llama.cpp to count
+MOST = {"n_ctx": MOST_TOKENS, "n_batch": MOST_TOKENS, "n_ubatch": MOST_TOKENS, "n_threads": MOST_THREADS, "n_threads_batch": MOST_THREADS}
+
 
 class Native:
     """An attribute that points into the library's memory, for as long as that is there.
@@ -54,7 +58,7 @@ class Native:
 
 
 class Parent(llama_cpp.Llama):
-    """llama_cpp.Llama, with names for what a subclass of it has to know, and three of its defects mended."""
+    """llama_cpp.Llama, with names for what a subclass of it has to know, and four of its defects mended."""
 
     # Until the parent has made its own, so that close() works on an instance whose settings were refused.
     _stack = contextlib.ExitStack()
@@ -63,6 +67,13 @@ class Parent(llama_cpp.Llama):
     _batch: Any = Native()
     _loaded_model: Any = Native()
     tokenizer_: Any = Native()
+
+    def __init__(self, model_path: str, **kwargs: Any) -> None:
+        """As the parent, which would hand on numbers that are too large for llama.cpp as others, or have it crash. Raises ValueError."""
+        for name, most in MOST.items():
+            if isinstance(value := kwargs.get(name), int) and value > most:
+                raise ValueError(f"{name} is {value}; accepted: up to {most}")
+        super().__init__(model_path, **kwargs)
 
     def _check_usable(self) -> None:
         """Raises if this instance must not be used any more."""

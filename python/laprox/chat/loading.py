@@ -67,7 +67,7 @@ class Loader:
         options: dict[str, Any] = {
             "kv": kv,
             "n_ctx": n_ctx,
-            "n_batch": self.batch_size,
+            "n_batch": min(self.batch_size, n_ctx),  # a row of logits each
             "n_threads": self.threads or None,
             "n_threads_batch": self.threads or None,
             "n_gpu_layers": self.gpu_layers,

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from laprox import KVConfig, Llama, _core, extras
+from laprox._upstream import MOST_TOKENS
 from laprox.chat.loading import load_weights
 from laprox.chat.reading import read_document
 from laprox.chat.tokens import trained_for
@@ -43,7 +44,7 @@ class Asked(Facts):
         int, typer.Option("--continuation", metavar="N", min=16, help=f"Tokens of each document's end to hold back and predict, at most {ROOM}.")
     ] = 192
     n_tokens: Annotated[int, typer.Option("--tokens", metavar="N", min=0, help="Read at most N tokens of each document; 0 = all.")] = 0
-    n_predict: Annotated[int, typer.Option("--predict", "-n", metavar="N", min=1, help="Length of the longest answer in tokens.")] = 48
+    n_predict: Annotated[int, typer.Option("--predict", "-n", metavar="N", min=1, max=MOST_TOKENS, help="Length of the longest answer in tokens.")] = 48
     seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the facts.")] = 1
 
 

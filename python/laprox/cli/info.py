@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from laprox import KVConfig, LaproxError
+from laprox._upstream import MOST_TOKENS
 from laprox.chat import log
 from laprox.chat.cost import measure
 from laprox.chat.loading import load_weights
@@ -27,7 +28,7 @@ def info(
     ctx_size: Annotated[
         list[int] | None,
         typer.Option(
-            "--ctx-size", "-c", min=1, help="A context size, in tokens, to show the cost of; repeatable.", show_default=False
+            "--ctx-size", "-c", min=1, max=MOST_TOKENS, help="A context size, in tokens, to show the cost of; repeatable.", show_default=False
         ),
     ] = None,
     kv: KVConfig = KVConfig(),

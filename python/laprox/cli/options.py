@@ -11,11 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from laprox import KVConfig, _core, templates
+from laprox._upstream import MOST_THREADS, MOST_TOKENS
 from laprox.cache_types import AUTO, Auto, CacheType
 from laprox.cache_types import CACHE_TYPES as EVERY_TYPE
 from laprox.cli.groups import signed
 from laprox.cli.source import ModelSource
 from laprox.config import OPTIONS, described, initial, to_params
+
+INT32, UINT32 = (1 << 31) - 1, (1 << 32) - 1  # the largest that llama.cpp takes
 
 CACHE_TYPES = {name: EVERY_TYPE[name] for name in ("f32", "f16", "bf16", "q8_0", "q4_0")}
 
@@ -138,9 +141,9 @@ BudgetedTypeV = Annotated[str, _kv("--cache-type-v", "-ctv", help=f"Data type of
 
 BeforeQuestion = Annotated[bool, typer.Option("--compress-before-question", hidden=True, help="The same as --regime agnostic.")]
 
-ContextSize = Annotated[int, _run("--ctx-size", "-c", min=0, help="Size of the context in tokens; 0 = as large as needed.")]
-Threads = Annotated[int, _run("--threads", "-t", min=0, help="Number of CPU threads; 0 = llama.cpp's choice.")]
-GPULayers = Annotated[int, _run("--gpu-layers", "-ngl", min=-1, help="Number of layers to put on the GPU; -1 = all.")]
+ContextSize = Annotated[int, _run("--ctx-size", "-c", min=0, max=MOST_TOKENS, help="Size of the context in tokens; 0 = as large as needed.")]
+Threads = Annotated[int, _run("--threads", "-t", min=0, max=MOST_THREADS, help="Number of CPU threads; 0 = llama.cpp's choice.")]
+GPULayers = Annotated[int, _run("--gpu-layers", "-ngl", min=-1, max=INT32, help="Number of layers to put on the GPU; -1 = all.")]
 ChatTemplate = Annotated[
     str | None,
     _run(
@@ -149,13 +152,13 @@ ChatTemplate = Annotated[
         show_default=False,
     ),
 ]
-BatchSize = Annotated[int, _run("--batch-size", "-b", min=1, help="Number of tokens that are evaluated at once.")]
+BatchSize = Annotated[int, _run("--batch-size", "-b", min=1, max=MOST_TOKENS, help="Number of tokens that are evaluated at once.")]
 Verbose = Annotated[bool, _run("--verbose", "-v", help="Show llama.cpp's log.")]
 
-Predict = Annotated[int, _draw("--predict", "-n", min=1, help="Length of the longest answer in tokens.")]
+Predict = Annotated[int, _draw("--predict", "-n", min=1, max=MOST_TOKENS, help="Length of the longest answer in tokens.")]
 Temperature = Annotated[float, _draw("--temp", min=0.0, help="Temperature of sampling; 0 = always the likeliest token.")]
-TopK = Annotated[int, _draw("--top-k", min=0, help="Sample from the K likeliest tokens; 0 = from all.")]
+TopK = Annotated[int, _draw("--top-k", min=0, max=INT32, help="Sample from the K likeliest tokens; 0 = from all.")]
 TopP = Annotated[
     float, _draw("--top-p", min=0.0, max=1.0, help="Sample from the likeliest tokens that together have the probability P.")
 ]
-Seed = Annotated[int, _draw("--seed", "-s", min=-1, help="Seed of sampling; -1 = a new one each time.")]
+Seed = Annotated[int, _draw("--seed", "-s", min=-1, max=UINT32, help="Seed of sampling; -1 = a new one each time.")]
