@@ -89,9 +89,14 @@ def test_a_document_from_a_pipe_is_read_whole(model, document):
     assert piped.stdout == run("chat", model, "-d", document, "--ask", "who?", *FAST).stdout
 
 
-def test_no_document_no_question(model):
+def test_no_document(model):
     assert run("chat", model, "--ask", "hello", *FAST).returncode == 0
-    assert run("chat", model, *FAST).stdout == ""
+
+
+def test_no_question(model, document):
+    """Said before the model is loaded."""
+    for options in ([], ["-d", document], ["-d", document, "--json"]):
+        assert "no question" in fails("chat", model, *options, *FAST, stdin="\n \n", status=2)
 
 
 def test_several_documents(model, document, tmp_path):

@@ -198,6 +198,11 @@ def test_settings(read, model, texts, tmp_path, options, said):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_question(read):
+    for command in ("ask", "chat -d"):
+        assert "no question" in fails(*command.split(), read("a.kv"), *FAST, status=2)
+
+
 @pytest.mark.parametrize("command", ["ask", "chat -d"])
 @pytest.mark.parametrize("options", [["--kv-budget", "5%"], ["--kv-budget", "20%"], ["--kv-min-tokens", "512"]])
 def test_settings_that_a_document_would_not_follow(read, command, options):

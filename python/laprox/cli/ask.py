@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from laprox import KVConfig
-from laprox.cli import asking, options
+from laprox.cli import asking, options, streams
 from laprox.cli.chat import Chat
 from laprox.cli.groups import grouped
 from laprox.cli.running import Answers, Running
@@ -42,11 +42,9 @@ def ask(
     running: Running = Running(),
 ) -> None:  # fmt: skip
     """Answer questions about a document that `laprox read` wrote, each from the same state. Nothing is read again."""
-    questions = [printable(q) for q in question or []]
-    if not questions:
-        if sys.stdin.isatty():
-            raise typer.BadParameter("ask something: QUESTION, after the document (`laprox chat -d DOCUMENT` is a conversation)")
-        questions = [printable(line.strip()) for line in sys.stdin if line.strip()]
+    if not question and sys.stdin is not None and sys.stdin.isatty():
+        raise typer.BadParameter("ask something: QUESTION, after the document (`laprox chat -d DOCUMENT` is a conversation)")
+    questions = [printable(q) for q in question or streams.questions()]
     source = find_source(model, hf_repo, hf_file) if (model, hf_repo, hf_file) != (None, None, None) else None
     opened = Document(document)
     session = asking.load(opened, source, options.for_document(context, kv), questions, ctx_size, answers, running)

@@ -14,7 +14,7 @@ from laprox.cache_types import Auto
 from laprox.chat.conversation import Conversation
 from laprox.chat.reading import read_documents
 from laprox.chat.session import Session, context_size
-from laprox.cli import asking, options
+from laprox.cli import asking, options, streams
 from laprox.cli.progress import read
 from laprox.cli.running import Answers, Running
 from laprox.cli.show import allocated_without, notes, printable, remark, size, status, tell_choice
@@ -79,14 +79,16 @@ def chat(
     ask = [printable(question) for question in ask or []]
     template = options.chat_template(chat_template) if chat_template is not None else None
     if (was_read := _was_read(document or [])) is not None:
+        questions = _questions(ask)
         if template is not None or (type_k, type_v) not in (was_read.cache_types, (1, 1)):
             raise ValueError(f"{was_read.path} has the chat template and the cache types that it was made with; accepted: no options for them")
         session = asking.load(was_read, model, options.for_document(context, kv), ask, ctx_size, answers, running)
-        Chat(session, as_json, agnostic, was_read).run(ask)
+        Chat(session, as_json, agnostic, was_read).run(questions)
         return
     if model is None:
         raise typer.BadParameter(NO_MODEL)
     text = read_documents(document, remark) if document else ""
+    questions = _questions(ask)
 
     model_path = model.get()
     loader = running.loader(model_path, type_k, type_v)
@@ -100,7 +102,14 @@ def chat(
         read(session.llm, conversation.opening())
     if agnostic:
         ui.compress()
-    ui.run(ask)
+    ui.run(questions)
+
+
+def _questions(asked: list[str]) -> Iterable[str] | None:
+    """These, or those that come through a pipe; None: somebody types them. Raises BadParameter if there is none."""
+    if asked:
+        return asked
+    return None if sys.stdin is not None and sys.stdin.isatty() else streams.questions()
 
 
 def _was_read(documents: list[Path]) -> Document | None:
@@ -137,14 +146,12 @@ class Chat:
         self._lost = 0  # tokens, of which was said that they are
         self._hopes = True  # that there is an archive: nobody was told otherwise
 
-    def run(self, questions: list[str]) -> None:
-        """Answer these; without any, those that are typed or come through a pipe."""
-        if questions:
-            self.answer_all(questions)
-        elif sys.stdin.isatty():
+    def run(self, questions: Iterable[str] | None) -> None:
+        """Answer these; None: those that are typed."""
+        if questions is None:
             self.talk()
         else:
-            self.answer_all(line.strip() for line in sys.stdin if line.strip())
+            self.answer_all(questions)
 
     def compress(self) -> None:
         """Compress the documents with no question in view, and say what that costs."""
