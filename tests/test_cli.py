@@ -514,6 +514,7 @@ def test_info_refuses(model, tmp_path):
     assert "abc" in fails("info", model, "--kv-budget", "abc")
     fails("info", gguf_factory.truncate(model, tmp_path / "cut.gguf"))
     fails("info", model, "-c", "0", status=2)
+    assert "name a model" in fails("info", "", status=2)
 
 
 # --- help and version ------------------------------------------------------------------------------------------------

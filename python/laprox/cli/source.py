@@ -117,7 +117,7 @@ def find_source(model: str | None, repo: str | None, file: str | None) -> ModelS
         BadParameter: None is named, or two.
         ValueError: It is neither a file, a known model, nor a repository's name.
     """
-    if model is None and repo is None:
+    if not model and repo is None:
         raise typer.BadParameter(NO_MODEL)
     if model is not None and repo is not None:
         raise typer.BadParameter(f"two models are named, MODEL {model} and -hf {repo}: give one")
