@@ -180,7 +180,7 @@ double server_kv::bytes_of_request(const common_params_kv & merged) const {
 }
 
 void server_kv::protect_functions(const common_kv_request & request, double bytes, common_params_kv & merged) const {
-    if (request.functions.empty()) {
+    if (request.functions.empty() || merged.policy_name() == "full") {
         return;
     }
     std::string text = merged.text("protect");
