@@ -90,6 +90,17 @@ def test_a_saved_slot_has_it_where_it_is_asked_for(start):
             assert reply["kv"]["tokens_reread"] == reread
 
 
+def test_progress_only_goes_on(start):
+    """Nothing is said while tokens are evaluated again."""
+    with start("-b", "64") as server:
+        server.complete(DOCUMENT + question(1), n=8)
+        prompt = DOCUMENT + question(2, n=200)
+        events = server.events("/completion", prompt=prompt, n_predict=1, return_progress=True)
+        said = [event["prompt_progress"]["processed"] for event in events if "prompt_progress" in event]
+        assert events[-1]["kv"]["entries_recalled"] > 0 and len(said) > 3
+        assert said == sorted(set(said)) and said[-1] == len(prompt)
+
+
 @pytest.mark.parametrize("n", [8, 40, 150])
 def test_a_prompt_again_after_any_answer_and_in_a_slot_that_was_restored(start, n):
     """The answer has taken the place of the prompt's queries, and a file has no others: they are made again."""

@@ -382,6 +382,10 @@ bool server_kv::counts(int id_slot) {
     return false;
 }
 
+bool server_kv::is_again(int id_slot) const {
+    return on() && slots[id_slot].again >= 0;
+}
+
 void server_kv::clear_reason() const {
     if (on()) {
         get_stats(-1); // every call that succeeds clears it
