@@ -213,12 +213,22 @@ def test_infill_is_refused(server):
     assert reply.status in (400, 501)  # the model has no tokens for it, which is said first
 
 
+def test_a_template_has_no_place_for_a_document(server):
+    ask = {"messages": [{"role": "user", "content": "?"}]}
+    refusal = server.post("/apply-template", **ask, documents=["a"]).error
+    assert refusal["code"] == 400 and "'documents': /apply-template has no place for a document" in refusal["message"]
+    assert isinstance(server.post("/apply-template", **ask)["prompt"], str)
+
+
 def test_without_the_option(model, folder):
     for options in ((), ("--kv-budget", "20%")):
         with Server(model, "-c", "2048", *options) as server:
             assert server.get("/documents").status == 501 and "--kv-documents" in server.get("/documents").error["message"]
             refusal = chat(server, "Ada?").error
             assert refusal["code"] == 400 and "--kv-documents" in refusal["message"]
+            for others in ([{"title": "t", "text": "a text"}], [], "a", {}):  # which llama-server ignores
+                for path, rest in (("/v1/chat/completions", {"messages": [{"role": "user", "content": "?"}]}), ("/completion", {"prompt": "?"})):
+                    assert server.post(path, **rest, n_predict=1, max_tokens=1, documents=others).status == 200
 
 
 @pytest.mark.parametrize("wrong", ["", "/no/such/folder", __file__])

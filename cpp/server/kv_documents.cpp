@@ -110,10 +110,13 @@ std::shared_ptr<const server_kv_document> server_kv_documents::named(const json 
     if (!request.contains("documents") || request.at("documents").is_null()) {
         return nullptr;
     }
-    if (!on()) {
-        throw std::invalid_argument("Field 'documents': this server offers none. Start it with `--kv-documents`");
-    }
     const json & names = request.at("documents");
+    if (!on()) {
+        if (names.is_array() && !names.empty() && names.at((size_t) 0).is_string()) {
+            throw std::invalid_argument("Field 'documents': this server offers none. Start it with `--kv-documents`");
+        }
+        return nullptr; // what other programs mean by it, llama-server ignores
+    }
     if (!names.is_array() || names.empty() || !names.at((size_t) 0).is_string()) {
         throw std::invalid_argument("Field 'documents' is " + quoted(names) + "; accepted: a list with a name, such as [\"report\"]");
     }
@@ -347,7 +350,7 @@ json server_kv_prompt(const json & request, server_task_type type, task_response
         return prompt;
     }
     if (type == SERVER_TASK_TYPE_INFILL) {
-        throw std::invalid_argument("Field 'documents': /infill begins with code, not with a document; accepted: in chats and /completion");
+        server_kv_refuse_document(request, "/infill");
     }
     json behind = json::array();
     append(behind, document->tokens);
@@ -359,6 +362,12 @@ json server_kv_prompt(const json & request, server_task_type type, task_response
         throw std::invalid_argument("Field 'documents': the prompt is neither text nor tokens; accepted: one prompt, which goes on behind the document");
     }
     return behind;
+}
+
+void server_kv_refuse_document(const json & request, const char * path) {
+    if (server_kv_docs().named(request)) {
+        throw std::invalid_argument(std::string("Field 'documents': ") + path + " has no place for a document; accepted: in chats and /completion");
+    }
 }
 
 void server_kv_take_document(const json & request, server_task & task) {

@@ -99,5 +99,8 @@ private:
 // The prompt of a request, which goes on behind the document that it names. A chat's was made by server_kv_chat, and has it already.
 json server_kv_prompt(const json & request, server_task_type type, task_response_type reply);
 
+// Requests at this path can't be about one. Throws std::invalid_argument.
+void server_kv_refuse_document(const json & request, const char * path);
+
 // The task is about the document that the request names, if it names one.
 void server_kv_take_document(const json & request, server_task & task);
