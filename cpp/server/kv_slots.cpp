@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <stdexcept>
 
 //
@@ -16,13 +17,15 @@
 // What of a cache can be another one for each request: the others are of the context, or of its files.
 static const std::array<const char *, 2> of_a_request = { "budget", "policy" };
 
-// A number as the text that options take: 2048 are tokens, 0.05 is a share.
+// A number as the text that options take: 2048 are tokens, and so are 2048.0; 0.05 is a share.
 static std::string to_text(const json & value, const char * name) {
     if (value.is_string()) {
         return value.get<std::string>();
     }
     if (value.is_number()) {
-        return value.dump();
+        const double number = value.get<double>();
+        const bool   whole  = number >= 1.0 && number <= 1e15 && number == std::floor(number);
+        return whole ? std::to_string((int64_t) number) : value.dump();
     }
     throw std::invalid_argument(std::string("\"") + name + "\" is " + value.dump() + "; accepted: a string" +
             (std::string(name) == "budget" ? " such as \"5%\", \"2048\" (tokens) or \"512MiB\", or a number" : ""));
