@@ -269,6 +269,7 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
     const laprox_stats found = get_stats(id_slot);
     const bool evicted = found.entries_held < found.entries_full;
 
+    const llama_model * model = llama_get_model(ctx);
     llama_memory_t memory = llama_get_memory(ctx);
     const auto is_cut = [&](int n) { return cached.pos_next(n) <= llama_memory_seq_pos_max(memory, id_slot); };
     const auto cut    = [&](int n) { return llama_memory_seq_rm(memory, id_slot, cached.pos_next(n), -1); };
@@ -276,7 +277,7 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         // Where entries come back by the queries of the prompt's last tokens, what is cut off may have taken the place of theirs:
         // so a whole window of tokens is evaluated, but not where a sliding window lacks what is before.
         const bool goes_back = evicted && cut_from(id_slot) == 0 && laprox_policy_probes(s.policy.c_str()) &&
-                llama_model_n_swa(llama_get_model(ctx)) == 0;
+                llama_model_n_swa(model) == 0;
         const auto is_text   = [&](int first) { // so that no image is cut in two
             for (int i = first - 1; i < n_past; i++) {
                 if (task.tokens[i] == LLAMA_TOKEN_NULL) {
@@ -293,6 +294,11 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         }
     }
     s.goes_on = n_past > 0 && evicted;
+    // recurrent layers can't take back by themselves what is to be evaluated again
+    if (s.goes_on && llama_model_is_hybrid(model) && laprox_compressed_for(ctx, id_slot) == 0 &&
+            (int) task.tokens.size() - n_past <= std::stoi(common_kv().text("recall_tokens"))) {
+        laprox_mark(ctx, id_slot);
+    }
     s.n_recalled_before = n_past > 0 ? s.n_recalled_before : 0;
 
     size_t n_cached = 0;
