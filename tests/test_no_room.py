@@ -1,5 +1,7 @@
 """A device without room for one more buffer, whichever one it is: the cache is as it was, and usable."""
 
+import ctypes as c
+
 import engine
 import numpy as np
 import pytest
@@ -50,6 +52,20 @@ def test_compression(toy, rng, policy, budget):
             other.compress()
             assert same(everything(ctx), everything(other))
             assert np.array_equal(ctx.decode([5, 6]), other.decode([5, 6]))
+
+
+def test_a_turn_that_was_evaluated_again(toy, rng):
+    """A refusal ends it: there is nothing more to evaluate, or that would go on for ever."""
+    with engine.Model(toy(), engine.params(budget="20%", min_tokens=20, archive="ram", recall=1)) as model, engine.Context(model) as ctx:
+        ctx.decode(rng.integers(3, 512, 300))
+        assert ctx.prompt_done() is None
+        ctx.decode(turn := rng.integers(3, 512, 60))
+        assert ctx.prompt_done() == 300
+        ctx.decode(turn)
+        again = c.c_int32(300)
+        with engine.Full(0):
+            assert not engine.laprox("prompt_done", ctx.handle, 0, 1 << 20, c.byref(again))
+        assert again.value == -1
 
 
 @pytest.mark.parametrize("compressed", [False, True])

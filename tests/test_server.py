@@ -142,7 +142,7 @@ def test_a_request_may_have_its_own_budget_and_policy(fresh):
     held = lambda **kv: fresh.complete(tokens(1000), n=1, cache_prompt=False, kv=kv)["kv"]
     assert held(budget="10%")["entries_held"] == 0.1 * 1000 * N_PAIRS
     assert held(budget=0.5)["entries_held"] == 0.5 * 1000 * N_PAIRS
-    assert held(budget=300)["entries_held"] == 300 * N_PAIRS
+    assert held(budget=300)["entries_held"] == held(budget=300.0)["entries_held"] == 300 * N_PAIRS
     assert held(budget="10%", policy="snapkv")["policy"] == "snapkv"
     assert held(policy="keydiff:ada")["entries_held"] == 0.2 * 1000 * N_PAIRS
     assert held(policy="off")["entries_held"] == 1000 * N_PAIRS
@@ -184,6 +184,8 @@ def test_every_endpoint_takes_and_gives_a_kv_object(fresh, path):
         ({"polciy": "snapkv"}, 'unknown name "polciy"; accepted: budget, policy'),
         ("10%", "must be an object"),
         ({"budget": 20}, 'budget is "20" (less than the 36 tokens that are never evicted'),
+        ({"budget": 1.0}, 'budget is "1" (less than the 36 tokens that are never evicted'),
+        ({"budget": 300.5}, "accepted"),
         ({"budget": 100000}, "larger than the context"),
         ({"policy": "lukv"}, "needs a profile"),
     ]:

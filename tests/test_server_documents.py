@@ -180,9 +180,10 @@ def test_without_cache_prompt_every_question_starts_from_the_document(start, fol
         assert reply["timings"]["cache_n"] == len(document.tokens)
 
 
-def test_conversations_have_slots_of_their_own(start, folder):
+@pytest.mark.parametrize("unified", ["-no-kvu", "-kvu"])
+def test_conversations_have_slots_of_their_own(start, folder, unified):
     """A question that doesn't go on with a slot's conversation takes the slot that was idle the longest."""
-    with start("-np", "2", "-no-kvu") as server:
+    with start("-np", "2", unified) as server:
         first = chat(server, "Ada?", grammar="root ::= [a-z]+")
         other = chat(server, "Bob?")
         assert other["timings"]["cache_n"] == len(Document(folder / "a.kv").tokens)

@@ -3,6 +3,8 @@
 # ruff: noqa: F811 - fixtures are imported
 
 import json
+import os
+import shutil
 import time
 
 import pytest
@@ -61,6 +63,45 @@ def test_the_list(load, toy, own, start):
                 assert refusal["code"] == 400 and reasons[item["name"]] in refusal["message"]
             assert str(own) not in server.get("/documents").text
         assert server.get("/slots").json[0]["kv"]["tokens_seen"] == 0 and server.alive
+
+
+def test_a_file_that_was_refused_is_not_read_again(own, start):
+    """Until it is another one: what changes it without a trace isn't seen."""
+    whole, path = (own / "a.kv").read_bytes(), own / "flipped.kv"
+    path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with start(folder=own) as server:
+        for change in (None, whole):
+            if change:
+                before = path.stat()
+                path.write_bytes(change)
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            assert [item["name"] for item in server.get("/documents")["refused"]] == ["flipped"]
+            assert "damaged" in chat(server, "Ada?", "flipped").error["message"]
+        os.utime(path)
+        assert chat(server, "Ada?", "flipped").status == 200
+        assert server.get("/documents")["refused"] == []
+
+
+def test_a_folder_that_goes_away(own, start, expected):
+    with start(folder=own) as server:
+        gone = own.rename(own.parent / "elsewhere")
+        for reply in (server.get("/documents"), chat(server, "Ada?")):
+            assert "folder of --kv-documents can't be read: " in reply.error["message"]
+            assert str(own) not in reply.text
+        gone.rename(own)
+        assert content(chat(server, "Ada?")) == expected("a", "Ada?")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no file can have such a name there")
+def test_files_that_no_request_can_name(own, start):
+    names = sorted(["12:30", "a..b", " a", "\u200b\ufeff", "tab\t"])
+    for name in names:
+        shutil.copy(own / "a.kv", own / f"{name}.kv")
+    with start(folder=own) as server:
+        refused = server.get("/documents")["refused"]
+        assert sorted(item["name"] for item in refused) == names
+        assert all("no request can name it; accepted:" in item["reason"] for item in refused)
+        assert "without folder and .kv: a, b" in chat(server, "Ada?", "12:30").error["message"]
 
 
 def test_forged_files(load, own, start, expected):
@@ -172,12 +213,22 @@ def test_infill_is_refused(server):
     assert reply.status in (400, 501)  # the model has no tokens for it, which is said first
 
 
+def test_a_template_has_no_place_for_a_document(server):
+    ask = {"messages": [{"role": "user", "content": "?"}]}
+    refusal = server.post("/apply-template", **ask, documents=["a"]).error
+    assert refusal["code"] == 400 and "'documents': /apply-template has no place for a document" in refusal["message"]
+    assert isinstance(server.post("/apply-template", **ask)["prompt"], str)
+
+
 def test_without_the_option(model, folder):
     for options in ((), ("--kv-budget", "20%")):
         with Server(model, "-c", "2048", *options) as server:
             assert server.get("/documents").status == 501 and "--kv-documents" in server.get("/documents").error["message"]
             refusal = chat(server, "Ada?").error
             assert refusal["code"] == 400 and "--kv-documents" in refusal["message"]
+            for others in ([{"title": "t", "text": "a text"}], [], "a", {}):  # which llama-server ignores
+                for path, rest in (("/v1/chat/completions", {"messages": [{"role": "user", "content": "?"}]}), ("/completion", {"prompt": "?"})):
+                    assert server.post(path, **rest, n_predict=1, max_tokens=1, documents=others).status == 200
 
 
 @pytest.mark.parametrize("wrong", ["", "/no/such/folder", __file__])

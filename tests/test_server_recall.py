@@ -1,10 +1,13 @@
 """laprox-server with an archive, as it is by default: whatever is asked next, a slot reads nothing twice."""
 
 import threading
+from itertools import islice
 
 import pytest
 from gguf_factory import CHATML
 from server import PROGRAM, Server, tokens
+
+from laprox import KVConfig, Llama
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="built without the server (scripts/build --server)")
 
@@ -90,6 +93,17 @@ def test_a_saved_slot_has_it_where_it_is_asked_for(start):
             assert reply["kv"]["tokens_reread"] == reread
 
 
+def test_progress_only_goes_on(start):
+    """Nothing is said while tokens are evaluated again."""
+    with start("-b", "64") as server:
+        server.complete(DOCUMENT + question(1), n=8)
+        prompt = DOCUMENT + question(2, n=200)
+        events = server.events("/completion", prompt=prompt, n_predict=1, return_progress=True)
+        said = [event["prompt_progress"]["processed"] for event in events if "prompt_progress" in event]
+        assert events[-1]["kv"]["entries_recalled"] > 0 and len(said) > 3
+        assert said == sorted(set(said)) and said[-1] == len(prompt)
+
+
 @pytest.mark.parametrize("n", [8, 40, 150])
 def test_a_prompt_again_after_any_answer_and_in_a_slot_that_was_restored(start, n):
     """The answer has taken the place of the prompt's queries, and a file has no others: they are made again."""
@@ -132,14 +146,34 @@ def test_slots_side_by_side_and_children(start):
 
 
 def test_recurrent_layers_and_windows(toy):
-    for arch in ("lfm2", "gemma2"):
+    for arch in ("llama", "lfm2", "gemma2"):
         with Server(toy(arch, n_ctx_train=4096), *KV, "-c", "4096") as server:
             first = server.complete(DOCUMENT + question(1), n=8, return_tokens=True)
             on = server.complete(DOCUMENT + question(1) + first["tokens"] + question(2), n=8)
-            assert on["kv"]["tokens_reread"] == 0 and on["kv"]["recalls"] > 0
+            assert on["kv"]["tokens_reread"] == 0 and on["kv"]["recalls"] == 2
             other = server.complete(DOCUMENT + question(3), n=8)
             if arch == "lfm2":  # which goes back no further than to llama.cpp's checkpoints
                 assert other["timings"]["cache_n"] + other["timings"]["prompt_n"] == 720 and other["timings"]["cache_n"] < 700
+
+
+def test_a_turn_beside_recurrent_layers_is_answered_as_by_python(toy):
+    """Where a turn is longer than --kv-recall-tokens, entries come back for it all the same."""
+    model = toy("lfm2", n_ctx_train=4096)
+    llm = Llama(str(model), kv=KVConfig(budget="20%", min_tokens=64), n_ctx=4096, n_threads=1, n_threads_batch=1, verbose=False)
+    prompts = [DOCUMENT + question(1)]
+    with Server(model, *KV, "-c", "4096") as server:
+        for seed in (2, 3):
+            reply = server.complete(prompts[-1], n=8, return_tokens=True, ignore_eos=True)
+            prompts.append(prompts[-1] + reply["tokens"] + question(seed))
+        answer = server.complete(prompts[-1], n=8, return_tokens=True, ignore_eos=True)
+        assert answer["kv"]["recalls"] == 4
+    for prompt in prompts:
+        python = [*islice(llm.generate(prompt, temp=0.0), 8)]
+    assert python == answer["tokens"] and llm.kv.stats().recalls == 4
+    with Server(model, *KV, "-c", "4096", "--kv-recall-tokens", "20") as server:
+        for prompt in prompts[:2]:
+            kv = server.complete(prompt, n=8, ignore_eos=True)["kv"]
+        assert kv["recalls"] == 1 and kv["entries_recalled"] > 0
 
 
 def test_settings_of_a_request(start):

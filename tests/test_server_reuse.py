@@ -110,8 +110,9 @@ def test_a_short_prompt_is_held_whole_and_may_be_left_anywhere(start):
 # --- what goes on -----------------------------------------------------------------------------------------------------
 
 
-def test_a_conversation_reads_nothing_twice(start):
-    with start() as server:
+@pytest.mark.parametrize("arch", ["llama", "gemma2"])
+def test_a_conversation_reads_nothing_twice(toy, arch):
+    with Server(toy(arch, n_ctx_train=4096), *KV, "-c", "4096") as server:
         prompt = DOCUMENT + QUESTIONS["Q1"]
         for turn in range(6):
             before = len(prompt)

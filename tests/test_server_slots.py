@@ -28,6 +28,26 @@ def test_slots_apart_answer_as_slots_alone(toy, arch):
             assert [reply["content"] for reply in replies] == [alone[s] for s in slots]
 
 
+@pytest.mark.parametrize("options", [KV, ()])
+def test_a_request_for_a_busy_slot_waits(model, options):
+    """Whatever the RAM cache has for it: the running request's slot isn't touched."""
+    long, other, short = tokens(400, seed=1), tokens(1500, seed=2), tokens(600, seed=3)
+    with Server(model, *options, "-c", "4096", "-np", "2", "-b", "64") as server:
+
+        def ask(prompt, n):
+            return server.complete(prompt, n=n, id_slot=0, cache_prompt=False, ignore_eos=True, return_tokens=True)
+
+        def ask_meanwhile(prompt, n):
+            while not server.slot()["is_processing"]:
+                pass
+            return ask(prompt, n)
+
+        alone = {n: ask(prompt, n)["tokens"] for prompt, n in ((long, 600), (other, 4), (short, 8))}
+        for running, n in ((long, 600), (other, 4)):  # an answer is generated, or a prompt is read
+            replies = together(lambda: ask(running, n), lambda: ask_meanwhile(short, 8))
+            assert [reply["tokens"] for reply in replies] == [alone[n], alone[8]]
+
+
 # --- sliding windows --------------------------------------------------------------------------------------------------
 
 

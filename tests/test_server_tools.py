@@ -53,6 +53,14 @@ def test_all_that_a_request_is_asked_for(start):
         assert abs(n - budget(seen - 100) - 100) < 1
 
 
+def test_a_request_that_evicts_where_the_server_does_not(start):
+    with start(IN_SYSTEM, "--kv-policy", "full") as server:
+        n, seen, n_functions = held(server, kv={"policy": "streaming", "budget": "5%"})
+        assert -1 < n - budget(seen - n_functions) - n_functions < 4
+        n, seen, _ = held(server, cache_prompt=False)
+        assert n == seen
+
+
 @pytest.mark.parametrize("template", [ELSEWHERE, ONLY_WITH], ids=["elsewhere", "only with"])
 def test_a_template_that_writes_another_prompt(start, template):
     """Nothing is known of where the functions are: said in the log."""

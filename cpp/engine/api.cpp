@@ -282,7 +282,9 @@ bool laprox_mark(llama_context * ctx, llama_seq_id seq_id) {
 bool laprox_prompt_done(llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again) {
     return done([&] {
         cache & kv = cache_of(ctx);
-        *again = kv.prompt_done(*ctx, seq_id, n_again, /*first =*/ *again < 0);
+        const bool first = *again < 0;
+        *again = -1; // also where it fails: whoever evaluates until it is would do so for ever
+        *again = kv.prompt_done(*ctx, seq_id, n_again, first);
         if (*again >= 0 && !llama_memory_seq_rm(ctx->get_memory(), seq_id, *again, -1)) {
             kv.end_turn(seq_id); // layers that can't go back
             *again = -1;

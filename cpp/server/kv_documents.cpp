@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <fstream>
 #include <random>
 #include <stdexcept>
 #include <system_error>
@@ -42,21 +43,36 @@ fs::path server_kv_documents::path_of(const std::string & name) {
     return fs::u8path(common_kv().documents)/fs::u8path(name + extension);
 }
 
-std::map<std::string, server_kv_documents::state_of_file> server_kv_documents::files() {
-    std::map<std::string, state_of_file> result;
+std::optional<server_kv_documents::state_of_file> server_kv_documents::find(const std::string & name) {
+    if (!fs_validate_filename(name)) {
+        return std::nullopt;
+    }
+    const fs::path path = path_of(name);
     std::error_code error; // a file may go while we look
+    if (!fs::is_regular_file(path, error)) {
+        return std::nullopt;
+    }
+    state_of_file state;
+    state.time = fs::last_write_time(path, error);
+    if (!error) {
+        state.size = fs::file_size(path, error);
+    }
+    return error ? std::nullopt : std::optional(state);
+}
+
+std::vector<std::string> server_kv_documents::names_there() {
+    std::vector<std::string> result;
+    std::error_code error;
     for (fs::directory_iterator it(fs::u8path(common_kv().documents), error), end; !error && it != end; it.increment(error)) {
-        const fs::path & path = it->path();
-        const std::string name = path.stem().u8string();
         std::error_code gone;
-        if (path.extension() != extension || !it->is_regular_file(gone) || !fs_validate_filename(name)) {
-            continue; // a name that no request can have
-        }
-        const state_of_file state { it->last_write_time(gone), it->file_size(gone) };
-        if (!gone) {
-            result[name] = state;
+        if (it->path().extension() == extension && it->is_regular_file(gone)) {
+            result.push_back(it->path().stem().u8string());
         }
     }
+    if (error) {
+        throw std::runtime_error("the folder of --kv-documents can't be read: " + error.message());
+    }
+    std::sort(result.begin(), result.end());
     return result;
 }
 
@@ -64,11 +80,19 @@ json server_kv_documents::list() {
     const std::lock_guard lock(mutex);
     json documents = json::array();
     json refused   = json::array();
-    for (const auto & [name, state] : files()) {
+    for (const std::string & name : names_there()) {
         try {
+            if (!fs_validate_filename(name)) {
+                throw std::runtime_error("no request can name it; accepted: a file whose name has no control characters, none of / \\ : * ? \" < > | "
+                        "and no \"..\", and neither begins nor ends with a space");
+            }
+            const auto state = find(name);
+            if (!state) {
+                continue; // it went while we looked
+            }
             const auto known = entries.find(name);
-            if (known == entries.end() || !(known->second.state == state)) {
-                open(name, state);
+            if (known == entries.end() || !(known->second.state == *state) || known->second.id == 0) {
+                open(name, *state);
             }
             documents.push_back(entries.at(name).listed);
         } catch (const std::exception & e) {
@@ -86,10 +110,13 @@ std::shared_ptr<const server_kv_document> server_kv_documents::named(const json 
     if (!request.contains("documents") || request.at("documents").is_null()) {
         return nullptr;
     }
-    if (!on()) {
-        throw std::invalid_argument("Field 'documents': this server offers none. Start it with `--kv-documents`");
-    }
     const json & names = request.at("documents");
+    if (!on()) {
+        if (names.is_array() && !names.empty() && names.at((size_t) 0).is_string()) {
+            throw std::invalid_argument("Field 'documents': this server offers none. Start it with `--kv-documents`");
+        }
+        return nullptr; // what other programs mean by it, llama-server ignores
+    }
     if (!names.is_array() || names.empty() || !names.at((size_t) 0).is_string()) {
         throw std::invalid_argument("Field 'documents' is " + quoted(names) + "; accepted: a list with a name, such as [\"report\"]");
     }
@@ -101,21 +128,18 @@ std::shared_ptr<const server_kv_document> server_kv_documents::named(const json 
     const std::string name = given.get<std::string>();
 
     const std::lock_guard lock(mutex);
-    const std::map<std::string, state_of_file> there = files();
-    const auto found = there.find(name);
-    if (found == there.end()) {
-        std::vector<std::string> accepted;
-        for (const auto & item : there) {
-            if (accepted.size() < 20) { // GET /documents has them all
-                accepted.push_back(item.first);
-            }
-        }
-        const std::string list = accepted.empty() ? "none, as the folder has no *.kv file" : string_join(accepted, ", ") + (accepted.size() < there.size() ? ", ..." : "");
+    const auto state = find(name);
+    if (!state) {
+        std::vector<std::string> accepted = names_there();
+        accepted.erase(std::remove_if(accepted.begin(), accepted.end(), [](const std::string & other) { return !fs_validate_filename(other); }), accepted.end());
+        const size_t n_said = std::min<size_t>(accepted.size(), 20); // GET /documents has them all
+        const std::string list = accepted.empty() ? "none, as the folder has no *.kv file" :
+                string_join({ accepted.begin(), accepted.begin() + n_said }, ", ") + (n_said < accepted.size() ? ", ..." : "");
         throw std::invalid_argument("Field 'documents': there is no document " + quoted(given) + "; accepted: the name of a file of the server's folder, "
                 "without folder and .kv: " + list);
     }
     try {
-        latest = open(name, found->second);
+        latest = open(name, *state);
     } catch (const std::exception & e) {
         throw std::invalid_argument("Field 'documents': the document " + quoted(given) + " can't be asked about: " + e.what());
     }
@@ -128,9 +152,21 @@ std::shared_ptr<const server_kv_document> server_kv_documents::open(const std::s
     if (const auto opened = known.opened.lock(); same && opened) {
         return opened;
     }
+    if (known.state == state && !known.refused.empty()) {
+        throw std::runtime_error(known.refused);
+    }
     const auto id = same ? known.id : ++n_opened;
-    known = {}; // nothing is known of it where it is refused now
-    const std::shared_ptr<server_kv_document> document = read(name);
+    known = {}; // nothing else is known of it where it is refused now
+    std::shared_ptr<server_kv_document> document;
+    try {
+        document = read(name);
+    } catch (const std::exception & e) {
+        if (std::ifstream(path_of(name), std::ios::binary)) { // what can't be opened may be permitted later, and is cheap to ask for again
+            known.state   = state;
+            known.refused = e.what();
+        }
+        throw;
+    }
     document->id      = id;
     document->n_bytes = state.size;
     known.state  = state;
@@ -314,7 +350,7 @@ json server_kv_prompt(const json & request, server_task_type type, task_response
         return prompt;
     }
     if (type == SERVER_TASK_TYPE_INFILL) {
-        throw std::invalid_argument("Field 'documents': /infill begins with code, not with a document; accepted: in chats and /completion");
+        server_kv_refuse_document(request, "/infill");
     }
     json behind = json::array();
     append(behind, document->tokens);
@@ -326,6 +362,12 @@ json server_kv_prompt(const json & request, server_task_type type, task_response
         throw std::invalid_argument("Field 'documents': the prompt is neither text nor tokens; accepted: one prompt, which goes on behind the document");
     }
     return behind;
+}
+
+void server_kv_refuse_document(const json & request, const char * path) {
+    if (server_kv_docs().named(request)) {
+        throw std::invalid_argument(std::string("Field 'documents': ") + path + " has no place for a document; accepted: in chats and /completion");
+    }
 }
 
 void server_kv_take_document(const json & request, server_task & task) {

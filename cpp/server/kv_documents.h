@@ -12,7 +12,9 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <vector>
 
 struct server_kv_document {
     uint64_t    id = 0; // of what is in its file, which may be replaced: then it is another one
@@ -55,11 +57,13 @@ private:
         state_of_file state;
         uint64_t      id = 0;
         json          listed;
+        std::string   refused; // why it can't be asked about: then id is 0
         std::weak_ptr<const server_kv_document> opened; // slots that hold it keep it
     };
 
     static std::filesystem::path path_of(const std::string & name);
-    static std::map<std::string, state_of_file> files(); // by their names
+    static std::optional<state_of_file> find(const std::string & name); // nothing where there is none of this name
+    static std::vector<std::string>     names_there(); // of all in the folder. Throws std::runtime_error where it can't be read
 
     std::shared_ptr<const server_kv_document> open(const std::string & name, const state_of_file & state);
     std::shared_ptr<server_kv_document> read(const std::string & name) const;
@@ -94,6 +98,9 @@ private:
 
 // The prompt of a request, which goes on behind the document that it names. A chat's was made by server_kv_chat, and has it already.
 json server_kv_prompt(const json & request, server_task_type type, task_response_type reply);
+
+// Requests at this path can't be about one. Throws std::invalid_argument.
+void server_kv_refuse_document(const json & request, const char * path);
 
 // The task is about the document that the request names, if it names one.
 void server_kv_take_document(const json & request, server_task & task);

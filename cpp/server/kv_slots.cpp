@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <stdexcept>
 
 //
@@ -16,13 +17,15 @@
 // What of a cache can be another one for each request: the others are of the context, or of its files.
 static const std::array<const char *, 2> of_a_request = { "budget", "policy" };
 
-// A number as the text that options take: 2048 are tokens, 0.05 is a share.
+// A number as the text that options take: 2048 are tokens, and so are 2048.0; 0.05 is a share.
 static std::string to_text(const json & value, const char * name) {
     if (value.is_string()) {
         return value.get<std::string>();
     }
     if (value.is_number()) {
-        return value.dump();
+        const double number = value.get<double>();
+        const bool   whole  = number >= 1.0 && number <= 1e15 && number == std::floor(number);
+        return whole ? std::to_string((int64_t) number) : value.dump();
     }
     throw std::invalid_argument(std::string("\"") + name + "\" is " + value.dump() + "; accepted: a string" +
             (std::string(name) == "budget" ? " such as \"5%\", \"2048\" (tokens) or \"512MiB\", or a number" : ""));
@@ -180,7 +183,7 @@ double server_kv::bytes_of_request(const common_params_kv & merged) const {
 }
 
 void server_kv::protect_functions(const common_kv_request & request, double bytes, common_params_kv & merged) const {
-    if (request.functions.empty()) {
+    if (request.functions.empty() || merged.policy_name() == "full") {
         return;
     }
     std::string text = merged.text("protect");
@@ -266,6 +269,7 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
     const laprox_stats found = get_stats(id_slot);
     const bool evicted = found.entries_held < found.entries_full;
 
+    const llama_model * model = llama_get_model(ctx);
     llama_memory_t memory = llama_get_memory(ctx);
     const auto is_cut = [&](int n) { return cached.pos_next(n) <= llama_memory_seq_pos_max(memory, id_slot); };
     const auto cut    = [&](int n) { return llama_memory_seq_rm(memory, id_slot, cached.pos_next(n), -1); };
@@ -273,7 +277,7 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         // Where entries come back by the queries of the prompt's last tokens, what is cut off may have taken the place of theirs:
         // so a whole window of tokens is evaluated, but not where a sliding window lacks what is before.
         const bool goes_back = evicted && cut_from(id_slot) == 0 && laprox_policy_probes(s.policy.c_str()) &&
-                llama_model_n_swa(llama_get_model(ctx)) == 0;
+                llama_model_n_swa(model) == 0;
         const auto is_text   = [&](int first) { // so that no image is cut in two
             for (int i = first - 1; i < n_past; i++) {
                 if (task.tokens[i] == LLAMA_TOKEN_NULL) {
@@ -290,6 +294,11 @@ int server_kv::reuse(int id_slot, const server_task & task, const server_tokens 
         }
     }
     s.goes_on = n_past > 0 && evicted;
+    // recurrent layers can't take back by themselves what is to be evaluated again
+    if (s.goes_on && llama_model_is_hybrid(model) && laprox_compressed_for(ctx, id_slot) == 0 &&
+            (int) task.tokens.size() - n_past <= std::stoi(common_kv().text("recall_tokens"))) {
+        laprox_mark(ctx, id_slot);
+    }
     s.n_recalled_before = n_past > 0 ? s.n_recalled_before : 0;
 
     size_t n_cached = 0;
@@ -380,6 +389,10 @@ bool server_kv::counts(int id_slot) {
     }
     slots[id_slot].n_again--;
     return false;
+}
+
+bool server_kv::is_again(int id_slot) const {
+    return on() && slots[id_slot].again >= 0;
 }
 
 void server_kv::clear_reason() const {

@@ -70,6 +70,9 @@ public:
     // Whether a token of the slot's prompt that was evaluated counts: not those that are evaluated again.
     bool counts(int id_slot);
 
+    // Whether tokens of the slot's prompt are being evaluated again: its progress was said already.
+    bool is_again(int id_slot) const;
+
     // Forget the reason of an earlier refusal, and the reason of one since then, if any.
     void        clear_reason() const;
     std::string reason_or(const std::string & otherwise) const;

@@ -12,7 +12,7 @@
 #include <stdexcept>
 
 json server_kv_tools(const common_chat_templates * templates, const common_chat_templates_inputs & inputs, const json & prompt) {
-    if (!common_kv().on() || common_kv().policy_name() == "full" || inputs.tools.empty() || !prompt.is_string()) {
+    if (!common_kv().on() || inputs.tools.empty() || !prompt.is_string()) {
         return nullptr;
     }
     common_chat_templates_inputs others = inputs;

@@ -9,7 +9,7 @@
 #include "chat.h"
 
 // Where in the rendered prompt something is there for the functions alone: first byte and first byte behind, in turn. Null where nothing
-// is evicted.
+// can be evicted.
 json server_kv_tools(const common_chat_templates * templates, const common_chat_templates_inputs & inputs, const json & prompt);
 
 // The task of such a request, whose prompt has become tokens, protects them.
