@@ -201,6 +201,15 @@ class Llama(Parent):
         """The tokens that have been evaluated."""
         return self.input_ids[: self.n_tokens]
 
+    def _count(self) -> None:
+        """Take n_tokens back to what there is: what interrupted a call, Ctrl-C say, may have left what it took back counted."""
+        if self.kv_config is None:  # nothing is taken back
+            return
+        n_seen = llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(self.ctx), 0) + 1
+        if self.n_tokens > n_seen:
+            self.n_tokens = n_seen
+            self._forget_logits()
+
     def _cut(self, begin: int) -> bool:
         """Let go of what is cached from this position on. False, and nothing has changed, where the cache can't."""
         return llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, begin, -1)
@@ -248,6 +257,7 @@ class Llama(Parent):
             RuntimeError: They found no room in the cache; caused by what a `laprox.Policy` raised, if it did.
         """
         self._check_usable()
+        self._count()
         prompt, self._in_prompt = self._in_prompt, None
         if self.n_tokens + len(tokens) > self.n_ctx():
             raise ValueError(f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self.n_ctx()}")
@@ -325,7 +335,8 @@ class Llama(Parent):
     def _eval_scored(self, tokens: Sequence[int]) -> None:
         """The parent's eval(). A batch that finds no room is compressed by a policy, which can't raise through llama.cpp."""
         try:
-            super().eval(tokens)
+            with _core.Meanwhile():
+                super().eval(tokens)
         except RuntimeError as refusal:
             error = self._scorer.take_error() if self._scorer else None
             if error is None:
@@ -359,6 +370,7 @@ class Llama(Parent):
         if not tokens and (reset or self.n_tokens == 0):
             raise ValueError("the prompt is empty; accepted: at least one token")
         self._tokens_reread = 0
+        self._count()
         if reset:
             self._resume_document(tokens)
         if reset and self._compressed_for:
@@ -483,6 +495,7 @@ class Llama(Parent):
                 bring back what this one doesn't hold.
         """
         self._check_usable()
+        self._count()
         if self.kv_config is None:
             return super().save_state()
         _core.set_archive_in_states(self.ctx, archive)
