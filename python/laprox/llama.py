@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +22,7 @@ from laprox import _core, functions, hub, templates
 from laprox._upstream import LlamaModel, Parent
 from laprox.cache_types import AUTO, CACHE_TYPES, Auto, Choice, choose, given_types, name_of, table_for
 from laprox.config import KVConfig
+from laprox.keywords import check_compatible, take_config
 from laprox.kv import KV
 from laprox.policy import Policy, Scorer
 from laprox.reuse import common_prefix, contains
@@ -73,9 +74,9 @@ class Llama(Parent):
         Raises:
             ValueError: A setting is out of range, the file can't be loaded, or this model can't be compressed; says why.
         """
-        kv = _with_keywords(kv, kwargs)
+        kv = take_config(kv, kwargs)
         if kv is not None:
-            _check_compatible(flash_attn, kwargs)
+            check_compatible(flash_attn, kwargs)
         self._types = given_types(kwargs, kv.budget if kv else None)
 
         self.kv_config = kv  # None: stock llama.cpp
@@ -537,26 +538,3 @@ class Llama(Parent):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "kv": self.kv_config}
-
-
-def _with_keywords(kv: KVConfig | None, kwargs: dict[str, Any]) -> KVConfig | None:
-    """Take the kv_<field> keywords out of kwargs and into the settings. None if these are off."""
-    known = [field.name for field in fields(KVConfig)]
-    changes = {name: kwargs.pop("kv_" + name) for name in known if "kv_" + name in kwargs}
-    for key in kwargs:  # llama_cpp takes any keyword, so a typo would go unnoticed
-        if key.startswith("kv_") and key != "kv_overrides":
-            raise TypeError(f"unknown keyword {key}; accepted: {', '.join('kv_' + name for name in known)}")
-    if kv is None:
-        if changes:
-            raise ValueError(f"kv=None turns the compressing cache off, yet kv_{next(iter(changes))} is given")
-        return None
-    kv = replace(kv, **changes)
-    return kv if kv.on else None
-
-
-def _check_compatible(flash_attn: bool | None, kwargs: dict[str, Any]) -> None:
-    if flash_attn is False:
-        raise ValueError("flash_attn=False: the compressing cache needs flash attention; kv=None does without it")
-    for option in ("embedding", "vocab_only"):
-        if kwargs.get(option):
-            raise ValueError(f"{option}=True leaves no KV cache to compress: add kv=None")
