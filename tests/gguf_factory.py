@@ -429,3 +429,21 @@ def truncate(source: str | Path, path: str | Path, fraction: float = 0.5) -> Pat
     data = Path(source).read_bytes()
     Path(path).write_bytes(data[: int(len(data) * fraction)])
     return Path(path)
+
+
+def write_lora(path: str | Path, shape: Shape = Shape(), rank: int = 4, seed: int = 0) -> Path:
+    """A LoRA adapter for write_llama's model, on the values of its layers."""
+    rng = np.random.default_rng(seed)
+    gguf = GGUFWriter(path, "llama")
+    gguf.add_type("adapter")
+    gguf.add_string("adapter.type", "lora")
+    gguf.add_float32("adapter.lora.alpha", rank)
+    for il in range(shape.n_layer):
+        name = f"blk.{il}.attn_v.weight"
+        gguf.add_tensor(f"{name}.lora_a", rng.normal(0, 1 / 16, (rank, shape.n_embd)).astype(np.float32))
+        gguf.add_tensor(f"{name}.lora_b", rng.normal(0, 1, (shape.n_head_kv * shape.head_dim, rank)).astype(np.float32))
+    gguf.write_header_to_file()
+    gguf.write_kv_data_to_file()
+    gguf.write_tensors_to_file()
+    gguf.close()
+    return Path(path)

@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from document_fuzz import with_text
+from document_fuzz import END, sealed, with_text
 from gates_factory import random_gates
-from gguf_factory import CHATML
+from gguf_factory import CHATML, write_lora
 
 import laprox
 from laprox import KVConfig, LaproxError, Llama
@@ -235,6 +235,10 @@ def test_prompts_live_as_long_as_the_llama(load, path):
         ({"seed": 1}, r"a\.kv: the document was made with another model \(fingerprint"),
         ({"chat_template": SHOUTED}, r"a\.kv: it was made with another chat template"),
         ({"chat_template": None}, r"a\.kv: it was made with another chat template"),
+        ({"rope_freq_base": 1e6}, r"a\.kv: rope_freq_base is 1000000 here; accepted: 10000, as the document was made with"),
+        ({"rope_freq_scale": 0.5}, r"a\.kv: rope_freq_scale is 0.5 here; accepted: 1, as"),
+        ({"rope_scaling_type": 2, "yarn_ext_factor": 1.0}, r"a\.kv: rope_scaling_type is 2 here; accepted: 1, as"),
+        ({"yarn_attn_factor": 0.5}, r"a\.kv: yarn_attn_factor is 0.5 here; accepted: 1, as"),
         ({"n_ctx": 512}, r"a\.kv: it has \d+ tokens, the context has room for 512; accepted: an n_ctx that holds a question, too"),
         ({"kv": KVConfig(), "arch": "gemma2"}, r"a\.kv: the document was made with another model"),
     ],
@@ -248,6 +252,36 @@ def test_what_does_not_fit(load, path, settings, reason):
     if llm.kv_config is not None:
         assert llm.n_tokens == llm.kv.stats().tokens_seen == 0
     llm.create_completion("hello", **SETTINGS)
+
+
+@pytest.mark.parametrize("settings", [{"rope_freq_base": 1e6}, {"rope_scaling_type": 2, "rope_freq_scale": 0.25}])
+def test_rope_of_ones_own(load, tmp_path, settings):
+    write_document(load(**settings), TEXT, tmp_path / "a.kv")
+    assert load(**settings).load_document(tmp_path / "a.kv")
+    with pytest.raises(LaproxError, match=r"a\.kv: rope_\w+ is \d+ here; accepted: \d+, as the document was made with"):
+        load().load_document(tmp_path / "a.kv")
+
+
+def test_a_document_that_does_not_tell_of_rope(load, path):
+    """As the model has it."""
+    data = path.read_bytes()
+    path.write_bytes(sealed(data.replace(b".context.", b".setting.")[:-END]))
+    assert path.read_bytes() != data and load().load_document(path)
+    with pytest.raises(LaproxError, match=r"a\.kv: rope_freq_base is 1000000 here; accepted: 10000"):
+        load(rope_freq_base=1e6).load_document(path)
+
+
+def test_adapters(load, path, tmp_path):
+    one, other = (str(write_lora(tmp_path / f"{seed}.gguf", seed=seed)) for seed in (0, 1))
+    made = write_document(load(lora_path=one, lora_scale=0.5), TEXT, tmp_path / "b.kv")
+    assert load(lora_path=one, lora_scale=0.5).load_document(made)
+    assert load(lora_path=one, lora_scale=0.0).load_document(path)
+    for settings, accepted in [({}, "those"), ({"lora_path": one}, "those"), ({"lora_path": other, "lora_scale": 0.5}, "those"), ({"lora_path": one}, "no lora_path")]:
+        document = made if accepted == "those" else path
+        with pytest.raises(LaproxError) as refused:
+            load(**settings).load_document(document)
+        given = f"{settings.get('lora_path')!r}, {settings.get('lora_scale', 1.0)}"
+        assert f"kv: lora_path, lora_scale are {given} here; accepted: {accepted}" in str(refused.value)
 
 
 def test_files_that_are_none(load, path, tmp_path):

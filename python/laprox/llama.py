@@ -441,8 +441,8 @@ class Llama(Parent):
             path: The file, or what is opened of it.
 
         Raises:
-            LaproxError: It is not a document, damaged, of another model, chat template, cache type or llama.cpp, or there is no
-                room for it; nothing is held then.
+            LaproxError: It is not a document, damaged, of another model, chat template, cache type, RoPE setting, LoRA adapter or
+                llama.cpp, or there is no room for it; nothing is held then.
         """
         from laprox.read.document import Document  # the room builds on this class
 
@@ -452,8 +452,7 @@ class Llama(Parent):
         document = path if isinstance(path, Document) else Document(path)
         self._document = None
         self.reset()
-        if document.cache_types != (given := (self.context_params.type_k, self.context_params.type_v)):
-            raise document.refused(f"type_k, type_v are {given} here; accepted: {document.cache_types}, as it was made with")
+        document.check(self)
         self._start_from(document)
         try:
             document.bind(self)
@@ -467,8 +466,6 @@ class Llama(Parent):
 
     def _start_from(self, document: Document) -> None:
         n = len(document.tokens)
-        if n >= self.n_ctx():
-            raise document.refused(f"it has {n} tokens, the context has room for {self.n_ctx()}; accepted: an n_ctx that holds a question, too")
         try:
             document.load(self.ctx)
         except _core.LaproxError:

@@ -17,7 +17,7 @@ from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
 from laprox.config import OPTIONS, KVConfig
 from laprox.llama import Llama
-from laprox.read.document import Document
+from laprox.read.document import Document, lora_of
 from laprox.read.probe import Probe, asking, check, check_share, look, repeating
 from laprox.sizes import shape_of
 
@@ -85,6 +85,7 @@ def write_document(
         "archive": archive and stats.archived_entries > 0,
         "cache_type_k": name_of(llm.context_params.type_k),
         "cache_type_v": name_of(llm.context_params.type_v),
+        "lora": lora_of(llm),
         "chat_template": template,
         "model": llm.model_path if model is None else model,
         "laprox": laprox.__version__,
