@@ -11,6 +11,8 @@ from llama_cpp._logger import llama_log_callback
 
 import laprox
 from laprox import KVConfig, Llama, _core
+from laprox.read.document import Document
+from laprox.read.writing import write_document
 
 KV = KVConfig(budget="20%", min_tokens=64)
 DOCUMENT = "the code of Ada is 48, of Bob 77, of Eve 12. " * 12
@@ -128,3 +130,35 @@ def test_what_was_taken_back_is_not_counted(asked, monkeypatch, go_on):
         asked.load_state(state)
     assert ask(asked, "Bob?")
     assert asked.n_tokens == asked.kv.stats().tokens_seen
+
+
+def test_while_a_document_is_resumed(load, tmp_path, monkeypatch):
+    """Then what was cached isn't, and the document isn't counted yet."""
+    write_document(load(), DOCUMENT, tmp_path / "a.kv", probe=None)
+    llm = load()
+    document = llm.load_document(tmp_path / "a.kv")
+    answer = llm.create_completion(document.prompt("Ada?"), **SETTINGS)["choices"][0]["text"]
+    other = llm.tokenize(b"hello world")
+    expected = llm.create_completion(other, **SETTINGS)["choices"][0]["text"]
+    load_it = Document.load
+    monkeypatch.setattr(Document, "load", lambda *args: (load_it(*args), signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        llm.create_completion(document.prompt("Ada?"), **SETTINGS)
+    monkeypatch.undo()
+    assert llm.n_tokens == 0
+    assert llm.create_completion(other, **SETTINGS)["choices"][0]["text"] == expected
+    assert llm.create_completion(document.prompt("Ada?"), **SETTINGS)["choices"][0]["text"] == answer
+
+
+@pytest.mark.parametrize("kv", [KV, None])
+def test_while_a_state_is_loaded(load, monkeypatch, kv):
+    llm = load(kv)
+    expected = llm.create_completion("hello world", **SETTINGS)["choices"][0]["text"]
+    state = llm.save_state()
+    llm.create_completion("something else", **SETTINGS)
+    with monkeypatch.context() as patched:
+        patched.setattr(llama_cpp.llama_cpp, "llama_state_set_data", lambda *args: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            llm.load_state(state)
+    assert llm.n_tokens == 0
+    assert llm.create_completion("hello world", **SETTINGS)["choices"][0]["text"] == expected

@@ -466,6 +466,8 @@ class Llama(Parent):
 
     def _start_from(self, document: Document) -> None:
         n = len(document.tokens)
+        self.n_tokens = 0  # what is cached isn't that any more, also where this is interrupted
+        self._forget_logits()
         try:
             document.load(self.ctx)
         except _core.LaproxError:
@@ -473,7 +475,6 @@ class Llama(Parent):
             raise
         self.input_ids[:n] = document.tokens
         self.n_tokens = n
-        self._forget_logits()
 
     def _resume_document(self, tokens: list[int]) -> None:
         """Start from the loaded document where a prompt is about it and doesn't go on with all that is cached."""
@@ -514,11 +515,11 @@ class Llama(Parent):
         if state.n_tokens > self.n_ctx():
             raise _core.LaproxError(f"the saved state has {state.n_tokens} tokens, the context has room for {self.n_ctx()}")
         try:
-            with self._only_written_scores():
+            with self._only_written_scores(), _core.Meanwhile():
                 super().load_state(self._fitted(state))
-        except RuntimeError as error:
-            self.reset()
-            if self.kv_config is None:
+        except BaseException as error:
+            self.reset()  # the parent counts its tokens before they are there
+            if self.kv_config is None or not isinstance(error, RuntimeError):
                 raise
             raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
 
