@@ -14,9 +14,10 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from llama_cpp._internals import LlamaContext, LlamaModel
+from llama_cpp.llama import LlamaState
 from llama_cpp.llama_grammar import LlamaGrammar
 
-__all__ = ["LlamaContext", "LlamaModel", "Parent", "loaded_library", "model_of"]
+__all__ = ["LlamaContext", "LlamaModel", "LlamaState", "Parent", "loaded_library", "model_of"]
 
 # By module and class of llama_cpp. LlamaModel and LlamaContext are private themselves, and so is all that we ask of them.
 PRIVATE = {
@@ -112,6 +113,17 @@ class Parent(llama_cpp.Llama):
             yield
         finally:
             self.scores = scores
+
+    def _fitted(self, state: LlamaState) -> LlamaState:
+        """The same, in arrays of this context's sizes: the parent's belong to one with the same n_ctx and n_batch."""
+        n = state.n_tokens
+        input_ids = np.zeros_like(self.input_ids)
+        input_ids[:n] = state.input_ids[:n]
+        scores = np.zeros((min(n, len(self.scores)), self.n_vocab()), dtype=np.single)
+        rows = min(len(scores), len(state.scores))
+        if state.scores.shape[1:] == scores.shape[1:]:  # of another vocabulary, the engine refuses it
+            scores[:rows] = state.scores[:rows]
+        return LlamaState(input_ids, scores, n, state.llama_state, state.llama_state_size, state.seed)
 
     def _init_sampler(self, *args: Any, grammar: LlamaGrammar | None = None, **kwargs: Any) -> Any:
         if grammar is not None:  # the parent would add to its samplers what isn't one, and llama.cpp follow the null pointer

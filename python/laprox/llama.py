@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp.llama import LlamaState
 
 from laprox import _core, functions, hub, templates
-from laprox._upstream import LlamaModel, Parent
+from laprox._upstream import LlamaModel, LlamaState, Parent
 from laprox.cache_types import AUTO, CACHE_TYPES, Auto, Choice, choose, given_types, name_of, table_for
 from laprox.config import KVConfig
 from laprox.keywords import check_compatible, take_config
@@ -27,6 +26,7 @@ from laprox.kv import KV
 from laprox.policy import Policy, Scorer
 from laprox.reuse import common_prefix, contains
 from laprox.sizes import shape_of, small_context
+from laprox.threads import InUse
 
 if TYPE_CHECKING:
     from laprox.read.document import Document
@@ -74,6 +74,7 @@ class Llama(Parent):
         Raises:
             ValueError: A setting is out of range, the file can't be loaded, or this model can't be compressed; says why.
         """
+        self._in_use = InUse()  # before anything is refused: close() needs it
         kv = take_config(kv, kwargs)
         if kv is not None:
             check_compatible(flash_attn, kwargs)
@@ -234,20 +235,22 @@ class Llama(Parent):
         if self._closed or getattr(self, "_pid", 0) not in (0, os.getpid()):  # a forked process has nothing to free
             return
         self._check_not_scoring()
-        if self._scorer is not None and self.ctx is not None:
-            _core.set_scorer(self.ctx, None)
-        self._scorer = None
-        self._closed = True
-        super().close()
+        with self._in_use:
+            if self._scorer is not None and self.ctx is not None:
+                _core.set_scorer(self.ctx, None)
+            self._scorer = None
+            self._closed = True
+            super().close()
 
     def reset(self) -> None:
         """Forget everything evaluated."""
         if self._closed:
             return
         self._check_not_scoring()
-        super().reset()
-        if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
-            self._cut(0)
+        with self._in_use:
+            super().reset()
+            if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
+                self._cut(0)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already evaluated.
@@ -258,6 +261,10 @@ class Llama(Parent):
             RuntimeError: They found no room in the cache; caused by what a `laprox.Policy` raised, if it did.
         """
         self._check_usable()
+        with self._in_use:
+            self._eval(tokens)
+
+    def _eval(self, tokens: Sequence[int]) -> None:
         self._count()
         prompt, self._in_prompt = self._in_prompt, None
         if self.n_tokens + len(tokens) > self.n_ctx():
@@ -365,8 +372,10 @@ class Llama(Parent):
             LaproxError: This Llama is closed.
             ValueError: The prompt is empty, or a grammar can't be parsed.
         """
+        return self._in_use.steps(self._generate(list(tokens), *args, **kwargs))
+
+    def _generate(self, tokens: list[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         self._check_usable()
-        tokens = list(tokens)
         reset = kwargs.get("reset", args[6] if len(args) > 6 else True)
         if not tokens and (reset or self.n_tokens == 0):
             raise ValueError("the prompt is empty; accepted: at least one token")
@@ -448,15 +457,20 @@ class Llama(Parent):
 
         self._check_usable()
         self._check_not_scoring()
-        kv = self.kv
+        self.kv  # refused where there is none
         document = path if isinstance(path, Document) else Document(path)
+        with self._in_use:
+            return self._hold(document)
+
+    def _hold(self, document: Document) -> Document:
+        kv = self.kv
         self._document = None
         self.reset()
-        document.check(self)
-        self._start_from(document)
         try:
+            document.check(self)
+            self._start_from(document)
             document.bind(self)
-        except _core.LaproxError:
+        except BaseException:
             self.reset()
             raise
         if kv.config == _DEFAULT and not document.has_archive:  # nobody asked for its twenty percent
@@ -468,11 +482,7 @@ class Llama(Parent):
         n = len(document.tokens)
         self.n_tokens = 0  # what is cached isn't that any more, also where this is interrupted
         self._forget_logits()
-        try:
-            document.load(self.ctx)
-        except _core.LaproxError:
-            self.reset()
-            raise
+        document.load(self.ctx)
         self.input_ids[:n] = document.tokens
         self.n_tokens = n
 
@@ -494,15 +504,16 @@ class Llama(Parent):
                 bring back what this one doesn't hold.
         """
         self._check_usable()
-        self._count()
-        if self.kv_config is None:
-            return super().save_state()
-        _core.set_archive_in_states(self.ctx, archive)
-        try:
-            with self._only_written_scores():
+        with self._in_use:
+            self._count()
+            if self.kv_config is None:
                 return super().save_state()
-        finally:
-            _core.set_archive_in_states(self.ctx, False)
+            _core.set_archive_in_states(self.ctx, archive)
+            try:
+                with self._only_written_scores():
+                    return super().save_state()
+            finally:
+                _core.set_archive_in_states(self.ctx, False)
 
     def load_state(self, state: LlamaState) -> None:
         """Continue from a saved state, compressed as it was.
@@ -515,24 +526,13 @@ class Llama(Parent):
         if state.n_tokens > self.n_ctx():
             raise _core.LaproxError(f"the saved state has {state.n_tokens} tokens, the context has room for {self.n_ctx()}")
         try:
-            with self._only_written_scores(), _core.Meanwhile():
+            with self._in_use, self._only_written_scores(), _core.Meanwhile():
                 super().load_state(self._fitted(state))
         except BaseException as error:
             self.reset()  # the parent counts its tokens before they are there
             if self.kv_config is None or not isinstance(error, RuntimeError):
                 raise
             raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
-
-    def _fitted(self, state: LlamaState) -> LlamaState:
-        """The same, in arrays of this context's sizes: the parent's belong to one with the same n_ctx and n_batch."""
-        n = state.n_tokens
-        input_ids = np.zeros_like(self.input_ids)
-        input_ids[:n] = state.input_ids[:n]
-        scores = np.zeros((min(n, len(self.scores)), self.n_vocab()), dtype=np.single)
-        rows = min(len(scores), len(state.scores))
-        if state.scores.shape[1:] == scores.shape[1:]:  # of another vocabulary, the engine refuses it
-            scores[:rows] = state.scores[:rows]
-        return LlamaState(input_ids, scores, n, state.llama_state, state.llama_state_size, state.seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "kv": self.kv_config}
