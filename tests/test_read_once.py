@@ -2,6 +2,7 @@
 
 import gc
 import json
+import pickle
 from dataclasses import replace
 from functools import partial
 
@@ -174,6 +175,24 @@ def test_nothing_more_is_evicted_unless_it_is_asked_for(load, path):
     assert llm.kv.stats().entries_held == held + (llm.n_tokens - len(document.tokens)) * 6  # 3 layers, 2 KV heads
 
 
+def test_the_policy_comes_back(load, path, tmp_path):
+    """Where it was changed for a document, for one that has an archive, and in another process."""
+    kv = KVConfig(budget="20%", min_tokens=64, archive="ram")
+    write_document(load(kv=kv), TEXT, tmp_path / "b.kv", archive=True)
+    llm, fresh = load(kv=KVConfig()), load(kv=KVConfig())
+    llm.load_document(path)
+    assert pickle.loads(pickle.dumps(llm)).kv.config == KVConfig()
+    document = llm.load_document(tmp_path / "b.kv")
+    assert llm.kv.config == KVConfig()
+    assert ask(llm, document, "Ada?") == ask(fresh, fresh.load_document(tmp_path / "b.kv"), "Ada?")
+    assert llm.kv.stats().entries_recalled == fresh.kv.stats().entries_recalled > 0
+    llm.load_document(path)
+    assert llm.kv.config.policy == "full"
+    llm.kv.set(policy="full")  # asked for
+    llm.load_document(tmp_path / "b.kv")
+    assert llm.kv.config.policy == pickle.loads(pickle.dumps(llm)).kv.config.policy == "full"
+
+
 def test_a_context_takes_the_memory_that_it_needs(load, path):
     """Not what llama.cpp would allocate for so many tokens."""
     llm = load(kv=Document(path).kv, n_ctx=32768)
@@ -291,6 +310,15 @@ def test_files_that_are_none(load, path, tmp_path):
         with pytest.raises(LaproxError) as refused:
             load().load_document(tmp_path / name)
         assert str(refused.value).startswith(f"{tmp_path / name}: ") and reason in str(refused.value)
+
+
+def test_a_file_that_can_not_be_opened_changes_nothing(load, path, tmp_path):
+    llm = load()
+    document = llm.load_document(path)
+    n = llm.n_tokens
+    with pytest.raises(LaproxError, match="No such file"):
+        llm.load_document(tmp_path / "no.kv")
+    assert llm.n_tokens == n == llm.kv.stats().tokens_seen and llm._document is document and ask(llm, document, "Ada?")
 
 
 def test_paths_that_are_no_text(load, path, tmp_path):

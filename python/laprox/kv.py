@@ -177,6 +177,8 @@ class KV:
         with self._engine() as ctx:
             self._llm._use_scorer_of(config.policy, lambda: _core.set_params(ctx, config.params()))
             self._llm.kv_config = config
+        if "policy" in changes:
+            self._llm._full_for_document = False
 
     def _scored(self, function: Callable[[int], T]) -> T:
         scorer = self._llm._scorer

@@ -50,6 +50,7 @@ class Llama(Parent):
     _scorer: Scorer | None = None  # of the laprox.Policy in force; the engine borrows it
     _choice: Choice | None = None  # of the types that were to be chosen
     _document: Document | None = None  # prompts that begin with its tokens start from it
+    _full_for_document = False  # the policy, which nobody asked for
     _without_functions: bytes | None = None  # the prompt of a chat that has functions, as it would be without
     _closed = False
 
@@ -450,8 +451,8 @@ class Llama(Parent):
             path: The file, or what is opened of it.
 
         Raises:
-            LaproxError: It is not a document, damaged, of another model, chat template, cache type, RoPE setting, LoRA adapter or
-                llama.cpp, or there is no room for it; nothing is held then.
+            LaproxError: It is of another model, chat template, cache type, RoPE setting, LoRA adapter or llama.cpp, or there is no
+                room for it: nothing is held then. It can't be opened, is no document, or damaged: nothing has changed.
         """
         from laprox.read.document import Document  # the room builds on this class
 
@@ -466,6 +467,8 @@ class Llama(Parent):
         kv = self.kv
         self._document = None
         self.reset()
+        if self._full_for_document:
+            kv.set(policy=_DEFAULT.policy)
         try:
             document.check(self)
             self._start_from(document)
@@ -475,6 +478,7 @@ class Llama(Parent):
             raise
         if kv.config == _DEFAULT and not document.has_archive:  # nobody asked for its twenty percent
             kv.set(policy="full")
+            self._full_for_document = True
         self._document = document
         return document
 
@@ -535,4 +539,5 @@ class Llama(Parent):
             raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "kv": self.kv_config}
+        kv = self.kv_config
+        return {**super().__getstate__(), "kv": replace(kv, policy=_DEFAULT.policy) if kv and self._full_for_document else kv}
