@@ -127,6 +127,17 @@ def test_prompts_of_a_conversation_are_those_that_read_it(load, path):
     assert 258 not in document.tokens[conversation.document_begin() :]  # <|im_end|> in a text is text
 
 
+def test_logprobs_are_of_what_was_evaluated(load, path):
+    """Those of the document's own tokens aren't known."""
+    llm = load(logits_all=True)
+    llm.create_completion("hello " * 80, **SETTINGS)  # leaves numbers
+    document = llm.load_document(path)
+    n = len(document.tokens)
+    answer = llm.create_completion(document.prompt("Ada?"), logprobs=1, **SETTINGS)["choices"][0]["logprobs"]
+    assert np.isfinite(answer["token_logprobs"]).all()
+    assert np.isnan(llm.scores[:n]).all() and np.isfinite(llm.scores[n : llm.n_tokens]).all()
+
+
 def test_other_prompts_are_read_as_ever(load, path):
     llm = load()
     document = llm.load_document(path)

@@ -95,6 +95,11 @@ class Parent(llama_cpp.Llama):
         """The latest logits are not of the last token: generate() has to evaluate it again."""
         self._requires_eval = True
 
+    def _forget_scores(self, n: int) -> None:
+        """The first n tokens were evaluated elsewhere, so that nothing is known of their logits."""
+        if self._logits_all:
+            self.scores[:n] = np.nan
+
     def _fit_arrays(self) -> None:
         """llama.cpp rounds n_ctx up, and a draft model needs the logits of all tokens: the parent's arrays can be too short."""
         n_ctx = self.n_ctx()
@@ -119,7 +124,7 @@ class Parent(llama_cpp.Llama):
         n = state.n_tokens
         input_ids = np.zeros_like(self.input_ids)
         input_ids[:n] = state.input_ids[:n]
-        scores = np.zeros((min(n, len(self.scores)), self.n_vocab()), dtype=np.single)
+        scores = np.full((min(n, len(self.scores)), self.n_vocab()), np.nan, dtype=np.single)  # where it has none
         rows = min(len(scores), len(state.scores))
         if state.scores.shape[1:] == scores.shape[1:]:  # of another vocabulary, the engine refuses it
             scores[:rows] = state.scores[:rows]

@@ -445,7 +445,7 @@ class Llama(Parent):
 
         From then on, every prompt that begins with its tokens, as those of `Document.prompt` do, starts from the same state; one
         that goes on with what is cached, as a follow-up does, goes on. Where this Llama has the settings that it has by default,
-        nothing is evicted any more.
+        nothing is evicted any more. With `logits_all`, the logits and logprobs of its tokens are NaN.
 
         Args:
             path: The file, or what is opened of it.
@@ -487,6 +487,7 @@ class Llama(Parent):
         self.n_tokens = 0  # what is cached isn't that any more, also where this is interrupted
         self._forget_logits()
         document.load(self.ctx)
+        self._forget_scores(n)
         self.input_ids[:n] = document.tokens
         self.n_tokens = n
 
