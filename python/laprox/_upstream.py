@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,12 @@ class Parent(llama_cpp.Llama):
         if state.scores.shape[1:] == scores.shape[1:]:  # of another vocabulary, the engine refuses it
             scores[:rows] = state.scores[:rows]
         return LlamaState(input_ids, scores, n, state.llama_state, state.llama_state_size, state.seed)
+
+    def _check_sampling(self, *args: Any, **kwargs: Any) -> None:
+        """Raises what generate() would for what it is given beside the tokens, which finds out when the cache was cut."""
+        given = inspect.signature(super().generate).bind([], *args, **kwargs).arguments
+        wanted = inspect.signature(super()._init_sampler).parameters  # type: ignore[misc]
+        self._init_sampler(**{name: given[name] for name in wanted if name in given})
 
     def _init_sampler(self, *args: Any, grammar: LlamaGrammar | None = None, **kwargs: Any) -> Any:
         if grammar is not None:  # the parent would add to its samplers what isn't one, and llama.cpp follow the null pointer

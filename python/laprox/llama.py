@@ -380,6 +380,7 @@ class Llama(Parent):
         reset = kwargs.get("reset", args[6] if len(args) > 6 else True)
         if not tokens and (reset or self.n_tokens == 0):
             raise ValueError("the prompt is empty; accepted: at least one token")
+        self._check_sampling(*args, **kwargs)
         self._tokens_reread = 0
         self._count()
         if reset:
