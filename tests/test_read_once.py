@@ -403,8 +403,18 @@ def test_what_can_not_be_written(load, tmp_path):
         write_document(llm, TEXT, tmp_path / "a.kv", template="{% if %}")
     with pytest.raises(LaproxError, match="not compressed"):
         write_document(load(kv=None), TEXT, tmp_path / "a.kv")
-    with pytest.raises(LaproxError, match="no/a.kv: it can't be written: No such file"):
-        write_document(llm, TEXT, tmp_path / "no" / "a.kv")
+    llm.reset()
+    for text, output, title, reason in [
+        (TEXT, "no/a.kv", "", "no/a.kv can't be written: No such file"),
+        (TEXT, ".", "", "can't be written: it is a folder"),
+        (TEXT, "a\0.kv", "", "can't be written: it has a NUL character"),
+        (TEXT + "\0", "a.kv", "", f"the text has the character '.x00' at {len(TEXT)}; accepted: what UTF-8 can hold, without NUL"),
+        ("\ud800" + TEXT, "a.kv", "", r"the text has the character '.ud800' at 0; accepted: what UTF-8 can hold, without NUL"),
+        (TEXT, "a.kv", "a\0", r"the title has the character '.x00' at 1"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            write_document(llm, text, tmp_path / output, title)
+        assert llm.n_tokens == 0  # nothing was read
     assert not list(tmp_path.iterdir())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import weakref
@@ -16,6 +15,7 @@ from laprox.cache_types import CACHE_TYPES
 from laprox.chat.conversation import Conversation
 from laprox.chat.formats import GGUF, was_read
 from laprox.config import KVConfig
+from laprox.files import sha256_of
 
 if TYPE_CHECKING:
     from laprox.llama import Llama
@@ -174,7 +174,7 @@ def lora_of(llm: Llama) -> dict[str, Any] | None:
     """The adapter that a Llama computes with, as settings tell of it; None: none."""
     if not llm.lora_path or not llm.lora_scale:
         return None
-    return {"sha256": hashlib.sha256(Path(llm.lora_path).read_bytes()).hexdigest(), "scale": llm.lora_scale}
+    return {"sha256": sha256_of(Path(llm.lora_path)), "scale": llm.lora_scale}
 
 
 def is_document(path: Path) -> bool:
