@@ -3,6 +3,7 @@
 #include "llama-context.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +15,7 @@ namespace laprox {
 // No text that is given has a dot in its key.
 static const std::string prefix   = "context.";
 static const std::string adapters = prefix + "lora";
+static const std::string far      = prefix + "rope_long";
 
 namespace {
 
@@ -45,6 +47,13 @@ static bool has_adapters(llama_context & ctx) {
     return !ctx.adapters_lora_are_same(nullptr, 0, nullptr);
 }
 
+// Some models have two sets of factors, of which the context's size decides.
+static bool rotates_far(const llama_context & ctx) {
+    const llama_model & model = ctx.get_model();
+    return ctx.get_cparams().n_ctx_seq > model.hparams.n_ctx_orig_yarn &&
+           std::any_of(model.layers.begin(), model.layers.end(), [](const llama_layer & layer) { return layer.rope_long && !layer.rope_freqs; });
+}
+
 static std::string spelt(double value) {
     char text[32];
     snprintf(text, sizeof(text), "%.9g", value);
@@ -58,6 +67,9 @@ void note_context(llama_context & ctx, std::map<std::string, std::string> & text
     if (has_adapters(ctx)) {
         texts[adapters] = "1";
     }
+    if (rotates_far(ctx)) {
+        texts[far] = "1";
+    }
 }
 
 void check_context(llama_context & ctx, const std::map<std::string, std::string> & texts) {
@@ -67,6 +79,10 @@ void check_context(llama_context & ctx, const std::map<std::string, std::string>
         if (!(std::abs(there - s.here) <= 1e-6*std::abs(s.here))) { // or not a number
             throw std::runtime_error(std::string(s.name) + " is " + spelt(s.here) + " here; accepted: " + spelt(there) + ", as the document was made with");
         }
+    }
+    if (rotates_far(ctx) != (texts.count(far) > 0)) {
+        throw std::runtime_error("n_ctx is " + std::to_string(ctx.get_cparams().n_ctx_seq) + " here, for which this model rotates keys otherwise; accepted: " +
+                (rotates_far(ctx) ? "at most " : "more than ") + std::to_string(ctx.get_model().hparams.n_ctx_orig_yarn) + ", as the document was made with");
     }
     if (has_adapters(ctx) != (texts.count(adapters) > 0)) {
         throw std::runtime_error(has_adapters(ctx) ? "a LoRA adapter is set here; accepted: none, as the document was made with"
