@@ -360,7 +360,7 @@ class Llama(Parent):
             raise error
         if self._scorer and self._scorer.first_warning():
             warnings.warn(
-                f"{self._scorer.name}.score() failed and the cache was not compressed: {error!r}", RuntimeWarning, stacklevel=3
+                f"{self._scorer.name}.score() failed and the cache was not compressed: {error!r}", RuntimeWarning, stacklevel=4
             )
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
@@ -459,7 +459,6 @@ class Llama(Parent):
 
         self._check_usable()
         self._check_not_scoring()
-        self.kv  # refused where there is none
         document = path if isinstance(path, Document) else Document(path)
         with self._in_use:
             return self._hold(document)
@@ -531,14 +530,16 @@ class Llama(Parent):
         self._check_not_scoring()
         if state.n_tokens > self.n_ctx():
             raise _core.LaproxError(f"the saved state has {state.n_tokens} tokens, the context has room for {self.n_ctx()}")
-        try:
-            with self._in_use, self._only_written_scores(), _core.Meanwhile():
-                super().load_state(self._fitted(state))
-        except BaseException as error:
-            self.reset()  # the parent counts its tokens before they are there
-            if self.kv_config is None or not isinstance(error, RuntimeError):
-                raise
-            raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
+        with self._in_use, self._only_written_scores():
+            state = self._fitted(state)
+            try:
+                with _core.Meanwhile():
+                    super().load_state(state)
+            except BaseException as error:
+                self.reset()  # the parent counts its tokens before they are there
+                if self.kv_config is None or not isinstance(error, RuntimeError):
+                    raise
+                raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         kv = self.kv_config

@@ -99,13 +99,14 @@ def write_document(
         "full_bytes": full_bytes(llm, len(tokens)),
     }
     texts = {"title": title, "text": text, "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "settings": json.dumps(settings)}
-    _core.set_archive_in_states(llm.ctx, settings["archive"])
-    try:
-        _core.document_save(llm.ctx, os.fsencode(output), tokens, texts)
-    except _core.LaproxError as error:
-        raise _core.LaproxError(f"{output}: {error}") from None
-    finally:
-        _core.set_archive_in_states(llm.ctx, False)
+    with llm._in_use:
+        _core.set_archive_in_states(llm.ctx, settings["archive"])
+        try:
+            _core.document_save(llm.ctx, os.fsencode(output), tokens, texts)
+        except _core.LaproxError as error:
+            raise _core.LaproxError(f"{output}: {error}") from None
+        finally:
+            _core.set_archive_in_states(llm.ctx, False)
     return Document(Path(output))
 
 
