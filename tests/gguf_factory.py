@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType as QType
-from gguf import GGUFWriter, LlamaFileType, TokenType, quants
+from gguf import GGUFWriter, LlamaFileType, RopeScalingType, TokenType, quants
 from gguf.constants import GGML_QUANT_SIZES
 
 CHATML = (
@@ -44,6 +44,7 @@ class Shape:
     qk_scale: float = 1.7  # standard deviation of an element of q and of k: attention logits have its square
     name: str = "toy"
     swa: int = 0  # sliding window of the architectures that have one
+    longrope: int = 0  # tokens of a context beyond which keys rotate by other factors (write_llama)
     recurrent: tuple[int, ...] = field(default=())  # layers without attention, for hybrid models
 
 
@@ -192,6 +193,11 @@ def write_llama(path: str | Path, shape: Shape = Shape(), writer: type[_Writer] 
     """The llama architecture: RMS norm, adjacent-pair RoPE, SiLU gate."""
     shape = replace(shape, **changes)
     w = writer(Path(path), arch, shape)
+    if shape.longrope:
+        w.gguf.add_rope_scaling_type(RopeScalingType.LONGROPE)
+        w.gguf.add_rope_scaling_orig_ctx_len(shape.longrope)
+        for which, mean in ("short", 1.0), ("long", 4.0):
+            w.vector(f"rope_factors_{which}.weight", shape.head_dim // 2, mean)
     w.embeddings()
     w.vector("output_norm.weight", shape.n_embd)
     for il in range(shape.n_layer):
@@ -428,4 +434,22 @@ def truncate(source: str | Path, path: str | Path, fraction: float = 0.5) -> Pat
     """The first part of a file, as an interrupted download leaves it."""
     data = Path(source).read_bytes()
     Path(path).write_bytes(data[: int(len(data) * fraction)])
+    return Path(path)
+
+
+def write_lora(path: str | Path, shape: Shape = Shape(), rank: int = 4, seed: int = 0) -> Path:
+    """A LoRA adapter for write_llama's model, on the values of its layers."""
+    rng = np.random.default_rng(seed)
+    gguf = GGUFWriter(path, "llama")
+    gguf.add_type("adapter")
+    gguf.add_string("adapter.type", "lora")
+    gguf.add_float32("adapter.lora.alpha", rank)
+    for il in range(shape.n_layer):
+        name = f"blk.{il}.attn_v.weight"
+        gguf.add_tensor(f"{name}.lora_a", rng.normal(0, 1 / 16, (rank, shape.n_embd)).astype(np.float32))
+        gguf.add_tensor(f"{name}.lora_b", rng.normal(0, 1, (shape.n_head_kv * shape.head_dim, rank)).astype(np.float32))
+    gguf.write_header_to_file()
+    gguf.write_kv_data_to_file()
+    gguf.write_tensors_to_file()
+    gguf.close()
     return Path(path)

@@ -144,6 +144,19 @@ def test_another_model(toy, document):
         assert ctx.pos_max() == 2  # untouched
 
 
+def test_a_size_for_which_keys_rotate_otherwise(toy, tmp_path, rng):
+    tokens = rng.integers(3, 512, 120)
+    with engine.Model(toy(longrope=512), engine.params(**KV)) as model:
+        for made, n_ctx, accepted in [(512, 1024, "at most 512"), (1024, 512, "more than 512")]:
+            with engine.Context(model, **CONTEXT | {"n_ctx": made, "n_seq_max": 1}) as ctx:
+                ctx.decode(tokens)
+                ctx.document_save(tmp_path / "a.kv", tokens, TEXTS)
+                ctx.document_load(engine.Document(tmp_path / "a.kv"))
+            with engine.Context(model, **CONTEXT | {"n_ctx": n_ctx, "n_seq_max": 1}) as ctx, pytest.raises(engine.Refused) as refused:
+                ctx.document_load(engine.Document(tmp_path / "a.kv"))
+            assert f"n_ctx is {n_ctx} here, for which this model rotates keys otherwise; accepted: {accepted}, as" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "context, said",
     [

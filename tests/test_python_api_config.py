@@ -150,6 +150,13 @@ def test_contradictions(toy):
         load(toy(), vocab_only=True)
 
 
+@pytest.mark.parametrize("kv", [{"budget": "10%"}, "10%", 0.1, False, KVConfig])
+def test_settings_of_another_type(toy, kv):
+    with pytest.raises(ValueError) as refused:
+        load(toy(), kv=kv)
+    assert str(refused.value) == f"kv is {kv!r}; accepted: a laprox.KVConfig, or None for stock llama.cpp"
+
+
 def test_what_is_refused_works_without_compression(toy):
     assert load(toy(), kv=None, flash_attn=False).context_params.flash_attn_type == 0
     assert load(toy(), kv=None, vocab_only=True).tokenize(b"a")

@@ -4,6 +4,7 @@ import multiprocessing
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import llama_cpp  # noqa: E402
 import pytest
@@ -98,10 +99,14 @@ def test_what_is_kept_of_a_closed_llama(load):
 
 @pytest.mark.parametrize(
     "wrong, error",
-    [({"grammar": LlamaGrammar.from_string("root ::= (", verbose=False)}, ValueError), ({"top_k": "many"}, Exception)],
+    [
+        ({"grammar": LlamaGrammar.from_string("root ::= (", verbose=False)}, ValueError),
+        ({"top_k": "many"}, Exception),
+        ({"topk": 5}, TypeError),
+    ],
 )
-def test_a_failed_generate_leaves_eval_as_it_was(load, prompt, wrong, error):
-    llm = load()
+def test_a_failed_generate_leaves_everything_as_it_was(load, prompt, wrong, error):
+    llm = load(replace(KV, archive="off"))
     with pytest.raises(error):
         next(llm.generate(prompt, temp=0.5, **wrong))
     llm.eval(prompt)
@@ -109,7 +114,11 @@ def test_a_failed_generate_leaves_eval_as_it_was(load, prompt, wrong, error):
     assert stats.compressions == 0 and stats.entries_held == stats.entries_full
     llm.reset()
     next(llm.generate(prompt))
-    assert llm.kv.stats().compressions == 1
+    before = llm.kv.stats()
+    assert before.compressions == 1
+    with pytest.raises(error):  # another prompt, for which the cache would be read again
+        next(llm.generate([*prompt[:300], 300], temp=0.5, **wrong))
+    assert llm.kv.stats() == before and llm.n_tokens == before.tokens_seen
 
 
 def test_a_generator_of_before_does_not_meddle(load, prompt):

@@ -2,14 +2,15 @@
 
 import gc
 import json
+import pickle
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
-from document_fuzz import with_text
+from document_fuzz import END, sealed, with_text
 from gates_factory import random_gates
-from gguf_factory import CHATML
+from gguf_factory import CHATML, write_lora
 
 import laprox
 from laprox import KVConfig, LaproxError, Llama
@@ -126,6 +127,17 @@ def test_prompts_of_a_conversation_are_those_that_read_it(load, path):
     assert 258 not in document.tokens[conversation.document_begin() :]  # <|im_end|> in a text is text
 
 
+def test_logprobs_are_of_what_was_evaluated(load, path):
+    """Those of the document's own tokens aren't known."""
+    llm = load(logits_all=True)
+    llm.create_completion("hello " * 80, **SETTINGS)  # leaves numbers
+    document = llm.load_document(path)
+    n = len(document.tokens)
+    answer = llm.create_completion(document.prompt("Ada?"), logprobs=1, **SETTINGS)["choices"][0]["logprobs"]
+    assert np.isfinite(answer["token_logprobs"]).all()
+    assert np.isnan(llm.scores[:n]).all() and np.isfinite(llm.scores[n : llm.n_tokens]).all()
+
+
 def test_other_prompts_are_read_as_ever(load, path):
     llm = load()
     document = llm.load_document(path)
@@ -172,6 +184,24 @@ def test_nothing_more_is_evicted_unless_it_is_asked_for(load, path):
     held = llm.kv.stats().entries_held
     llm.create_completion(document.prompt("Ada?"), **SETTINGS | {"max_tokens": 600})
     assert llm.kv.stats().entries_held == held + (llm.n_tokens - len(document.tokens)) * 6  # 3 layers, 2 KV heads
+
+
+def test_the_policy_comes_back(load, path, tmp_path):
+    """Where it was changed for a document, for one that has an archive, and in another process."""
+    kv = KVConfig(budget="20%", min_tokens=64, archive="ram")
+    write_document(load(kv=kv), TEXT, tmp_path / "b.kv", archive=True)
+    llm, fresh = load(kv=KVConfig()), load(kv=KVConfig())
+    llm.load_document(path)
+    assert pickle.loads(pickle.dumps(llm)).kv.config == KVConfig()
+    document = llm.load_document(tmp_path / "b.kv")
+    assert llm.kv.config == KVConfig()
+    assert ask(llm, document, "Ada?") == ask(fresh, fresh.load_document(tmp_path / "b.kv"), "Ada?")
+    assert llm.kv.stats().entries_recalled == fresh.kv.stats().entries_recalled > 0
+    llm.load_document(path)
+    assert llm.kv.config.policy == "full"
+    llm.kv.set(policy="full")  # asked for
+    llm.load_document(tmp_path / "b.kv")
+    assert llm.kv.config.policy == pickle.loads(pickle.dumps(llm)).kv.config.policy == "full"
 
 
 def test_a_context_takes_the_memory_that_it_needs(load, path):
@@ -235,6 +265,10 @@ def test_prompts_live_as_long_as_the_llama(load, path):
         ({"seed": 1}, r"a\.kv: the document was made with another model \(fingerprint"),
         ({"chat_template": SHOUTED}, r"a\.kv: it was made with another chat template"),
         ({"chat_template": None}, r"a\.kv: it was made with another chat template"),
+        ({"rope_freq_base": 1e6}, r"a\.kv: rope_freq_base is 1000000 here; accepted: 10000, as the document was made with"),
+        ({"rope_freq_scale": 0.5}, r"a\.kv: rope_freq_scale is 0.5 here; accepted: 1, as"),
+        ({"rope_scaling_type": 2, "yarn_ext_factor": 1.0}, r"a\.kv: rope_scaling_type is 2 here; accepted: 1, as"),
+        ({"yarn_attn_factor": 0.5}, r"a\.kv: yarn_attn_factor is 0.5 here; accepted: 1, as"),
         ({"n_ctx": 512}, r"a\.kv: it has \d+ tokens, the context has room for 512; accepted: an n_ctx that holds a question, too"),
         ({"kv": KVConfig(), "arch": "gemma2"}, r"a\.kv: the document was made with another model"),
     ],
@@ -250,6 +284,36 @@ def test_what_does_not_fit(load, path, settings, reason):
     llm.create_completion("hello", **SETTINGS)
 
 
+@pytest.mark.parametrize("settings", [{"rope_freq_base": 1e6}, {"rope_scaling_type": 2, "rope_freq_scale": 0.25}])
+def test_rope_of_ones_own(load, tmp_path, settings):
+    write_document(load(**settings), TEXT, tmp_path / "a.kv")
+    assert load(**settings).load_document(tmp_path / "a.kv")
+    with pytest.raises(LaproxError, match=r"a\.kv: rope_\w+ is \d+ here; accepted: \d+, as the document was made with"):
+        load().load_document(tmp_path / "a.kv")
+
+
+def test_a_document_that_does_not_tell_of_rope(load, path):
+    """As the model has it."""
+    data = path.read_bytes()
+    path.write_bytes(sealed(data.replace(b".context.", b".setting.")[:-END]))
+    assert path.read_bytes() != data and load().load_document(path)
+    with pytest.raises(LaproxError, match=r"a\.kv: rope_freq_base is 1000000 here; accepted: 10000"):
+        load(rope_freq_base=1e6).load_document(path)
+
+
+def test_adapters(load, path, tmp_path):
+    one, other = (str(write_lora(tmp_path / f"{seed}.gguf", seed=seed)) for seed in (0, 1))
+    made = write_document(load(lora_path=one, lora_scale=0.5), TEXT, tmp_path / "b.kv")
+    assert load(lora_path=one, lora_scale=0.5).load_document(made)
+    assert load(lora_path=one, lora_scale=0.0).load_document(path)
+    for settings, accepted in [({}, "those"), ({"lora_path": one}, "those"), ({"lora_path": other, "lora_scale": 0.5}, "those"), ({"lora_path": one}, "no lora_path")]:
+        document = made if accepted == "those" else path
+        with pytest.raises(LaproxError) as refused:
+            load(**settings).load_document(document)
+        given = f"{settings.get('lora_path')!r}, {settings.get('lora_scale', 1.0)}"
+        assert f"kv: lora_path, lora_scale are {given} here; accepted: {accepted}" in str(refused.value)
+
+
 def test_files_that_are_none(load, path, tmp_path):
     (tmp_path / "cut.kv").write_bytes(path.read_bytes()[:-100])
     (tmp_path / "text.kv").write_text("text " * 100)
@@ -257,6 +321,15 @@ def test_files_that_are_none(load, path, tmp_path):
         with pytest.raises(LaproxError) as refused:
             load().load_document(tmp_path / name)
         assert str(refused.value).startswith(f"{tmp_path / name}: ") and reason in str(refused.value)
+
+
+def test_a_file_that_can_not_be_opened_changes_nothing(load, path, tmp_path):
+    llm = load()
+    document = llm.load_document(path)
+    n = llm.n_tokens
+    with pytest.raises(LaproxError, match="No such file"):
+        llm.load_document(tmp_path / "no.kv")
+    assert llm.n_tokens == n == llm.kv.stats().tokens_seen and llm._document is document and ask(llm, document, "Ada?")
 
 
 def test_paths_that_are_no_text(load, path, tmp_path):
@@ -330,8 +403,18 @@ def test_what_can_not_be_written(load, tmp_path):
         write_document(llm, TEXT, tmp_path / "a.kv", template="{% if %}")
     with pytest.raises(LaproxError, match="not compressed"):
         write_document(load(kv=None), TEXT, tmp_path / "a.kv")
-    with pytest.raises(LaproxError, match="no/a.kv: it can't be written: No such file"):
-        write_document(llm, TEXT, tmp_path / "no" / "a.kv")
+    llm.reset()
+    for text, output, title, reason in [
+        (TEXT, "no/a.kv", "", "no/a.kv can't be written: No such file"),
+        (TEXT, ".", "", "can't be written: it is a folder"),
+        (TEXT, "a\0.kv", "", "can't be written: it has a NUL character"),
+        (TEXT + "\0", "a.kv", "", f"the text has the character '.x00' at {len(TEXT)}; accepted: what UTF-8 can hold, without NUL"),
+        ("\ud800" + TEXT, "a.kv", "", r"the text has the character '.ud800' at 0; accepted: what UTF-8 can hold, without NUL"),
+        (TEXT, "a.kv", "a\0", r"the title has the character '.x00' at 1"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            write_document(llm, text, tmp_path / output, title)
+        assert llm.n_tokens == 0  # nothing was read
     assert not list(tmp_path.iterdir())
 
 

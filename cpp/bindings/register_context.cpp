@@ -1,4 +1,4 @@
-#include "bindings.h"
+#include "held_log.h"
 
 #include <algorithm>
 #include <memory>
@@ -10,6 +10,11 @@ namespace {
 // What a probe found, which Python keeps for another time.
 struct found {
     std::unique_ptr<laprox_found, void (*)(laprox_found *)> what;
+};
+
+// `with Meanwhile():` a long call of llama.cpp that isn't made here.
+struct meanwhile {
+    std::unique_ptr<held_log> log;
 };
 
 // The engine calls this on the thread that compresses, which has given up the GIL. What goes wrong in Python is kept
@@ -29,8 +34,10 @@ bool call_scorer(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t h
         }
         std::copy_n(scores.data(), n, score);
         return true;
-    } catch (py::error_already_set & error) {
-        error.discard_as_unraisable("laprox: a scorer");
+    } catch (py::error_already_set & error) { // a signal's, mostly, before the scorer could catch it
+        if (!held_log::keep(error)) {
+            error.discard_as_unraisable("laprox: a scorer");
+        }
     } catch (const std::exception &) { // not an array
     }
     return false;
@@ -38,18 +45,21 @@ bool call_scorer(llama_context * ctx, llama_seq_id seq_id, int32_t il, int32_t h
 
 }
 
-// Long calls give up the GIL: the engine's threads may log, and llama_cpp logs through Python.
 void register_context(py::module_ & m) {
+    // For calls of llama.cpp that aren't ours.
+    py::class_<meanwhile>(m, "Meanwhile")
+        .def(py::init())
+        .def("__enter__", [](meanwhile & m) { m.log = std::make_unique<held_log>(); })
+        .def("__exit__", [](meanwhile & m, const py::args &) { std::exchange(m.log, nullptr)->tell(); });
+
     m.def("compress", [](uintptr_t ctx, llama_seq_id seq_id) {
-        py::gil_scoped_release unlock;
-        require(laprox_compress(context_at(ctx), seq_id));
+        require_meanwhile([&, c = context_at(ctx)] { return laprox_compress(c, seq_id); });
     }, py::arg("ctx"), py::arg("seq_id") = 0);
 
     m.def("probe", [](uintptr_t ctx, llama_pos n_text, llama_pos n_prefix, llama_pos first, llama_pos last, int32_t every, int32_t stride,
                     llama_seq_id seq_id) {
-        py::gil_scoped_release unlock;
         const laprox_look look { n_text, n_prefix, first, last, every, stride };
-        require(laprox_probe(context_at(ctx), seq_id, &look));
+        require_meanwhile([&, c = context_at(ctx)] { return laprox_probe(c, seq_id, &look); });
     }, py::arg("ctx"), py::arg("n_text"), py::arg("n_prefix"), py::arg("first"), py::arg("last"), py::arg("every") = 0, py::arg("stride") = 0,
        py::arg("seq_id") = 0);
 
@@ -64,15 +74,13 @@ void register_context(py::module_ & m) {
     }, py::arg("ctx"), py::arg("found"), py::arg("seq_id") = 0);
 
     m.def("prompt_done", [](uintptr_t ctx, int32_t n_again, std::optional<llama_pos> before, llama_seq_id seq_id) -> std::optional<llama_pos> {
-        py::gil_scoped_release unlock;
         llama_pos again = before.value_or(-1);
-        require(laprox_prompt_done(context_at(ctx), seq_id, n_again, &again));
+        require_meanwhile([&, c = context_at(ctx)] { return laprox_prompt_done(c, seq_id, n_again, &again); });
         return again >= 0 ? std::optional<llama_pos>(again) : std::nullopt; // laprox_last_error(): what couldn't come back
     }, py::arg("ctx"), py::arg("n_again"), py::arg("again") = py::none(), py::arg("seq_id") = 0);
 
     m.def("score", [](uintptr_t ctx, llama_seq_id seq_id) {
-        py::gil_scoped_release unlock;
-        require(laprox_score(context_at(ctx), seq_id));
+        require_meanwhile([&, c = context_at(ctx)] { return laprox_score(c, seq_id); });
     }, py::arg("ctx"), py::arg("seq_id") = 0);
 
     // The engine borrows the scorer: the caller keeps it alive for as long as it is set.

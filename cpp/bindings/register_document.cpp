@@ -1,4 +1,4 @@
-#include "bindings.h"
+#include "held_log.h"
 
 #include <map>
 #include <memory>
@@ -22,9 +22,11 @@ void register_document(py::module_ & m) {
     py::class_<document>(m, "Document")
         .def(py::init([](const std::string & path) {
             const char * c_path = whole("the path", path);
-            py::gil_scoped_release unlock;
-            document opened(laprox_document_open(c_path));
-            require(opened.c != nullptr);
+            document opened(nullptr);
+            require_meanwhile([&] {
+                opened.c.reset(laprox_document_open(c_path));
+                return opened.c != nullptr;
+            });
             return opened;
         }), py::arg("path"))
         .def("get", [](const document & d, const std::string & key) -> std::optional<std::string> {
@@ -37,16 +39,16 @@ void register_document(py::module_ & m) {
             return tokens;
         })
         .def("load", [](const document & d, uintptr_t ctx, llama_seq_id seq_id) {
-            py::gil_scoped_release unlock;
-            require(laprox_document_load(context_at(ctx), seq_id, d.c.get()));
+            require_meanwhile([&, c = context_at(ctx)] { return laprox_document_load(c, seq_id, d.c.get()); });
         }, py::arg("ctx"), py::arg("seq_id") = 0);
 
     m.def("document_save", [](uintptr_t ctx, const std::string & path, const std::vector<llama_token> & tokens,
                               const std::map<std::string, std::string> & texts, llama_seq_id seq_id) {
         const char * c_path = whole("the path", path);
         const c_texts told(texts);
-        py::gil_scoped_release unlock;
-        require(laprox_document_save(context_at(ctx), seq_id, c_path, tokens.data(), (int32_t) tokens.size(), told.keys.data(), told.values.data(), (int32_t) texts.size()));
+        require_meanwhile([&, c = context_at(ctx)] {
+            return laprox_document_save(c, seq_id, c_path, tokens.data(), (int32_t) tokens.size(), told.keys.data(), told.values.data(), (int32_t) texts.size());
+        });
     }, py::arg("ctx"), py::arg("path"), py::arg("tokens"), py::arg("texts"), py::arg("seq_id") = 0);
 }
 

@@ -1,5 +1,6 @@
 #include "engine/document.h"
 #include "engine/cache.h"
+#include "engine/document_context.h"
 #include "engine/hooks.h"
 #include "engine/settings.h"
 
@@ -97,6 +98,7 @@ void save_document(llama_context & ctx, llama_seq_id seq_id, const std::string &
     for (size_t i = 0; i < std::size(own_texts); i++) {
         contents.texts[own_texts[i]] = values[i];
     }
+    note_context(ctx, contents.texts);
 
     ctx.synchronize();
     llama_memory_i & memory = *ctx.get_memory();
@@ -178,6 +180,7 @@ void laprox_document::load(llama_context & ctx, llama_seq_id seq_id) const {
     if (*std::max_element(tokens().begin(), tokens().end()) >= (llama_token) model.vocab.n_tokens()) {
         throw std::runtime_error("the document was made with another model, which has more tokens in its vocabulary");
     }
+    check_context(ctx, file.contents.texts);
 
     ctx.synchronize();
     llama_memory_i & memory = *ctx.get_memory();

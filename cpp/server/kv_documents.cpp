@@ -190,6 +190,7 @@ std::shared_ptr<const server_kv_document> server_kv_documents::open(const std::s
 struct document_settings {
     std::string policy, budget, type_k, type_v;
     bool archive;
+    bool lora; // whether an adapter was set
 
     explicit document_settings(const std::string & text) {
         try {
@@ -199,6 +200,7 @@ struct document_settings {
             type_k  = settings.at("cache_type_k").get<std::string>();
             type_v  = settings.at("cache_type_v").get<std::string>();
             archive = settings.at("archive").get<bool>();
+            lora    = settings.contains("lora") && !settings.at("lora").is_null();
         } catch (const std::exception &) {
             throw std::runtime_error("its settings can't be read, so another program wrote it");
         }
@@ -249,6 +251,9 @@ std::shared_ptr<server_kv_document> server_kv_documents::read(const std::string 
     if (settings.type_k != here.type_k || settings.type_v != here.type_v) {
         throw std::runtime_error("it was made with a cache of other types: start the server with -ctk " + settings.type_k + " -ctv " + settings.type_v +
                 " (here: " + here.type_k + ", " + here.type_v + ")");
+    }
+    if (settings.lora) { // which one, only Python knows
+        throw std::runtime_error("it was made with a LoRA adapter; accepted here: documents that were made without");
     }
     if (has_marks(settings.policy) != has_marks(here.policy_name())) {
         throw std::runtime_error("it was made with --kv-policy " + settings.policy + ", and entries that gates have marked only go with policies of gates "

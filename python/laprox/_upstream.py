@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from llama_cpp._internals import LlamaContext, LlamaModel
+from llama_cpp.llama import LlamaState
 from llama_cpp.llama_grammar import LlamaGrammar
 
-__all__ = ["LlamaContext", "LlamaModel", "Parent", "loaded_library", "model_of"]
+__all__ = ["LlamaContext", "LlamaModel", "LlamaState", "Parent", "loaded_library", "model_of"]
 
 # By module and class of llama_cpp. LlamaModel and LlamaContext are private themselves, and so is all that we ask of them.
 PRIVATE = {
@@ -94,6 +96,11 @@ class Parent(llama_cpp.Llama):
         """The latest logits are not of the last token: generate() has to evaluate it again."""
         self._requires_eval = True
 
+    def _forget_scores(self, n: int) -> None:
+        """The first n tokens were evaluated elsewhere, so that nothing is known of their logits."""
+        if self._logits_all:
+            self.scores[:n] = np.nan
+
     def _fit_arrays(self) -> None:
         """llama.cpp rounds n_ctx up, and a draft model needs the logits of all tokens: the parent's arrays can be too short."""
         n_ctx = self.n_ctx()
@@ -112,6 +119,23 @@ class Parent(llama_cpp.Llama):
             yield
         finally:
             self.scores = scores
+
+    def _fitted(self, state: LlamaState) -> LlamaState:
+        """The same, in arrays of this context's sizes: the parent's belong to one with the same n_ctx and n_batch."""
+        n = state.n_tokens
+        input_ids = np.zeros_like(self.input_ids)
+        input_ids[:n] = state.input_ids[:n]
+        scores = np.full((min(n, len(self.scores)), self.n_vocab()), np.nan, dtype=np.single)  # where it has none
+        rows = min(len(scores), len(state.scores))
+        if state.scores.shape[1:] == scores.shape[1:]:  # of another vocabulary, the engine refuses it
+            scores[:rows] = state.scores[:rows]
+        return LlamaState(input_ids, scores, n, state.llama_state, state.llama_state_size, state.seed)
+
+    def _check_sampling(self, *args: Any, **kwargs: Any) -> None:
+        """Raises what generate() would for what it is given beside the tokens, which finds out when the cache was cut."""
+        given = inspect.signature(super().generate).bind([], *args, **kwargs).arguments
+        wanted = inspect.signature(super()._init_sampler).parameters  # type: ignore[misc]
+        self._init_sampler(**{name: given[name] for name in wanted if name in given})
 
     def _init_sampler(self, *args: Any, grammar: LlamaGrammar | None = None, **kwargs: Any) -> Any:
         if grammar is not None:  # the parent would add to its samplers what isn't one, and llama.cpp follow the null pointer

@@ -32,6 +32,8 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
 
 def check_writable(output: Path, inputs: Iterable[Path | None] = ()) -> None:
     """Raises ValueError if a file can't be made there, or would take the place of an input: better now than after hours."""
+    if "\0" in str(output):
+        raise ValueError(f"{str(output)!r} can't be written: it has a NUL character in it")
     for path in filter(None, inputs):
         if output.resolve() == path.resolve() or output.exists() and path.exists() and output.samefile(path):
             raise ValueError(f"{output} would take the place of {path}; name another output")

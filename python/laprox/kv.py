@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,7 +64,10 @@ class KVStats:
 
 
 class KV:
-    """The compressing cache of one `laprox.Llama`. Every method raises LaproxError with the engine's reason."""
+    """The compressing cache of one `laprox.Llama`. Every method raises LaproxError with the engine's reason.
+
+    So does all of this in another thread than one that is in the midst of a call of the Llama.
+    """
 
     def __init__(self, llm: Llama) -> None:
         self._llm = llm
@@ -82,15 +86,18 @@ class KV:
     @property
     def layers(self) -> dict[int, int]:
         """The layers that are compressed, and the KV heads of each; sliding-window layers, say, are not."""
-        return dict(_core.layers(self._ctx))
+        with self._engine() as ctx:
+            return dict(_core.layers(ctx))
 
     def stats(self) -> KVStats:
         """The cache in numbers, now."""
-        return KVStats(**_core.stats(self._ctx), tokens_reread=self._llm._tokens_reread)
+        with self._engine() as ctx:
+            return KVStats(**_core.stats(ctx), tokens_reread=self._llm._tokens_reread)
 
     def positions(self, layer: int, head: int) -> npt.NDArray[np.int32]:
         """Positions held for a KV head: [n], ascending. Every head of every layer has its own."""
-        return _core.positions(self._ctx, layer, head)
+        with self._engine() as ctx:
+            return _core.positions(ctx, layer, head)
 
     def held(self) -> dict[int, npt.NDArray[np.bool_]]:
         """Which tokens each KV head of each compressed layer holds: {layer: bool [KV heads, positions seen]}.
@@ -98,12 +105,13 @@ class KV:
         The sum over an array's last axis is what each head kept; over all heads of all layers, how many of them still hold
         each token. What a layer holds that is not compressed is not told: all of it, or its window.
         """
-        n = _core.stats(self._ctx)["tokens_seen"]
-        held = {layer: np.zeros((n_head_kv, n), bool) for layer, n_head_kv in self.layers.items()}
-        for layer, heads in held.items():
-            for head, row in enumerate(heads):
-                row[self.positions(layer, head)] = True
-        return held
+        with self._engine() as ctx:
+            n = _core.stats(ctx)["tokens_seen"]
+            held = {layer: np.zeros((n_head_kv, n), bool) for layer, n_head_kv in self.layers.items()}
+            for layer, heads in held.items():
+                for head, row in enumerate(heads):
+                    row[self.positions(layer, head)] = True
+            return held
 
     def scores(self, layer: int | None = None, head: int | None = None) -> Any:
         """Score what is held with the current policy and observation window. Evicts nothing.
@@ -119,13 +127,14 @@ class KV:
         """
         if layer is None and head is not None:
             raise ValueError(f"scores(head={head}) needs a layer")
-        layers = self.layers
-        self._scored(_core.score)
-        if layer is None:
-            return {il: self._scores_of(il, n) for il, n in layers.items()}
-        if head is None:
-            return self._scores_of(layer, layers.get(layer, 1))  # of another layer, the engine says what is wrong
-        return _core.scores(self._ctx, layer, head)
+        with self._engine() as ctx:
+            layers = self.layers
+            self._scored(_core.score)
+            if layer is None:
+                return {il: _scores_of(ctx, il, n) for il, n in layers.items()}
+            if head is None:
+                return _scores_of(ctx, layer, layers.get(layer, 1))  # of another layer, the engine says what is wrong
+            return _core.scores(ctx, layer, head)
 
     def compress(self) -> None:
         """Evict down to the budget now and give the memory back; does nothing within budget or min_tokens.
@@ -143,11 +152,12 @@ class KV:
         needs come back from the archive, and its tokens are evaluated again on them, `recall` times. Raises as `compress` does.
         """
         first: int | None = None
-        while True:
-            first, again = self._scored(partial(self._llm._prompt_done, last=first))
-            if first is None:
-                break
-            self._llm._eval_scored(again)
+        with self._engine():
+            while True:
+                first, again = self._scored(partial(self._llm._prompt_done, last=first))
+                if first is None:
+                    break
+                self._llm._eval_scored(again)
         if lost := _core.last_error():
             warnings.warn(lost, RuntimeWarning, stacklevel=2)
 
@@ -158,30 +168,37 @@ class KV:
             ValueError: A setting is out of range, or one that can't change any more: `prefill`, `archive`, `archive_limit`.
             TypeError: No such setting.
         """
-        ctx = self._ctx
         config = replace(self.config, **changes)
         if not config.on:
             raise ValueError("the policy of a live cache can't become off: make a Llama with kv=None")
         for name in ("prefill", "archive", "archive_limit"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ValueError(f"{name} is {getattr(self.config, name)!r} for the life of this Llama")
-        self._llm._use_scorer_of(config.policy, lambda: _core.set_params(ctx, config.params()))
-        self._llm.kv_config = config
+        with self._engine() as ctx:
+            self._llm._use_scorer_of(config.policy, lambda: _core.set_params(ctx, config.params()))
+            self._llm.kv_config = config
+        if "policy" in changes:
+            self._llm._full_for_document = False
 
     def _scored(self, function: Callable[[int], T]) -> T:
-        ctx, scorer = self._ctx, self._llm._scorer
+        scorer = self._llm._scorer
         try:
-            return function(ctx)
+            with self._engine() as ctx:
+                return function(ctx)
         except _core.LaproxError as refusal:
             error = scorer.take_error() if scorer else None
             if error is None:
                 raise
             raise error from error.__cause__ or error.__context__ or refusal
 
-    def _scores_of(self, layer: int, n_head_kv: int) -> list[npt.NDArray[np.float32]]:
-        return [_core.scores(self._ctx, layer, head) for head in range(n_head_kv)]
-
-    @property
-    def _ctx(self) -> int:
+    @contextlib.contextmanager
+    def _engine(self) -> Iterator[int]:
+        """The context, which no other thread uses meanwhile."""
         self._llm._check_not_scoring()
-        return self._llm.ctx
+        ctx = self._llm.ctx
+        with self._llm._in_use.at_once():
+            yield ctx
+
+
+def _scores_of(ctx: int, layer: int, n_head_kv: int) -> list[npt.NDArray[np.float32]]:
+    return [_core.scores(ctx, layer, head) for head in range(n_head_kv)]

@@ -9,23 +9,24 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp.llama import LlamaState
 
 from laprox import _core, functions, hub, templates
-from laprox._upstream import LlamaModel, Parent
+from laprox._upstream import LlamaModel, LlamaState, Parent
 from laprox.cache_types import AUTO, CACHE_TYPES, Auto, Choice, choose, given_types, name_of, table_for
 from laprox.config import KVConfig
+from laprox.keywords import check_compatible, take_config
 from laprox.kv import KV
 from laprox.policy import Policy, Scorer
 from laprox.reuse import common_prefix, contains
 from laprox.sizes import shape_of, small_context
+from laprox.threads import InUse
 
 if TYPE_CHECKING:
     from laprox.read.document import Document
@@ -49,6 +50,7 @@ class Llama(Parent):
     _scorer: Scorer | None = None  # of the laprox.Policy in force; the engine borrows it
     _choice: Choice | None = None  # of the types that were to be chosen
     _document: Document | None = None  # prompts that begin with its tokens start from it
+    _full_for_document = False  # the policy, which nobody asked for
     _without_functions: bytes | None = None  # the prompt of a chat that has functions, as it would be without
     _closed = False
 
@@ -73,9 +75,10 @@ class Llama(Parent):
         Raises:
             ValueError: A setting is out of range, the file can't be loaded, or this model can't be compressed; says why.
         """
-        kv = _with_keywords(kv, kwargs)
+        self._in_use = InUse()  # before anything is refused: close() needs it
+        kv = take_config(kv, kwargs)
         if kv is not None:
-            _check_compatible(flash_attn, kwargs)
+            check_compatible(flash_attn, kwargs)
         self._types = given_types(kwargs, kv.budget if kv else None)
 
         self.kv_config = kv  # None: stock llama.cpp
@@ -201,6 +204,15 @@ class Llama(Parent):
         """The tokens that have been evaluated."""
         return self.input_ids[: self.n_tokens]
 
+    def _count(self) -> None:
+        """Take n_tokens back to what there is: what interrupted a call, Ctrl-C say, may have left what it took back counted."""
+        if self.kv_config is None:  # nothing is taken back
+            return
+        n_seen = llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(self.ctx), 0) + 1
+        if self.n_tokens > n_seen:
+            self.n_tokens = n_seen
+            self._forget_logits()
+
     def _cut(self, begin: int) -> bool:
         """Let go of what is cached from this position on. False, and nothing has changed, where the cache can't."""
         return llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, begin, -1)
@@ -224,20 +236,22 @@ class Llama(Parent):
         if self._closed or getattr(self, "_pid", 0) not in (0, os.getpid()):  # a forked process has nothing to free
             return
         self._check_not_scoring()
-        if self._scorer is not None and self.ctx is not None:
-            _core.set_scorer(self.ctx, None)
-        self._scorer = None
-        self._closed = True
-        super().close()
+        with self._in_use:
+            if self._scorer is not None and self.ctx is not None:
+                _core.set_scorer(self.ctx, None)
+            self._scorer = None
+            self._closed = True
+            super().close()
 
     def reset(self) -> None:
         """Forget everything evaluated."""
         if self._closed:
             return
         self._check_not_scoring()
-        super().reset()
-        if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
-            self._cut(0)
+        with self._in_use:
+            super().reset()
+            if self.kv_config is not None:  # the parent would leave the entries in memory until the next eval()
+                self._cut(0)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already evaluated.
@@ -248,6 +262,11 @@ class Llama(Parent):
             RuntimeError: They found no room in the cache; caused by what a `laprox.Policy` raised, if it did.
         """
         self._check_usable()
+        with self._in_use:
+            self._eval(tokens)
+
+    def _eval(self, tokens: Sequence[int]) -> None:
+        self._count()
         prompt, self._in_prompt = self._in_prompt, None
         if self.n_tokens + len(tokens) > self.n_ctx():
             raise ValueError(f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self.n_ctx()}")
@@ -325,7 +344,8 @@ class Llama(Parent):
     def _eval_scored(self, tokens: Sequence[int]) -> None:
         """The parent's eval(). A batch that finds no room is compressed by a policy, which can't raise through llama.cpp."""
         try:
-            super().eval(tokens)
+            with _core.Meanwhile():
+                super().eval(tokens)
         except RuntimeError as refusal:
             error = self._scorer.take_error() if self._scorer else None
             if error is None:
@@ -340,7 +360,7 @@ class Llama(Parent):
             raise error
         if self._scorer and self._scorer.first_warning():
             warnings.warn(
-                f"{self._scorer.name}.score() failed and the cache was not compressed: {error!r}", RuntimeWarning, stacklevel=3
+                f"{self._scorer.name}.score() failed and the cache was not compressed: {error!r}", RuntimeWarning, stacklevel=4
             )
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
@@ -353,12 +373,16 @@ class Llama(Parent):
             LaproxError: This Llama is closed.
             ValueError: The prompt is empty, or a grammar can't be parsed.
         """
+        return self._in_use.steps(self._generate(list(tokens), *args, **kwargs))
+
+    def _generate(self, tokens: list[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         self._check_usable()
-        tokens = list(tokens)
         reset = kwargs.get("reset", args[6] if len(args) > 6 else True)
         if not tokens and (reset or self.n_tokens == 0):
             raise ValueError("the prompt is empty; accepted: at least one token")
+        self._check_sampling(*args, **kwargs)
         self._tokens_reread = 0
+        self._count()
         if reset:
             self._resume_document(tokens)
         if reset and self._compressed_for:
@@ -422,48 +446,50 @@ class Llama(Parent):
 
         From then on, every prompt that begins with its tokens, as those of `Document.prompt` do, starts from the same state; one
         that goes on with what is cached, as a follow-up does, goes on. Where this Llama has the settings that it has by default,
-        nothing is evicted any more.
+        nothing is evicted any more. With `logits_all`, the logits and logprobs of its tokens are NaN.
 
         Args:
             path: The file, or what is opened of it.
 
         Raises:
-            LaproxError: It is not a document, damaged, of another model, chat template, cache type or llama.cpp, or there is no
-                room for it; nothing is held then.
+            LaproxError: It is of another model, chat template, cache type, RoPE setting, LoRA adapter or llama.cpp, or there is no
+                room for it: nothing is held then. It can't be opened, is no document, or damaged: nothing has changed.
         """
         from laprox.read.document import Document  # the room builds on this class
 
         self._check_usable()
         self._check_not_scoring()
-        kv = self.kv
         document = path if isinstance(path, Document) else Document(path)
+        with self._in_use:
+            return self._hold(document)
+
+    def _hold(self, document: Document) -> Document:
+        kv = self.kv
         self._document = None
         self.reset()
-        if document.cache_types != (given := (self.context_params.type_k, self.context_params.type_v)):
-            raise document.refused(f"type_k, type_v are {given} here; accepted: {document.cache_types}, as it was made with")
-        self._start_from(document)
+        if self._full_for_document:
+            kv.set(policy=_DEFAULT.policy)
         try:
+            document.check(self)
+            self._start_from(document)
             document.bind(self)
-        except _core.LaproxError:
+        except BaseException:
             self.reset()
             raise
         if kv.config == _DEFAULT and not document.has_archive:  # nobody asked for its twenty percent
             kv.set(policy="full")
+            self._full_for_document = True
         self._document = document
         return document
 
     def _start_from(self, document: Document) -> None:
         n = len(document.tokens)
-        if n >= self.n_ctx():
-            raise document.refused(f"it has {n} tokens, the context has room for {self.n_ctx()}; accepted: an n_ctx that holds a question, too")
-        try:
-            document.load(self.ctx)
-        except _core.LaproxError:
-            self.reset()
-            raise
+        self.n_tokens = 0  # what is cached isn't that any more, also where this is interrupted
+        self._forget_logits()
+        document.load(self.ctx)
+        self._forget_scores(n)
         self.input_ids[:n] = document.tokens
         self.n_tokens = n
-        self._forget_logits()
 
     def _resume_document(self, tokens: list[int]) -> None:
         """Start from the loaded document where a prompt is about it and doesn't go on with all that is cached."""
@@ -483,14 +509,16 @@ class Llama(Parent):
                 bring back what this one doesn't hold.
         """
         self._check_usable()
-        if self.kv_config is None:
-            return super().save_state()
-        _core.set_archive_in_states(self.ctx, archive)
-        try:
-            with self._only_written_scores():
+        with self._in_use:
+            self._count()
+            if self.kv_config is None:
                 return super().save_state()
-        finally:
-            _core.set_archive_in_states(self.ctx, False)
+            _core.set_archive_in_states(self.ctx, archive)
+            try:
+                with self._only_written_scores():
+                    return super().save_state()
+            finally:
+                _core.set_archive_in_states(self.ctx, False)
 
     def load_state(self, state: LlamaState) -> None:
         """Continue from a saved state, compressed as it was.
@@ -502,48 +530,17 @@ class Llama(Parent):
         self._check_not_scoring()
         if state.n_tokens > self.n_ctx():
             raise _core.LaproxError(f"the saved state has {state.n_tokens} tokens, the context has room for {self.n_ctx()}")
-        try:
-            with self._only_written_scores():
-                super().load_state(self._fitted(state))
-        except RuntimeError as error:
-            self.reset()
-            if self.kv_config is None:
-                raise
-            raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
-
-    def _fitted(self, state: LlamaState) -> LlamaState:
-        """The same, in arrays of this context's sizes: the parent's belong to one with the same n_ctx and n_batch."""
-        n = state.n_tokens
-        input_ids = np.zeros_like(self.input_ids)
-        input_ids[:n] = state.input_ids[:n]
-        scores = np.zeros((min(n, len(self.scores)), self.n_vocab()), dtype=np.single)
-        rows = min(len(scores), len(state.scores))
-        if state.scores.shape[1:] == scores.shape[1:]:  # of another vocabulary, the engine refuses it
-            scores[:rows] = state.scores[:rows]
-        return LlamaState(input_ids, scores, n, state.llama_state, state.llama_state_size, state.seed)
+        with self._in_use, self._only_written_scores():
+            state = self._fitted(state)
+            try:
+                with _core.Meanwhile():
+                    super().load_state(state)
+            except BaseException as error:
+                self.reset()  # the parent counts its tokens before they are there
+                if self.kv_config is None or not isinstance(error, RuntimeError):
+                    raise
+                raise _core.LaproxError(f"{error}: {_core.last_error() or 'it was saved by another model or cache'}") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "kv": self.kv_config}
-
-
-def _with_keywords(kv: KVConfig | None, kwargs: dict[str, Any]) -> KVConfig | None:
-    """Take the kv_<field> keywords out of kwargs and into the settings. None if these are off."""
-    known = [field.name for field in fields(KVConfig)]
-    changes = {name: kwargs.pop("kv_" + name) for name in known if "kv_" + name in kwargs}
-    for key in kwargs:  # llama_cpp takes any keyword, so a typo would go unnoticed
-        if key.startswith("kv_") and key != "kv_overrides":
-            raise TypeError(f"unknown keyword {key}; accepted: {', '.join('kv_' + name for name in known)}")
-    if kv is None:
-        if changes:
-            raise ValueError(f"kv=None turns the compressing cache off, yet kv_{next(iter(changes))} is given")
-        return None
-    kv = replace(kv, **changes)
-    return kv if kv.on else None
-
-
-def _check_compatible(flash_attn: bool | None, kwargs: dict[str, Any]) -> None:
-    if flash_attn is False:
-        raise ValueError("flash_attn=False: the compressing cache needs flash attention; kv=None does without it")
-    for option in ("embedding", "vocab_only"):
-        if kwargs.get(option):
-            raise ValueError(f"{option}=True leaves no KV cache to compress: add kv=None")
+        kv = self.kv_config
+        return {**super().__getstate__(), "kv": replace(kv, policy=_DEFAULT.policy) if kv and self._full_for_document else kv}

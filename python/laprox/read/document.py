@@ -15,6 +15,7 @@ from laprox.cache_types import CACHE_TYPES
 from laprox.chat.conversation import Conversation
 from laprox.chat.formats import GGUF, was_read
 from laprox.config import KVConfig
+from laprox.files import sha256_of
 
 if TYPE_CHECKING:
     from laprox.llama import Llama
@@ -76,6 +77,21 @@ class Document:
     def cache_types(self) -> tuple[int, int]:
         """Of keys and values, as llama.cpp numbers types: a context that loads this has the same."""
         return CACHE_TYPES[self.settings["cache_type_k"]].ggml, CACHE_TYPES[self.settings["cache_type_v"]].ggml
+
+    def check(self, llm: Llama) -> None:
+        """Raises LaproxError where a Llama computes other entries, or has no room for these. The engine looks at the rest as it loads them."""
+        if len(self.tokens) >= llm.n_ctx():
+            raise self.refused(
+                f"it has {len(self.tokens)} tokens, the context has room for {llm.n_ctx()}; accepted: an n_ctx that holds a question, too"
+            )
+        if self.cache_types != (given := (llm.context_params.type_k, llm.context_params.type_v)):
+            raise self.refused(f"type_k, type_v are {given} here; accepted: {self.cache_types}, as it was made with")
+        made_with, here = self.settings.get("lora"), lora_of(llm)
+        if made_with != here:
+            raise self.refused(
+                f"lora_path, lora_scale are {llm.lora_path!r}, {llm.lora_scale} here; accepted: "
+                + (f"those that it was made with: {made_with}" if made_with else "no lora_path, as it was made without")
+            )
 
     @property
     def kv(self) -> KVConfig:
@@ -152,6 +168,13 @@ class Document:
             self._file.load(ctx)
         except _core.LaproxError as error:
             raise self.refused(error) from None
+
+
+def lora_of(llm: Llama) -> dict[str, Any] | None:
+    """The adapter that a Llama computes with, as settings tell of it; None: none."""
+    if not llm.lora_path or not llm.lora_scale:
+        return None
+    return {"sha256": sha256_of(Path(llm.lora_path)), "scale": llm.lora_scale}
 
 
 def is_document(path: Path) -> bool:

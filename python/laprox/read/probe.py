@@ -132,8 +132,9 @@ def look(
         _core.mark(llm.ctx)
     for part in probe.parts:
         for tokens in _pieces(part.tokens, min(llm.kv.config.window, llm.n_batch)):
-            llm.eval(tokens)
-            _core.probe(llm.ctx, probe.n_text, probe.n_prefix, part.first, part.last, every, round(1 / share))
+            with llm._in_use:
+                llm.eval(tokens)
+                _core.probe(llm.ctx, probe.n_text, probe.n_prefix, part.first, part.last, every, round(1 / share))
             progress(len(tokens))
         if not llm._cut(probe.n_text):
             raise _core.LaproxError(f"the probe's tokens can't be taken back: {_core.last_error()}")

@@ -16,8 +16,9 @@ from laprox.cache_types import Types, name_of
 from laprox.chat.conversation import Conversation
 from laprox.chat.tokens import read
 from laprox.config import OPTIONS, KVConfig
+from laprox.files import check_writable
 from laprox.llama import Llama
-from laprox.read.document import Document
+from laprox.read.document import Document, lora_of
 from laprox.read.probe import Probe, asking, check, check_share, look, repeating
 from laprox.sizes import shape_of
 
@@ -59,10 +60,14 @@ def write_document(
         progress: Called as work goes on.
 
     Raises:
-        ValueError: The text is empty or doesn't fit into the context with its probe, or the chat template leaves it out.
-        LaproxError: The file can't be written, the Llama's cache is not compressed, or its policy can't be probed.
+        ValueError: The text is empty or doesn't fit into the context with its probe, text or title have characters that a file can't
+            hold, the chat template leaves the text out, or no file can be made there.
+        LaproxError: The Llama's cache is not compressed, its policy can't be probed, or writing fails, on a full disk say.
     """
     kv = llm.kv
+    _check_text("the text", text)
+    _check_text("the title", title)
+    check_writable(Path(output))
     conversation = Conversation(model_of(llm), text, template=template)
     tokens = conversation.prompt("?")[: conversation.document_end()]
     if len(tokens) == conversation.document_begin():
@@ -85,6 +90,7 @@ def write_document(
         "archive": archive and stats.archived_entries > 0,
         "cache_type_k": name_of(llm.context_params.type_k),
         "cache_type_v": name_of(llm.context_params.type_v),
+        "lora": lora_of(llm),
         "chat_template": template,
         "model": llm.model_path if model is None else model,
         "laprox": laprox.__version__,
@@ -93,14 +99,26 @@ def write_document(
         "full_bytes": full_bytes(llm, len(tokens)),
     }
     texts = {"title": title, "text": text, "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "settings": json.dumps(settings)}
-    _core.set_archive_in_states(llm.ctx, settings["archive"])
-    try:
-        _core.document_save(llm.ctx, os.fsencode(output), tokens, texts)
-    except _core.LaproxError as error:
-        raise _core.LaproxError(f"{output}: {error}") from None
-    finally:
-        _core.set_archive_in_states(llm.ctx, False)
+    with llm._in_use:
+        _core.set_archive_in_states(llm.ctx, settings["archive"])
+        try:
+            _core.document_save(llm.ctx, os.fsencode(output), tokens, texts)
+        except _core.LaproxError as error:
+            raise _core.LaproxError(f"{output}: {error}") from None
+        finally:
+            _core.set_archive_in_states(llm.ctx, False)
     return Document(Path(output))
+
+
+def _check_text(name: str, text: str) -> None:
+    """Raises ValueError for what would be found out when all is read."""
+    try:
+        text.encode()
+        at = text.find("\0")
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        at = error.start
+    if at >= 0:
+        raise ValueError(f"{name} has the character {text[at]!r} at {at}; accepted: what UTF-8 can hold, without NUL")
 
 
 def make_probe(conversation: Conversation, probe: str | Sequence[str] | None) -> Probe | None:
