@@ -112,7 +112,7 @@ def test_many_documents_by_length(results, tmp_path, rng):
                         scores.setdefault((length, regime, policy, budget), []).append(score)
                         rows.add(key("books", length, 0, i, regime, policy, budget), {"task": "books", "score": score})
     summaries = results.load(tmp_path)
-    text = "\n".join(results.of_many(summaries["0.5b-books-20"], summaries["0.5b-unseen-20"]))
+    text = "\n".join(results.of_many(summaries))
     percent = lambda *cell: f"{100 * np.mean(scores[cell]):.0f} ±"
     for line, cell in (("laprox@recall", ("follow-up", "laprox@recall")), ("laprox, no archive", ("follow-up", "laprox"))):
         (found,) = [row for row in text.splitlines() if row.startswith(f"|  | {line} |")]
@@ -122,7 +122,11 @@ def test_many_documents_by_length(results, tmp_path, rng):
     for words, *cell in (("cache ", "follow-up", "full", ""), ("20% ", "follow-up", "laprox@recall", "20%")):
         both = [score for length in (2500, 6700) for score in scores[(length, *cell)]]
         assert f"{words}{100 * np.mean(both):.0f} ±" in said
-    assert f"Questions: {ASKED} of 2,500 tokens (1 passages)" in text
+    assert f"Qwen2.5-Coder-0.5B: {ASKED} questions about 1 passages of 2,500 tokens" in text
+    (alone,) = [row.split("|")[3:] for row in text.splitlines() if row.startswith("|  | laprox, each alone |")]
+    for cell, (length, budget) in zip(alone, COLUMNS):  # of the questions that have one before them
+        later = scores[length, "aware", "laprox", budget][1:]
+        assert cell.strip().startswith(f"{100 * np.mean(later):.0f} ±")
 
 
 def test_follow_ups_are_compared_with_the_full_cache_that_was_asked_before_too(folder):

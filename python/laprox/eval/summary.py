@@ -80,6 +80,7 @@ class Summary:
         budget: str = "",
         length: int | None = None,
         tasks: Sequence[str] = (),
+        later: bool = False,
     ) -> Mean | None:
         """The mean of a value of the rows ("score", "kl", "bytes", ...), or None if there is none.
 
@@ -88,8 +89,13 @@ class Summary:
             regime, policy, budget: Which cell; as they are, the full cache's (see `full_cell`).
             length: Of the documents; None: all.
             tasks: Those that count; none named: all.
+            later: Whether a document's first question doesn't count: a follow-up has no such row.
         """
-        rows = [row for row in self.rows((regime, policy, budget), tasks) if length in (None, row.length) and name in row.values]
+        rows = [
+            row
+            for row in self.rows((regime, policy, budget), tasks)
+            if length in (None, row.length) and name in row.values and (row.question > 0 or not later)
+        ]
         values = [(value, row.document) for row in rows for value in _each(row.values[name])]
         return mean_with_error(*zip(*values)) if values else None
 
