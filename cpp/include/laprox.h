@@ -118,9 +118,9 @@ LLAMA_API bool laprox_mark(struct llama_context * ctx, llama_seq_id seq_id);
 // Where entries were evicted before and an archive has them, those that this prompt needs come back, by its last queries.
 // Then *again is the first position, at most n_again before the end, that has been cut off for the caller to evaluate again, on
 // what is held now; after that the function is to be called again with it, until it is -1, as it has to be at the first call
-// for a prompt, and is after one that fails. n_again = 0: nothing is cut off. Where
-// there are recurrent layers, nothing is either, unless laprox_mark() was called before what is to be cut off was evaluated. Where they can't come back for want of room, it succeeds without, and
-// laprox_last_error() says so.
+// for a prompt, and is after one that fails. n_again = 0: nothing is cut off. Where there are recurrent layers, nothing is either,
+// unless laprox_mark() was called before what is to be cut off was evaluated. Where entries can't come back for want of room, it succeeds
+// without, and laprox_last_error() says so.
 LLAMA_API bool laprox_prompt_done(struct llama_context * ctx, llama_seq_id seq_id, int32_t n_again, llama_pos * again);
 
 // A look of a probe: tokens evaluated behind a text to see what they look at in it, in the place of questions that nobody has asked
