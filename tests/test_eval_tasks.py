@@ -81,9 +81,9 @@ def test_length_counts_the_callers_tokens():
 
 def test_needles_are_there_and_found_by_reading(count):
     for number in range(3):
-        for task in ("niah-single", "niah-multikey", "niah-multikey-dense", "niah-multivalue", "niah-multiquery"):
+        for task in ("niah-single", "niah-multikey", "niah-multikey-dense", "niah-multivalue", "niah-multiquery", "niah-uuid"):
             sample = made(Maker(count, questions=3), task, 900, number)
-            there = re.findall(r"(?:The|One) secret number of (\w+) is (\d{7})\.", sample.document)
+            there = re.findall(r"(?:The|One) secret number of (\w+) is (\d{7}|[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12})\.", sample.document)
             for question in sample.questions:
                 names = re.fullmatch(r"What (?:is|are) (?:all )?the secret numbers? of (.*)\?", question.text)[1]
                 names = re.split(r", | and ", names)
@@ -91,7 +91,7 @@ def test_needles_are_there_and_found_by_reading(count):
                 assert question.prefix.endswith(("is", "are")) and all(name in question.prefix for name in names)
             n = {"niah-single": 1, "niah-multikey-dense": len(there)}.get(task, 4)
             assert len(there) == n and (task != "niah-multikey-dense" or n > 30)
-            assert len(sample.questions) == (3 if "multikey" in task else 1)
+            assert len(sample.questions) == (3 if "multikey" in task or task == "niah-uuid" else 1)
             assert len(set(question.references for question in sample.questions)) == len(sample.questions)
 
 

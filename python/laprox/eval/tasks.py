@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,8 @@ from laprox.chat.reading import read_jsonl
 from laprox.eval import english
 
 QA = "qa"
-TASKS = ("niah-single", "niah-multikey", "niah-multikey-dense", "niah-multivalue", "niah-multiquery", "variable-tracking",
-         "common-words", QA)  # fmt: skip
+TASKS = ("niah-single", "niah-multikey", "niah-multikey-dense", "niah-multivalue", "niah-multiquery", "niah-uuid",
+         "variable-tracking", "common-words", QA)  # fmt: skip
 GROUPS = {"ruler": tuple(task for task in TASKS if task != QA)}  # qa needs paragraphs
 
 _NEEDLES = 4  # keys, values or queries where there are several
@@ -129,10 +130,15 @@ class Maker:
         return Sample(document, (self._asked("niah-single", [name], [value]),))
 
     def _multikey(self, rng: random.Random, length: int, number: int) -> Sample:
-        names, values = _names(rng, _NEEDLES), _numbers(rng, _NEEDLES)
-        document = self._hide(rng, "niah-multikey", list(map(_needle, names, values)), length)
+        return self._each(rng, "niah-multikey", _names(rng, _NEEDLES), _numbers(rng, _NEEDLES), length)
+
+    def _uuid(self, rng: random.Random, length: int, number: int) -> Sample:
+        return self._each(rng, "niah-uuid", _names(rng, _NEEDLES), _uuids(rng, _NEEDLES), length)
+
+    def _each(self, rng: random.Random, task: str, names: Sequence[str], values: Sequence[str], length: int) -> Sample:
+        document = self._hide(rng, task, list(map(_needle, names, values)), length)
         pairs = list(zip(names, values))[: self.questions]
-        return Sample(document, tuple(self._asked("niah-multikey", [name], [value]) for name, value in pairs))
+        return Sample(document, tuple(self._asked(task, [name], [value]) for name, value in pairs))
 
     def _multikey_dense(self, rng: random.Random, length: int, number: int) -> Sample:
         n = max(2, 2 * length // self.count(_needle("Narei", "1234567")))  # more than fit
@@ -282,6 +288,7 @@ _FAMILIES: dict[str, Callable[[Maker, random.Random, int, int], Sample]] = {
     "niah-multikey-dense": Maker._multikey_dense,
     "niah-multivalue": Maker._multivalue,
     "niah-multiquery": Maker._multiquery,
+    "niah-uuid": Maker._uuid,
     "variable-tracking": Maker._variables,
     "common-words": Maker._common_words,
     QA: Maker._paragraphs,
@@ -335,6 +342,10 @@ def _names(rng: random.Random, n: int) -> list[str]:
 
 def _numbers(rng: random.Random, n: int) -> list[str]:
     return english.distinct(lambda: str(rng.randrange(1_000_000, 10_000_000)), n)
+
+
+def _uuids(rng: random.Random, n: int) -> list[str]:
+    return english.distinct(lambda: str(uuid.UUID(int=rng.getrandbits(128), version=4)), n)
 
 
 def _fitting(texts: Iterator[str], length: int, count: Callable[[str], int]) -> list[str]:
