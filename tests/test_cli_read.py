@@ -1,6 +1,7 @@
 """`laprox read`, `laprox ask` and `laprox chat --document FILE.kv`, as a user meets them."""
 
 import json
+import os
 import re
 
 import pytest
@@ -125,8 +126,9 @@ def test_a_document_is_not_read_again(read, model, texts):
 
 
 def test_nothing_but_a_document_is_replaced(model, texts, read, tmp_path):
-    text, path, empty = texts / "notes.txt", tmp_path / "x.kv", tmp_path / "empty"
-    for there in (text, model, "/dev/null"):
+    text, path, empty, pipe = texts / "notes.txt", tmp_path / "x.kv", tmp_path / "empty", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for there in (text, model, pipe):
         said = fails("read", model, text, "-o", there)
         assert said.startswith(f"laprox: {there} is there, and is none of `laprox read`'s documents; accepted: ")
     assert text.read_text().startswith("the quick")

@@ -110,17 +110,35 @@ static std::vector<uint32_t> up_to(uint32_t n) {
     return result;
 }
 
+// All rows of a layer, to a store with a longer tail.
+static void copy_rows(workbench & bench, const layer_store & from, const layer_store & to, uint32_t n_cells) {
+    const bool alike = std::equal(from.classes.begin(), from.classes.end(), to.classes.begin(), to.classes.end(),
+            [](const store_class & a, const store_class & b) { return a.plan.heads == b.plan.heads && a.plan.n_rows == b.plan.n_rows; });
+    if (!alike) { // something was dropped from it
+        std::vector<std::vector<uint32_t>> all;
+        for (uint32_t n : from.n_kept()) {
+            all.push_back(up_to(n));
+        }
+        move_rows(bench, from, to, all, up_to(n_cells));
+        return;
+    }
+    graph_runner graph(bench);
+    for (size_t c = 0; c < from.classes.size(); c++) { // without a copy in between
+        const int64_t n = from.classes[c].plan.n_rows + n_cells;
+        for (size_t i = 0; n > 0 && i < from.pools.size(); i++) {
+            ggml_build_forward_expand(graph.gf, ggml_cpy(graph.ctx, runs_of(graph.ctx, from.pools[i], from.classes[c], n),
+                    runs_of(graph.ctx, to.pools[i], to.classes[c], n)));
+        }
+    }
+    run_if_any(graph);
+}
+
 void grow_tail(llama_context & lctx, sequence & seq, uint32_t n_tail) {
     workbench bench(lctx);
     for (size_t ikv = 0; ikv < seq.shared.layers.size(); ikv++) {
         const layer_store & from = seq.store(ikv);
         auto fresh = std::make_unique<layer_store>(seq.shared.layers[ikv], from.kept, n_tail, from.bias);
-
-        std::vector<std::vector<uint32_t>> all;
-        for (uint32_t n : from.n_kept()) {
-            all.push_back(up_to(n));
-        }
-        move_rows(bench, from, *fresh, all, up_to(std::min(seq.used_cells(), from.n_tail)));
+        copy_rows(bench, from, *fresh, std::min(seq.used_cells(), from.n_tail));
         seq.replace(ikv, std::move(fresh));
     }
     trim_heap();
