@@ -174,6 +174,21 @@ def test_what_an_emptied_sequence_keeps_is_used(toy, rng, how):
             assert np.abs(ctx.decode([5]) - ctx.decode([5], seq=1)).max() < 1e-3
 
 
+def test_a_way_back_without_room_leaves_nothing_or_all(toy, rng):
+    """Recurrent layers at the mark beside attention that is still behind it would be another text."""
+    with engine.Model(toy("lfm2"), engine.params(budget="20%", min_tokens=0, archive="ram")) as model, engine.Context(model, n_ctx=1024) as ctx:
+        fresh = ctx.decode([5, 6, 7])
+        ctx.clear()
+        ctx.decode(rng.integers(3, 512, 200))
+        ctx.mark()
+        ctx.decode(rng.integers(3, 512, 200))
+        ctx.compress()  # of what is behind the mark, too
+        with engine.Full(0):
+            assert not ctx.seq_rm(0, 200, -1)
+        assert ctx.pos_max() == -1 and "no room" in engine.last_error()
+        assert np.abs(ctx.decode([5, 6, 7]) - fresh).max() < 1e-3
+
+
 def test_growth_takes_what_there_is(toy, rng):
     """A quarter more than what comes, or that alone."""
     with engine.Model(toy(n_layer=2), engine.params(policy="full")) as model, engine.Context(model, n_ctx=8192, n_seq_max=2) as ctx:

@@ -64,7 +64,13 @@ bool whole_memory::take_back(llama_seq_id seq_id, const mark & before) {
     try {
         kv.synchronize();
         before.restore(parts, seq_id);
-        return parts.seq_rm(seq_id, before.pos(), -1);
+        if (parts.seq_rm(seq_id, before.pos(), -1)) {
+            return true;
+        }
+        const std::string why = last_error();
+        empty(seq_id); // what went back doesn't fit what didn't
+        set_last_error(why);
+        return false;
     } catch (const std::exception & e) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
         empty(seq_id);
