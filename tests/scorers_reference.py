@@ -121,6 +121,12 @@ def kvzip(head: Head) -> np.ndarray:
     return head.attention.max((0, 1))
 
 
+def energy(head: Head) -> np.ndarray:
+    """Ours: root of the sum over observed queries and group of (A[t, i] ||v_i W_h||_2 / mean over entries of the latter)^2."""
+    norms = head.output_norms(2)
+    return np.sqrt(((head.attention**2).sum(1) * (norms / norms.mean(1, keepdims=True)) ** 2).sum(0))
+
+
 def tova(head: Head) -> np.ndarray:
     """Section 12: attention of the last query alone, mean over the group (a layer's mean over its heads comes later)."""
     assert head.q_pos[-1] == head.q_pos.max()
@@ -197,6 +203,7 @@ RAW = {
     "lava": looks_most,
     "tova": tova,
     "kvzip": kvzip,
+    "energy": energy,
     "knorm": knorm,
     "keydiff": keydiff,
     "streaming": streaming,
@@ -301,6 +308,7 @@ SCORES = {
     "lava": lava_scores,
     "tova": tova_scores,
     "kvzip": plain(kvzip),
+    "energy": plain(energy),
     "knorm": plain(knorm),
     "keydiff": plain(keydiff),
     "streaming": plain(streaming),

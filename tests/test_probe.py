@@ -45,7 +45,8 @@ class Probed(Run):
             self.ctx.probe(N_TEXT, N_PREFIX, first, last, self.every, self.stride)
 
     def remember(self, first, last, n_now):
-        raw = sr.RAW[parts(self.policy)[0]]
+        scorer = parts(self.policy)[0]
+        raw, over_looks = sr.RAW[scorer], np.hypot if scorer == "energy" else np.maximum
         for il, heads in self.heads().items():
             for i, head in enumerate(heads):
                 seen = (head.pos < N_PREFIX) | ((head.pos >= first) & (head.pos < last)) | (head.pos >= N_TEXT)
@@ -57,7 +58,7 @@ class Probed(Run):
                 if not asked.any():
                     continue
                 got, text = raw(sub), sub.pos < N_TEXT
-                best[sub.pos[text]] = np.maximum(best[sub.pos[text]], got[text])
+                best[sub.pos[text]] = over_looks(best[sub.pos[text]], got[text])
             if self.every:
                 q, _ = self.ctx.queries(il)
                 mine = [j for j in range(n_now) if (self.n_looked + j) % self.every == 0]
@@ -76,9 +77,9 @@ class Probed(Run):
 
 
 @each_case
-@pytest.mark.parametrize("policy", ["kvzip", "oracle:global-raw", "laprox", "snapkv:ada"])
+@pytest.mark.parametrize("policy", ["kvzip", "energy", "oracle:global-raw", "laprox", "snapkv:ada"])
 def test_what_a_probe_looks_at_stays(toy, rng, policy, case):
-    """A query's attention is shared out between prefix, part and probe; the most over all looks counts."""
+    """A query's attention is shared out between prefix, part and probe; the most over all looks counts, or of energies, all of it."""
     with Probed(toy, rng, policy, case) as run:
         run.look_everywhere()
         pool = {"laprox": lambda x: sr.average_pool(x, 7), "snapkv": sr.max_pool}.get(parts(policy)[0], lambda x: x)

@@ -81,12 +81,12 @@ def test_the_page_is_a_function_of_the_files(results, folder, monkeypatch):
         pages.append([path.read_bytes() for path in written])
     assert pages[0] == pages[1] and len(pages[0]) == 4 + len(REGIMES)
     text = others["unseen"].read_text()
-    assert "OUTDATED" not in text and text.count("| q8_0/q4_0 |") == 5 and "kvzip@refit, 1 passage of 2,500 tokens, 4 questions" in text
+    assert "OUTDATED" not in text and text.count("| q8_0/q4_0 |") == 5 and "energy@refit, 1 passage of 2,500 tokens, 4 questions" in text
     table = Table.load(others["types"])
     assert (table.model, table.fingerprint) == ("m.gguf", "f") and list(table.seen) == list(table.unseen) == list(TYPES)
     measured = Summary(Rows.load(folder / "0.5b-types-2500.jsonl"))
     q8_0 = Types("q8_0", "q8_0")
-    assert table.unseen[q8_0][0.2] == pytest.approx(measured.mean("kl", "agnostic", "kvzip@refit@q8_0", "20%").mean, abs=1e-4)
+    assert table.unseen[q8_0][0.2] == pytest.approx(measured.mean("kl", "agnostic", "energy@refit@q8_0", "20%").mean, abs=1e-4)
     assert table.seen[q8_0][1.0] == table.unseen[q8_0][1.0] == pytest.approx(measured.mean("kl", "", "full@q8_0", "").mean, abs=1e-4)
     assert "**laprox 10%**" in (folder / "readme.md").read_text()
     text = page.read_text()
@@ -101,7 +101,7 @@ def test_many_documents_by_length(results, tmp_path, rng):
     scores = {}
     for name, lengths, cells in [
         ("0.5b-books-20", (2500, 6700), [("", "full"), ("aware", "laprox"), ("follow-up", "full"), ("follow-up", "laprox"), ("follow-up", "laprox@recall")]),
-        ("0.5b-unseen-20", (2500,), [("", "full"), ("agnostic", "laprox"), ("agnostic", "kvzip@refit")]),
+        ("0.5b-unseen-20", (2500,), [("", "full"), ("agnostic", "laprox"), ("agnostic", "energy@refit")]),
     ]:
         rows = Rows(tmp_path / f"{name}.jsonl", HEADER)
         for length in lengths:
@@ -117,7 +117,7 @@ def test_many_documents_by_length(results, tmp_path, rng):
     for line, cell in (("laprox@recall", ("follow-up", "laprox@recall")), ("laprox, no archive", ("follow-up", "laprox"))):
         (found,) = [row for row in text.splitlines() if row.startswith(f"|  | {line} |")]
         assert [c.strip()[: len(percent(n, *cell, b))] for c, (n, b) in zip(found.split("|")[3:], COLUMNS)] == [percent(n, *cell, b) for n, b in COLUMNS]
-    assert f"| kvzip@refit | {percent(2500, 'agnostic', 'kvzip@refit', '10%')}" in text and text.rstrip().endswith("| - | - |")
+    assert f"| energy@refit | {percent(2500, 'agnostic', 'energy@refit', '10%')}" in text and text.rstrip().endswith("| - | - |")
     said = results.later_questions(summaries)
     for words, *cell in (("cache ", "follow-up", "full", ""), ("20% ", "follow-up", "laprox@recall", "20%")):
         both = [score for length in (2500, 6700) for score in scores[(length, *cell)]]

@@ -4,6 +4,7 @@
 #include "engine/sequence.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -68,6 +69,10 @@ static observed thinned(const observed & all, llama_pos n_text, int32_t stride) 
     return result;
 }
 
+static float both(over_looks how, float a, float b) {
+    return how == over_looks::norm ? std::hypot(a, b) : std::max(a, b);
+}
+
 void look(llama_context & lctx, sequence & seq, const laprox_look & part) {
     const tail_view all = seq.tail();
     check(seq, part, all);
@@ -121,8 +126,8 @@ void look(llama_context & lctx, sequence & seq, const laprox_look & part) {
             layer_scores::head       & best = seq.probed->layers[ikv].heads[head];
             for (size_t number = 0; number < now.numbers.size(); number++) {
                 for (size_t i = 0; i < now.pos.size() && now.pos[i] < part.n_text; i++) {
-                    float & most = best.numbers[number][now.pos[i]];
-                    most = std::max(most, now.numbers[number][i]);
+                    float & so_far = best.numbers[number][now.pos[i]];
+                    so_far = both(how.looks, so_far, now.numbers[number][i]);
                 }
             }
         }

@@ -22,7 +22,7 @@ struct probe {
     llama_pos n_text;   // the text: positions before that
     llama_pos n_prefix; // of these, the first so many are seen by every query
     llama_pos next;     // queries before that have been looked at
-    std::vector<layer_scores> layers; // each number's highest over all looks; 0 where nothing looked
+    std::vector<layer_scores> layers; // each number's highest or L2 norm over all looks; 0 where nothing looked
 
     int64_t n_looked = 0; // queries
     int64_t n_queries = 0; // of these, kept for a refit

@@ -135,7 +135,7 @@ struct laprox_look {
 };
 
 // The tokens at n_text and behind, as many as were evaluated since the last look, at most `window`, score the prefix and that part:
-// they compete for attention with each other, and the rest of the text is out of it. The highest score over all looks counts. Then
+// they compete for attention with each other, and the rest of the text is out of it. The highest score over all looks counts, or where a policy has norms, their norm. Then
 // the probe's tokens are to be removed (llama_memory_seq_rm from n_text on), which another look may follow, with other tokens there;
 // the next laprox_compress() chooses by what was found, the policy saying how scores are made of attention. Where queries were kept,
 // it also refits what stays: the values, so that what these queries read from the kept entries is what they read from all; and a

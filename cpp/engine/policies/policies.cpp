@@ -9,7 +9,7 @@ namespace laprox {
 
 namespace policies {
 
-extern const scorer laprox, snapkv, criticalkv, defensivekv, cake, lava, rkv, tova, kvzip, expected, keydiff, knorm, retention, streaming, random,
+extern const scorer laprox, snapkv, criticalkv, defensivekv, cake, lava, rkv, tova, kvzip, energy, expected, keydiff, knorm, retention, streaming, random,
     oracle, vnorm;
 
 static const scorer custom { .name = custom_scorer, .allocator = "global" }; // laprox_set_scorer()
@@ -18,7 +18,7 @@ static const scorer custom { .name = custom_scorer, .allocator = "global" }; // 
 
 static const scorer * const scorers[] = {
     &policies::laprox, &policies::snapkv, &policies::criticalkv, &policies::defensivekv, &policies::cake, &policies::lava, &policies::rkv,
-    &policies::tova, &policies::kvzip, &policies::expected, &policies::keydiff, &policies::knorm, &policies::retention, &policies::streaming, &policies::random,
+    &policies::tova, &policies::kvzip, &policies::energy, &policies::expected, &policies::keydiff, &policies::knorm, &policies::retention, &policies::streaming, &policies::random,
     &policies::custom, &policies::oracle, &policies::vnorm,
 };
 

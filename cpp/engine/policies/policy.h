@@ -39,6 +39,12 @@ struct layer_scores {
 
 enum class pooling { none, average, max };
 
+// What the numbers of a probe's looks come to.
+enum class over_looks {
+    highest,
+    norm, // L2: they are roots of sums over a look's queries
+};
+
 enum class need {
     nothing,     // beside the entries
     window,      // the observed queries
@@ -56,6 +62,7 @@ struct scorer {
     int32_t n_numbers = 1;
     ggml_tensor * (*graph)(head_graph & g) = nullptr;
     float (*of_place)(int32_t layer, int32_t head, llama_pos pos) = nullptr;
+    over_looks looks = over_looks::highest;
     float (*at_age)(float number, int64_t age) = nullptr; // what the number is worth when the entry is so many tokens old
 
     // The score: the first number, pooled over an odd number of neighbouring candidates; then what `finish` makes of it.

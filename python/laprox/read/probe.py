@@ -97,7 +97,7 @@ def check(policy: str | Policy | None) -> None:
     """Raises LaproxError unless a probe can tell a policy something."""
     if not isinstance(policy, str) or not _core.policy_probes(policy):
         raise _core.LaproxError(
-            f"policy {policy} doesn't score by queries, so a probe has nothing to tell it; accepted: no probe, or kvzip, laprox, snapkv and their kind"
+            f"policy {policy} doesn't score by queries, so a probe has nothing to tell it; accepted: no probe, or energy, kvzip, laprox and their kind"
         )
 
 

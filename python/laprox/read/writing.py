@@ -23,7 +23,7 @@ from laprox.read.probe import Probe, asking, check, check_share, look, repeating
 from laprox.sizes import shape_of
 
 REPEAT = "repeat"
-FOR_READING = KVConfig(policy="kvzip", window=256, recent=8, archive="off")
+FOR_READING = KVConfig(policy="energy", window=256, recent=8, archive="off")
 """Settings of a Llama that reads: what a probe finds, as it is, and what suits it. Its budget is the usual one."""
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much

@@ -38,6 +38,7 @@ _MARKS = {
     "tova": Mark(_BROWN, "<", DASHED),
     "expected": Mark(_OLIVE, "h", SOLID),
     "kvzip": Mark(_GREEN, "D", SOLID),
+    "energy": Mark(ACCENT, "P", SOLID),
     "keydiff": Mark(_GREEN, "v", DASHED),
     "knorm": Mark(_OLIVE, ">", DASHED),
     "streaming": Mark(QUIET, "s", SOLID),
