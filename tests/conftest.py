@@ -16,7 +16,7 @@ pytest.register_assert_rewrite("policy_run", "served_documents")
 import gguf_factory  # noqa: E402
 from gguf import GGMLQuantizationType as QType  # noqa: E402
 
-import laprox  # noqa: E402, F401 - before any test imports llama_cpp
+import laprox  # noqa: E402 - before any test imports llama_cpp
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +38,17 @@ def toy(tmp_path_factory):
             path = folder / f"{len(made)}-{arch}.gguf"
             made[key] = getattr(gguf_factory, f"write_{arch}")(path, weights=QType[weights], **changes)
         return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chatting(toy):
+    """chatting(kv, arch="llama", template=CHATML, shape=None, **kwargs): a laprox.Llama on a small random model that chats."""
+
+    def make(kv, arch="llama", template=gguf_factory.CHATML, shape=None, **kwargs):
+        kwargs = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "seed": 1, "verbose": False, **kwargs}
+        return laprox.Llama(str(toy(arch, chat_template=template, **(shape or {}))), kv=kv, **kwargs)
 
     return make
 

@@ -6,11 +6,10 @@ import signal
 
 import llama_cpp
 import pytest
-from gguf_factory import CHATML
 from llama_cpp._logger import llama_log_callback
 
 import laprox
-from laprox import KVConfig, Llama, _core
+from laprox import KVConfig, _core
 from laprox.read.document import Document
 from laprox.read.writing import write_document
 
@@ -30,12 +29,8 @@ def _by_default():
 
 
 @pytest.fixture(scope="module")
-def load(toy):
-    def make(kv=KV, **kwargs):
-        kwargs = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "seed": 1, "verbose": False, **kwargs}
-        return Llama(str(toy("llama", chat_template=CHATML)), kv=kv, **kwargs)
-
-    return make
+def load(chatting):
+    return lambda kv=KV, **kwargs: chatting(kv, **kwargs)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,8 @@
 from itertools import islice
 
 import pytest
-from gguf_factory import CHATML
 
-from laprox import KVConfig, Llama  # before llama_cpp, which finds its libraries through it
+from laprox import KVConfig  # before llama_cpp, which finds its libraries through it
 
 KV = KVConfig(budget="10%", min_tokens=64, archive="ram")
 DOCUMENT = "the code of Ada is 48, of Bob 77, of Eve 12. " * 12
@@ -13,12 +12,8 @@ SETTINGS = dict(max_tokens=6, temperature=0.0, logit_bias={2: -100})
 
 
 @pytest.fixture(scope="module")
-def load(toy):
-    def make(kv=KV, arch="llama", **kwargs):
-        kwargs = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "seed": 1, "verbose": False, **kwargs}
-        return Llama(str(toy(arch, chat_template=CHATML)), kv=kv, **kwargs)
-
-    return make
+def load(chatting):
+    return lambda kv=KV, **kwargs: chatting(kv, **kwargs)
 
 
 def ask(llm, *said):

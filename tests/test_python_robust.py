@@ -8,21 +8,16 @@ from dataclasses import replace
 
 import llama_cpp  # noqa: E402
 import pytest
-from gguf_factory import CHATML
 from llama_cpp import LlamaGrammar  # noqa: E402
 
-from laprox import KVConfig, LaproxError, Llama  # before llama_cpp, which finds its libraries through it
+from laprox import KVConfig, LaproxError  # before llama_cpp, which finds its libraries through it
 
 KV = KVConfig(budget="10%", min_tokens=64)
 
 
 @pytest.fixture(scope="module")
-def load(toy):
-    def make(kv=KV, arch="llama", template=CHATML, shape=None, **kwargs):
-        kwargs = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "seed": 1, "verbose": False, **kwargs}
-        return Llama(str(toy(arch, chat_template=template, **(shape or {}))), kv=kv, **kwargs)
-
-    return make
+def load(chatting):
+    return lambda kv=KV, **kwargs: chatting(kv, **kwargs)
 
 
 @pytest.fixture

@@ -3,22 +3,17 @@
 import threading
 
 import pytest
-from gguf_factory import CHATML
 
 import laprox
-from laprox import KVConfig, LaproxError, Llama
+from laprox import KVConfig, LaproxError
 
 KV = KVConfig(budget="20%", min_tokens=64)
 TEXT = "the code of Ada is 48, of Bob 77, of Eve 12. " * 12
 
 
 @pytest.fixture(scope="module")
-def load(toy):
-    def make(kv=KV, **kwargs):
-        kwargs = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "seed": 1, "verbose": False, **kwargs}
-        return Llama(str(toy("llama", chat_template=CHATML)), kv=kv, **kwargs)
-
-    return make
+def load(chatting):
+    return lambda kv=KV, **kwargs: chatting(kv, **kwargs)
 
 
 def elsewhere(call):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laprox import extras
+from laprox._upstream import MOST_THREADS
 from laprox.chat import log
 from laprox.chat.loading import load_weights
 from laprox.cli.convert_gates import report
@@ -85,7 +86,7 @@ class Computing:
     ] = False
     device: Annotated[str, typer.Option("--device", help='Where to train: "cpu", "cuda" ...; auto = a GPU if there is one.')] = "auto"
     dtype: Annotated[str, typer.Option("--dtype", help=f"Data type of the model: {', '.join(DTYPES)}; auto = its own. Gates are float32.")] = "auto"
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Number of CPU threads; 0 = PyTorch's choice.")] = 0
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, max=MOST_THREADS, help="Number of CPU threads; 0 = PyTorch's choice.")] = 0
 
     def model(self, folder: Path) -> Any:
         """The frozen model."""
