@@ -122,6 +122,9 @@ def test_many_documents_by_length(results, tmp_path, rng):
     for words, *cell in (("cache ", "follow-up", "full", ""), ("20% ", "follow-up", "laprox@recall", "20%")):
         both = [score for length in (2500, 6700) for score in scores[(length, *cell)]]
         assert f"{words}{100 * np.mean(both):.0f} ±" in said
+    said = results.before_any_question(summaries)
+    for words, *cell in (("cache ", "", "full", ""), ("10% ", "agnostic", "energy@refit", "10%"), ("20% ", "agnostic", "energy@refit", "20%")):
+        assert f"{words}{percent(2500, *cell)}" in said
     assert f"Qwen2.5-Coder-0.5B: {ASKED} questions about 1 passages of 2,500 tokens" in text
     (alone,) = [row.split("|")[3:] for row in text.splitlines() if row.startswith("|  | laprox, each alone |")]
     for cell, (length, budget) in zip(alone, COLUMNS):  # of the questions that have one before them
