@@ -14,7 +14,7 @@ from laprox.cli.app import app
 from laprox.eval.reader import REGIMES
 from laprox.eval.rows import Rows
 from laprox.eval.summary import Summary, key
-from laprox.profile.types import BUDGETS, SEEN, TYPES, UNSEEN, named
+from laprox.profile.types import BUDGETS, SEEN, TYPES, UNSEEN, named, table
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "results"
 HEADER = {"kind": "eval", "versions": {}, "settings": {}, "inputs": [], "model": {"fingerprint": "f"}}
@@ -58,12 +58,26 @@ def folder(tmp_path, rng):
     for i in range(ASKED):
         for types in TYPES:
             row = {"task": "books", "bytes": 10_000_000, "score": 1.0}
-            whole = {} if types == Types() else {"kl": float(rng.random())}
+            whole = {} if types == Types() else {"kl": 0.05 * float(rng.random())}
             rows.add(key("books", 2500, 0, i, "", named("full", types), ""), row | whole)
             for policy, regime in ((SEEN, "aware"), (UNSEEN, "agnostic")):
                 for budget in BUDGETS:
-                    rows.add(key("books", 2500, 0, i, regime, named(policy, types), budget), row | {"kl": float(rng.random())})
+                    rows.add(key("books", 2500, 0, i, regime, named(policy, types), budget), row | {"kl": 0.1 + float(rng.random())})
     return tmp_path
+
+
+def test_a_type_that_destroys_the_model_is_no_choice():
+    """Its full cache is worse than the fewest entries in f16 that were tried."""
+    f16, q8_0, q4_0 = Types(), Types("q8_0", "q8_0"), Types("q4_0", "q4_0")
+    rows = []
+    for types, loss in ((f16, 0.0), (q8_0, 0.01), (q4_0, 1.4)):
+        rows.append((key("books", 2500, 0, 0, "", named("full", types), ""), {"task": "books", "score": 1.0, "kl": loss}))
+        for policy, regime in ((SEEN, "aware"), (UNSEEN, "agnostic")):
+            for budget, more in zip(BUDGETS, (0.9, 0.4, 0.2, 0.1)):
+                cell = key("books", 2500, 0, 0, regime, named(policy, types), budget)
+                rows.append((cell, {"task": "books", "score": 1.0, "kl": loss + more * (types != q4_0)}))
+    found = table(Summary(rows), "m.gguf", "f")
+    assert list(found.seen) == list(found.unseen) == [f16, q8_0] and found.seen[q8_0][1.0] == 0.01
 
 
 def test_the_page_is_a_function_of_the_files(results, folder, monkeypatch):
@@ -82,12 +96,12 @@ def test_the_page_is_a_function_of_the_files(results, folder, monkeypatch):
     assert pages[0] == pages[1] and len(pages[0]) == 4 + len(REGIMES)
     text = others["unseen"].read_text()
     assert "OUTDATED" not in text and text.count("| q8_0/q4_0 |") == 5 and "energy@refit, 1 passage of 2,500 tokens, 4 questions" in text
-    table = Table.load(others["types"])
-    assert (table.model, table.fingerprint) == ("m.gguf", "f") and list(table.seen) == list(table.unseen) == list(TYPES)
+    made = Table.load(others["types"])
+    assert (made.model, made.fingerprint) == ("m.gguf", "f") and list(made.seen) == list(made.unseen) == list(TYPES)
     measured = Summary(Rows.load(folder / "0.5b-types-2500.jsonl"))
     q8_0 = Types("q8_0", "q8_0")
-    assert table.unseen[q8_0][0.2] == pytest.approx(measured.mean("kl", "agnostic", "energy@refit@q8_0", "20%").mean, abs=1e-4)
-    assert table.seen[q8_0][1.0] == table.unseen[q8_0][1.0] == pytest.approx(measured.mean("kl", "", "full@q8_0", "").mean, abs=1e-4)
+    assert made.unseen[q8_0][0.2] == pytest.approx(measured.mean("kl", "agnostic", "energy@refit@q8_0", "20%").mean, abs=1e-4)
+    assert made.seen[q8_0][1.0] == made.unseen[q8_0][1.0] == pytest.approx(measured.mean("kl", "", "full@q8_0", "").mean, abs=1e-4)
     assert "**laprox 10%**" in (folder / "readme.md").read_text()
     text = page.read_text()
     assert text.startswith("prose\n") and text.endswith("more prose\n") and "OUTDATED" not in text

@@ -135,11 +135,12 @@ struct laprox_look {
 };
 
 // The tokens at n_text and behind, as many as were evaluated since the last look, at most `window`, score the prefix and that part:
-// they compete for attention with each other, and the rest of the text is out of it. The highest score over all looks counts, or where a policy has norms, their norm. Then
-// the probe's tokens are to be removed (llama_memory_seq_rm from n_text on), which another look may follow, with other tokens there;
-// the next laprox_compress() chooses by what was found, the policy saying how scores are made of attention. Where queries were kept,
-// it also refits what stays: the values, so that what these queries read from the kept entries is what they read from all; and a
-// bias per KV head, for the attention that the others had. A prompt that is done instead (laprox_prompt_done) has a question of its own.
+// they compete for attention with each other, and the rest of the text is out of it. Over all looks the highest score counts, or where
+// scores are norms, their norm. Then the probe's tokens are to be removed (llama_memory_seq_rm from n_text on), which another look may
+// follow, with other tokens there; the next laprox_compress() chooses by what was found, the policy saying how scores are made of
+// attention. Where queries were kept, it also refits what stays: the values, so that what these queries read from the kept entries is
+// what they read from all; and a bias per KV head, for the attention that the others had. A prompt that is done instead
+// (laprox_prompt_done) has a question of its own.
 //
 // Refuses policies that don't score by the latest queries. Evaluating a token more than the context has room for would evict, and
 // fails while a probe goes on, so a probe needs room beside the text.

@@ -6,6 +6,7 @@ from what the full f16 cache expects along its own answer to what this one expec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from laprox import Llama
@@ -50,7 +51,8 @@ def plan(rows: Rows, asked: Sequence[Job], open_llm: Callable[[str, Types | None
 
 
 def table(summary: Summary, model: str, fingerprint: str) -> Table:
-    """Of what was measured; shares that nothing was measured of are not in it.
+    """Of what was measured; shares that nothing was measured of are not in it, nor types that are no choice: those whose full cache
+    loses more than f16 does with the fewest entries. They destroy the model, and there is nothing to spend a budget on.
 
     Raises:
         ValueError: Nothing was, or not of the full caches.
@@ -68,4 +70,5 @@ def _losses(summary: Summary, regime: str, policy: str) -> Losses:
             losses[types] = measured | {1.0: round(whole.mean, 4) if whole else 0.0}
     if not losses:
         raise ValueError(f"nothing was measured of {policy}, regime {regime}")
-    return losses
+    most = max(losses.get(Types(), {1.0: math.inf}).values())
+    return {types: of for types, of in losses.items() if of[1.0] <= most}
