@@ -112,7 +112,7 @@ def test_the_page_is_a_function_of_the_files(results, folder, monkeypatch):
 
 
 def test_many_documents_by_length(results, tmp_path, rng):
-    scores = {}
+    scores, untouched = {}, {}
     for name, lengths, cells in [
         ("0.5b-books-20", (2500, 6700), [("", "full"), ("aware", "laprox"), ("follow-up", "full"), ("follow-up", "laprox"), ("follow-up", "laprox@recall")]),
         ("0.5b-unseen-20", (2500,), [("", "full"), ("agnostic", "laprox"), ("agnostic", "energy@refit")]),
@@ -121,10 +121,12 @@ def test_many_documents_by_length(results, tmp_path, rng):
         for length in lengths:
             for regime, policy in cells:
                 for budget in [""] if policy == "full" else ["10%", "20%"]:
-                    for i in range(regime == "follow-up", ASKED):
+                    for number, i in ((n, i) for n in ((0, results.LOOKED_AT) if "unseen" in name else (0,)) for i in range(regime == "follow-up", ASKED)):
                         score = float(rng.integers(2))
                         scores.setdefault((length, regime, policy, budget), []).append(score)
-                        rows.add(key("books", length, 0, i, regime, policy, budget), {"task": "books", "score": score})
+                        if number:
+                            untouched.setdefault((regime, policy, budget), []).append(score)
+                        rows.add(key("books", length, number, i, regime, policy, budget), {"task": "books", "score": score})
     summaries = results.load(tmp_path)
     text = "\n".join(results.of_many(summaries))
     percent = lambda *cell: f"{100 * np.mean(scores[cell]):.0f} ±"
@@ -138,7 +140,8 @@ def test_many_documents_by_length(results, tmp_path, rng):
         assert f"{words}{100 * np.mean(both):.0f} ±" in said
     said = results.before_any_question(summaries)
     for words, *cell in (("cache ", "", "full", ""), ("10% ", "agnostic", "energy@refit", "10%"), ("20% ", "agnostic", "energy@refit", "20%")):
-        assert f"{words}{percent(2500, *cell)}" in said
+        assert f"{words}{100 * np.mean(untouched[tuple(cell)]):.0f} ±" in said
+    assert f"over 1 passages of 2,500 tokens (Qwen2.5-Coder-0.5B, {ASKED} questions)" in said
     assert f"Qwen2.5-Coder-0.5B: {ASKED} questions about 1 passages of 2,500 tokens" in text
     (alone,) = [row.split("|")[3:] for row in text.splitlines() if row.startswith("|  | laprox, each alone |")]
     for cell, (length, budget) in zip(alone, COLUMNS):  # of the questions that have one before them
